@@ -1,0 +1,127 @@
+"""What a batch's config file says, checked before anything runs: checkpoints, data, parameters, outputs.
+
+Knows the config's keys and where the batch keeps its files; the Snakefile turns this into rules. It imports
+nothing heavy, since the Snakefile reads it at every start.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+GAP_SCHEMA = 1  # of results/gap/*.json
+KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge"}
+GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
+TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: `checkpoints` id -> folder; `training` id -> what the config adds to its training.json;
+    `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
+    `knowledge`: the Markdown file that gets the findings, None for none."""
+
+    checkpoints: dict[str, str]
+    training: dict[str, dict[str, Any]]
+    gap: dict[str, Any]
+    scaling: dict[str, Any] = field(default_factory=dict)
+    shards: int = 1
+    knowledge: str | None = None
+
+    def gap_parameters(self, checkpoint_id: str) -> dict[str, Any]:
+        """What checkpoint `checkpoint_id` is evaluated with; a result must hold exactly these."""
+        return {"checkpoint": self.checkpoints[checkpoint_id], **self.gap}
+
+    def gap_arguments(self, checkpoint_id: str) -> list[str]:
+        """The same for the command line of `fvlm_lib.gap`."""
+        arguments = []
+        for key, value in self.gap_parameters(checkpoint_id).items():
+            if value is not None:
+                values = value if isinstance(value, list) else [value]
+                texts = [json.dumps(v) if isinstance(v, dict) else str(v) for v in values]
+                arguments += [f"--{key.replace('_', '-')}", *texts]
+        return arguments
+
+    def shard_files(self, checkpoint_id: str) -> list[str]:
+        """Where the parts of a sharded evaluation are kept; none for one shard."""
+        if self.shards == 1:
+            return []
+        names = [f"{checkpoint_id}.{k}-of-{self.shards}.parquet" for k in range(1, self.shards + 1)]
+        return [f"results/gap/shards/{name}" for name in names]
+
+    def weights(self, checkpoint_id: str) -> list[str]:
+        """The checkpoint's files that exist; a missing one is for its own run to report, not for the batch."""
+        folder = Path(self.checkpoints[checkpoint_id])
+        return sorted(str(path) for path in folder.glob("*") if path.suffix in (".safetensors", ".json"))
+
+
+def gap_file(checkpoint_id: str) -> str:
+    """Where the batch keeps the gap of a checkpoint."""
+    return f"results/gap/{checkpoint_id}.json"
+
+
+def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
+    """Check a batch's config. Raises ValueError naming the key or id that is wrong and what would be right."""
+    _check_keys(name, config, KEYS)
+    entries = config.get("checkpoints")
+    if not isinstance(entries, Mapping) or not entries:
+        raise ValueError(f"{name} lists no checkpoints; it needs `checkpoints:` with `id: folder` lines")
+    checkpoints: dict[str, str] = {}
+    training: dict[str, dict[str, Any]] = {}
+    owners: dict[Path, str] = {}
+    for checkpoint_id, entry in entries.items():
+        if not isinstance(checkpoint_id, str) or not ID.fullmatch(checkpoint_id):
+            raise ValueError(f"{name}: {checkpoint_id!r} is no id; letters, digits, '_', '.' and '-' make one")
+        values = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
+        path = values.pop("path", None)
+        if not isinstance(path, str):
+            raise ValueError(f"{name}: checkpoint {checkpoint_id} has the path {path!r}; it must be a folder")
+        _check_keys(f"{name}: checkpoint {checkpoint_id}", values, TRAINING_KEYS)
+        owner = owners.setdefault(Path(path).resolve(), checkpoint_id)
+        if owner != checkpoint_id:
+            raise ValueError(f"{name}: {owner} and {checkpoint_id} are the same folder, {path}; keep one of them")
+        checkpoints[checkpoint_id], training[checkpoint_id] = path, values
+    gap = dict(config.get("gap") or {})
+    _check_keys(f"{name}: gap", gap, GAP_KEYS)
+    if missing := sorted(GAP_KEYS - set(gap)):
+        raise ValueError(f"{name}: gap lacks {', '.join(missing)}")
+    shards = config.get("shards", 1)
+    if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
+        raise ValueError(f"{name}: shards is {shards!r}; it must be a whole number from 1")
+    return Batch(checkpoints, training, gap, dict(config.get("scaling") or {}), shards, config.get("knowledge"))
+
+
+def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A gap result, checked: of GAP_SCHEMA, and made with exactly these parameters.
+
+    Raises ValueError, or FileNotFoundError, naming the file and what makes it anew.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; `bash run.sh` makes it")
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); remove it and run `bash run.sh`") from error
+    if result.get("schema") != GAP_SCHEMA:
+        raise ValueError(
+            f"{path} has schema {result.get('schema')}, this version reads {GAP_SCHEMA}; remove it and run "
+            "`bash run.sh`"
+        )
+    for key in sorted(set(parameters) | set(result["parameters"])):
+        made, wanted = result["parameters"].get(key), parameters.get(key)
+        if made != wanted:
+            raise ValueError(
+                f"{path} was made with {key} = {made!r}, the config says {wanted!r}; remove it and run `bash run.sh`"
+            )
+    return result
+
+
+def _check_keys(where: str, given: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := sorted(set(given) - known, key=str):
+        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")

@@ -1,0 +1,61 @@
+"""Configuration of a foveated VLM: a DINOv2 vision tower, a causal language model, and what joins them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import AutoConfig, Dinov2Config, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+# Language models whose logits are more than lm_head(hidden state); the caption is scored at gathered
+# positions through the head alone, which would be silently wrong for them.
+_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+
+
+class FoveatedVLMConfig(PreTrainedConfig):
+    """What a `FoveatedVLM` is built from.
+
+    vision_config: a `Dinov2Config` (or its dict).
+    text_config: the config of any causal language model of transformers (or its dict with `model_type`).
+    query_dim: width of the queries; None takes the vision tower's width.
+    visual_norm: "token" divides each visual token by its own root mean square, then multiplies by
+        `visual_scale`; "scale" only multiplies by `visual_scale`. Neither mixes frames or samples.
+    visual_scale: see visual_norm.
+    deep_query: True walks the query through every ViT layer; False through the last one alone.
+
+    Raises ValueError for an unknown visual_norm, a scale that is not positive, dropout in the vision tower
+    (the opened walk has none), or a language model that transforms its logits after the head.
+    """
+
+    model_type = "fvlm"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=Dinov2Config),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: Any = None  # a dict until __post_init__, then a config
+    text_config: Any = None
+    query_dim: Any = None  # int | None until __post_init__, then an int
+    visual_norm: Literal["token", "scale"] = "token"
+    visual_scale: float = 1.0
+    deep_query: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.query_dim is None:
+            self.query_dim = self.vision_config.hidden_size
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        if self.visual_norm not in ("token", "scale"):
+            raise ValueError(f"visual_norm is {self.visual_norm!r}; it must be 'token' or 'scale'")
+        if not self.visual_scale > 0:
+            raise ValueError(f"visual_scale is {self.visual_scale}; it must be a positive number")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if getattr(self.vision_config, name):
+                raise ValueError(f"vision_config.{name} is {getattr(self.vision_config, name)}; it must be 0")
+        for name, neutral in _LOGIT_TRANSFORMS.items():
+            if getattr(self.text_config, name, neutral) != neutral:
+                raise ValueError(
+                    f"text_config.{name} is {getattr(self.text_config, name)}: language models that transform "
+                    "their logits after lm_head are not supported"
+                )

@@ -1,0 +1,455 @@
+"""The foveated vision-language model: one visual token a frame, by a query that the language model chooses.
+
+`FoveatedVLM` holds the weights and the forward modes; `FoveatedStream` watches one frame at a time. How a
+ViT is walked is in `towers.py`, how a caption is scored in `scoring.py`; where videos come from and what a
+gap is, this module does not know.
+
+With h_t the language model's last hidden state at visual position t and look(t, q) the walk of query q
+through the ViT over frame t's keys and values:
+
+* coarse: z_t = look(t, q_static).
+* coarse->fine (training): q_0 = q_init, q_t = llm_to_query(h_{t-1}) of the pass before, z_t = look(t, q_t)
+  for all t at once; `num_fine` times. It is a Jacobi iteration of the autoregressive recurrence: after K
+  fine passes the first K frames are exact.
+* autoregressive (inference): q_0 = q_init, z_t = look(t, q_t), q_{t+1} = llm_to_query(h_t), in turn.
+
+The caption follows the visual tokens; the last visual token predicts the caption's first token.
+Shapes: B samples, T frames, L text tokens, D the language model's width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
+from transformers.utils.generic import ModelOutput
+
+from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.scoring import IGNORED_LABEL, sample_nll
+from fvlm_lib.towers import PatchCache, encode, look, open_tower
+
+
+@dataclass
+class FoveatedVLMOutput(ModelOutput):
+    """What every forward mode returns.
+
+    loss: mean NLL over all scored tokens of the batch, nats a token.
+    nll: (B,) NLL summed over a sample's scored tokens, nats.
+    num_tokens: (B,) how many tokens those are.
+    logits: (B, L, vocabulary); logits[:, i] predicts text token i.
+    labels: (B, L) what was scored, -100 where nothing was.
+    queries: (B, T, query_dim), the queries that took `visual_tokens`.
+    visual_tokens: (B, T, D); zero where there is no frame.
+    attentions: with `output_attentions`, per ViT layer (B, T, heads, tokens of a frame).
+    """
+
+    # ModelOutput wants defaults; every mode sets all of these
+    loss: Tensor = None  # type: ignore[assignment]
+    nll: Tensor = None  # type: ignore[assignment]
+    num_tokens: Tensor = None  # type: ignore[assignment]
+    logits: Tensor = None  # type: ignore[assignment]
+    labels: Tensor = None  # type: ignore[assignment]
+    queries: Tensor = None  # type: ignore[assignment]
+    visual_tokens: Tensor = None  # type: ignore[assignment]
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class FoveatedEncoder(nn.Module):
+    """DINOv2 with a way in and a way out for the query."""
+
+    def __init__(self, config: FoveatedVLMConfig) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.dino = Dinov2Model(config.vision_config)
+        # without a bias: it would outweigh the query, and all queries would look at the same place
+        self.query_input_proj = nn.Linear(config.query_dim, width, bias=False)
+        self.output_proj = nn.Linear(width, width)
+
+
+class FoveatedVLM(PreTrainedModel):
+    """A foveated VLM over DINOv2 and any causal language model of transformers."""
+
+    config: FoveatedVLMConfig
+    config_class = FoveatedVLMConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ["video", "text"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: FoveatedVLMConfig) -> None:
+        super().__init__(config)
+        text_width = config.text_config.hidden_size
+        self.encoder = FoveatedEncoder(config)
+        self.dino_to_llm = nn.Linear(config.vision_config.hidden_size, text_width)
+        self.llm = AutoModelForCausalLM.from_config(config.text_config)
+        self.llm_to_query = nn.Linear(text_width, config.query_dim)
+        self.q_static = nn.Parameter(torch.empty(1, config.query_dim))
+        self.q_init = nn.Parameter(torch.empty(1, config.query_dim))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            # std 1: a smaller query drowns in the first layer's norm and gets no gradient
+            init.normal_(self.q_static, mean=0.0, std=1.0)
+            init.normal_(self.q_init, mean=0.0, std=1.0)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.llm.get_output_embeddings()
+
+    # ---- the parts that the modes share --------------------------------------------------------------
+
+    def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> PatchCache:
+        """Encode a video's frames once, for any number of modes and passes.
+
+        pixel_values (B, T, 3, height, width); frame_mask (B, T), 1 where there is a frame. Returns a
+        `PatchCache` with leading dimensions (B, T).
+        """
+        frame_mask = _checked_frame_mask(pixel_values, frame_mask)
+        # absent frames may hold anything, NaN included; it must not reach a product, not even times zero
+        pixel_values = pixel_values.masked_fill(~frame_mask[..., None, None, None], 0.0)
+        return encode(open_tower(self.encoder.dino), pixel_values, None if self.config.deep_query else 1)
+
+    def look(self, patch_cache: PatchCache, queries: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Visual tokens (..., D) that `queries` (..., query_dim) take from the frames of `patch_cache`.
+
+        Also returns the queries' attention (..., heads, tokens of a frame), per ViT layer.
+        """
+        embedded = self.encoder.query_input_proj(queries)
+        seen, attentions = look(open_tower(self.encoder.dino), patch_cache, embedded)
+        z = self.dino_to_llm(self.encoder.output_proj(seen))
+        if self.config.visual_norm == "token":
+            z = z * torch.rsqrt(z.pow(2).mean(dim=-1, keepdim=True) + torch.finfo(z.dtype).tiny)
+        return z * self.config.visual_scale, attentions
+
+    def _run_llm(self, embeds: Tensor, mask: Tensor | None, past: DynamicCache | None = None) -> Tensor:
+        """Last hidden states (B, N, D) of N new positions behind those in `past`; mask over all of them."""
+        position_ids = None
+        if mask is not None:
+            position_ids = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+            mask = mask.long()
+        return self.llm.base_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=past,
+            use_cache=past is not None,
+        ).last_hidden_state
+
+    def _next_queries(self, hidden: Tensor) -> Tensor:
+        """Queries (B, T, query_dim) of the next pass from the hidden states (B, T, D) of this one."""
+        first = self.q_init.expand(hidden.shape[0], 1, -1)
+        return torch.cat([first, self.llm_to_query(hidden[:, :-1])], dim=1)
+
+    def _output(self, hidden: Tensor, text: _Text, **fields: Any) -> FoveatedVLMOutput:
+        """Score the caption from the hidden states (B, T + L, D) of visual and text positions."""
+        index = text.predictors[..., None].expand(-1, -1, hidden.shape[-1])
+        logits = self.llm.get_output_embeddings()(hidden.gather(1, index))  # (B, L, vocabulary)
+        nll, num_tokens = sample_nll(logits, text.labels)
+        return FoveatedVLMOutput(
+            loss=nll.sum() / num_tokens.sum(),
+            nll=nll,
+            num_tokens=num_tokens,
+            logits=logits,
+            labels=text.labels,
+            **fields,
+        )
+
+    # ---- the modes -----------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, mode: str = "captioning", **kwargs: Any) -> FoveatedVLMOutput:
+        """`forward_captioning` (mode="captioning") or `forward_autoregressive` (mode="autoregressive")."""
+        if mode == "captioning":
+            return self.forward_captioning(*args, **kwargs)
+        if mode == "autoregressive":
+            return self.forward_autoregressive(*args, **kwargs)
+        raise ValueError(f"mode is {mode!r}; it must be 'captioning' or 'autoregressive'")
+
+    def forward_captioning(
+        self,
+        pixel_values: Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        use_fine: bool = True,
+        num_fine: int = 1,
+        patch_cache: PatchCache | None = None,
+        output_attentions: bool = False,
+    ) -> FoveatedVLMOutput:
+        """Score captions in parallel over frames: coarse (`use_fine=False`), else coarse->fine.
+
+        pixel_values (B, T, 3, height, width), or None with the `patch_cache` of `encode_frames`.
+        input_ids, attention_mask, labels (B, L): labels default to input_ids where attention_mask is 1;
+        -100 is not scored. frame_mask (B, T): 1 for frames, 0 behind the end of a shorter video.
+        num_fine: fine passes; only the last one is scored.
+        """
+        if use_fine and num_fine < 1:
+            raise ValueError(f"num_fine is {num_fine}; it must be at least 1 (use_fine=False for coarse alone)")
+        passes = self.forward_passes(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            labels,
+            frame_mask,
+            num_fine if use_fine else 0,
+            patch_cache,
+            output_attentions,
+            score_last_only=True,
+        )
+        return list(passes)[-1]
+
+    def forward_passes(
+        self,
+        pixel_values: Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        num_fine: int = 1,
+        patch_cache: PatchCache | None = None,
+        output_attentions: bool = False,
+        score_last_only: bool = False,
+    ) -> Iterator[FoveatedVLMOutput]:
+        """The coarse pass and each of `num_fine` fine passes, as they are computed, sharing all work.
+
+        Arguments as in `forward_captioning`. One run of the language model a pass both scores its caption
+        and gives the next pass its queries. With `score_last_only`, only the last pass is yielded, and
+        the passes before it run over the visual tokens alone.
+        """
+        patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
+        text = _Text(input_ids, attention_mask, labels, frame_mask)
+        num_frames = frame_mask.shape[1]
+        queries = self.q_static.expand(*frame_mask.shape, -1)  # (B, T, query_dim)
+        for number in range(num_fine + 1):
+            z, attentions = self.look(patch_cache, queries)  # (B, T, D)
+            z = z.masked_fill(~frame_mask[..., None], 0.0)
+            if number < num_fine and score_last_only:
+                hidden = self._run_llm(z, text.frame_padding)
+            else:
+                embeds = torch.cat([z, self.get_input_embeddings()(text.input_ids).to(z.dtype)], dim=1)
+                hidden = self._run_llm(embeds, text.padding)  # (B, T + L, D)
+                yield self._output(
+                    hidden,
+                    text,
+                    queries=queries,
+                    visual_tokens=z,
+                    attentions=attentions if output_attentions else None,
+                )
+            if number < num_fine:
+                queries = self._next_queries(hidden[:, :num_frames])
+
+    def forward_autoregressive(
+        self,
+        pixel_values: Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        patch_cache: PatchCache | None = None,
+        output_attentions: bool = False,
+    ) -> FoveatedVLMOutput:
+        """Score captions as at inference: frame by frame on the language model's KV cache, no coarse pass.
+
+        Arguments as in `forward_captioning`.
+        """
+        patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
+        text = _Text(input_ids, attention_mask, labels, frame_mask)
+        past = DynamicCache(config=self.llm.config)
+        seen = self._watch(patch_cache, frame_mask, text.frame_padding, past)
+        embeds = self.get_input_embeddings()(text.input_ids).to(seen.hidden.dtype)
+        hidden = torch.cat([seen.hidden, self._run_llm(embeds, text.padding, past)], dim=1)  # (B, T + L, D)
+        return self._output(
+            hidden,
+            text,
+            queries=seen.queries,
+            visual_tokens=seen.visual_tokens,
+            attentions=seen.attentions if output_attentions else None,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        patch_cache: PatchCache | None = None,
+        **generate_kwargs: Any,
+    ) -> Tensor:
+        """Caption videos: watch autoregressively, decode with the language model's own `generate`.
+
+        pixel_values, frame_mask, patch_cache as in `forward_captioning`; input_ids, attention_mask (B, L):
+        an optional prompt behind the visual tokens. `generate_kwargs` go to transformers' `generate`
+        (max_new_tokens, do_sample, num_beams, ...). Returns the generated token ids (B, new tokens).
+        """
+        patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
+        padding = None if frame_mask.all() else frame_mask
+        seen = self._watch(patch_cache, frame_mask, padding, DynamicCache(config=self.llm.config))
+        embeds, mask = seen.visual_tokens, frame_mask
+        if input_ids is not None:
+            prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            embeds = torch.cat([embeds, self.get_input_embeddings()(input_ids).to(embeds.dtype)], dim=1)
+            mask = torch.cat([mask, prompt_mask.bool()], dim=1)
+        order = mask.long().argsort(dim=1, stable=True)  # padding first, as decoding wants it
+        embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+        return self.llm.generate(inputs_embeds=embeds, attention_mask=mask.gather(1, order).long(), **generate_kwargs)
+
+    def _watched(
+        self, pixel_values: Tensor | None, frame_mask: Tensor | None, patch_cache: PatchCache | None
+    ) -> tuple[PatchCache, Tensor]:
+        """The frames' cache and their mask (B, T), from pixels or from a cache made before."""
+        if patch_cache is None:
+            if pixel_values is None:
+                raise ValueError("pixel_values and patch_cache are both None; one of them is needed")
+            patch_cache = self.encode_frames(pixel_values, frame_mask)
+        return patch_cache, _checked_frame_mask(patch_cache.keys[0], frame_mask)
+
+    def _watch(
+        self, patch_cache: PatchCache, frame_mask: Tensor, frame_padding: Tensor | None, past: DynamicCache
+    ) -> _Watched:
+        """Watch autoregressively, filling `past` with one position a frame."""
+        query = self.q_init.expand(frame_mask.shape[0], -1)  # (B, query_dim)
+        queries, tokens, hidden, attentions = [], [], [], []
+        for t in range(frame_mask.shape[1]):
+            z, attention = self.look(patch_cache.frame(t), query)  # (B, D)
+            z = z.masked_fill(~frame_mask[:, t, None], 0.0)
+            mask = None if frame_padding is None else frame_padding[:, : t + 1]
+            h = self._run_llm(z[:, None], mask, past)  # (B, 1, D)
+            queries.append(query)
+            tokens.append(z)
+            hidden.append(h)
+            attentions.append(attention)
+            query = self.llm_to_query(h[:, 0])
+        return _Watched(
+            queries=torch.stack(queries, dim=1),
+            visual_tokens=torch.stack(tokens, dim=1),
+            hidden=torch.cat(hidden, dim=1),
+            attentions=tuple(torch.stack(layer, dim=1) for layer in zip(*attentions, strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """What watching autoregressively leaves: (B, T, ·) each, attentions per ViT layer."""
+
+    queries: Tensor
+    visual_tokens: Tensor
+    hidden: Tensor
+    attentions: tuple[Tensor, ...]
+
+
+class _Text:
+    """The caption's side of a batch: ids, labels, masks, and which position predicts each text token.
+
+    `padding` (B, T + L) and `frame_padding` (B, T) are None where nothing is padded, since the language
+    model then takes a faster path.
+    """
+
+    def __init__(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, frame_mask: Tensor
+    ) -> None:
+        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, length >= 1)")
+        if input_ids.shape[0] != frame_mask.shape[0]:
+            raise ValueError(f"{input_ids.shape[0]} captions for {frame_mask.shape[0]} videos; one each is needed")
+        text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        text_mask = text_mask.bool()
+        if labels is None:
+            labels = input_ids.masked_fill(~text_mask, IGNORED_LABEL)
+        elif ((labels != IGNORED_LABEL) & ~text_mask).any():
+            raise ValueError("labels scores a position where attention_mask is 0; set it to -100 there")
+        mask = torch.cat([frame_mask, text_mask], dim=1)
+        self.input_ids = input_ids
+        self.labels = labels
+        self.frame_padding = None if frame_mask.all() else frame_mask
+        self.padding = None if mask.all() else mask
+        # a text token is predicted by the last position before it that is not padding
+        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        last_seen = places.masked_fill(~mask, -1).cummax(dim=1).values
+        num_frames = frame_mask.shape[1]
+        self.predictors = last_seen[:, num_frames - 1 : -1]  # (B, L)
+
+
+def _checked_frame_mask(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """frame_mask as bool (B, T) for `frames` (B, T, ...), all ones for None; ValueError where it can't be."""
+    if frames.ndim != 5 or frames.shape[1] == 0:
+        raise ValueError(
+            f"pixel_values has shape {tuple(frames.shape)}; it must be (batch, frames >= 1, 3, height, width)"
+        )
+    if frame_mask is None:
+        return torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
+    frame_mask = frame_mask.bool()
+    if frame_mask.shape != frames.shape[:2]:
+        raise ValueError(f"frame_mask has shape {tuple(frame_mask.shape)}; the frames need {tuple(frames.shape[:2])}")
+    if not frame_mask[:, 0].all():
+        sample = int((~frame_mask[:, 0]).nonzero()[0])
+        raise ValueError(f"frame_mask of sample {sample} starts with 0; every video needs a first frame")
+    if (frame_mask[:, 1:] & ~frame_mask[:, :-1]).any():
+        raise ValueError("frame_mask has a gap; a video's frames must come first, its padding behind them")
+    return frame_mask
+
+
+class FoveatedStream:
+    """Watch a stream one frame at a time and caption it at any moment.
+
+    Holds one frame's `PatchCache` (`patch_cache`) and the language model's KV cache, one position a frame;
+    memory does not grow by frames' pixels or patches.
+    """
+
+    def __init__(self, model: FoveatedVLM) -> None:
+        self.model = model.eval()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self.past_key_values = DynamicCache(config=self.model.llm.config)
+        self.patch_cache: PatchCache | None = None
+        self.query = self.model.q_init
+        self.num_frames = 0
+        self._last_token: Tensor | None = None
+
+    @torch.no_grad()
+    def push(self, frame: Tensor) -> Tensor:
+        """Watch one frame (3, height, width) or (1, 3, height, width); returns its visual token (1, D)."""
+        frame = frame.reshape(1, 1, *frame.shape[-3:])
+        self.patch_cache = self.model.encode_frames(frame).frame(0)
+        token, _ = self.model.look(self.patch_cache, self.query)  # (1, D)
+        hidden = self.model._run_llm(token[:, None], None, self.past_key_values)
+        self.query = self.model.llm_to_query(hidden[:, 0])
+        self.num_frames += 1
+        self._last_token = token
+        return token
+
+    @torch.no_grad()
+    def caption(self, input_ids: Tensor | None = None, **generate_kwargs: Any) -> Tensor:
+        """Caption what was seen so far, without disturbing the stream; token ids (1, new tokens).
+
+        input_ids (1, L): an optional prompt. `generate_kwargs` go to transformers' `generate`.
+        """
+        if self._last_token is None:
+            raise ValueError("the stream has seen no frame yet; push one first")
+        past = copy.deepcopy(self.past_key_values)
+        past.crop(-1)  # the last visual token runs again: it predicts the caption's first token
+        embeds = self._last_token[:, None]
+        if input_ids is not None:
+            embeds = torch.cat([embeds, self.model.get_input_embeddings()(input_ids).to(embeds.dtype)], dim=1)
+        # `generate` cuts off as many leading embeddings as the cache holds positions, whatever they are
+        embeds = F.pad(embeds, (0, 0, self.num_frames - 1, 0))  # (1, num_frames + L, D)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        return self.model.llm.generate(
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=past, **generate_kwargs
+        )

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Set up and run. `bash run.sh --help` says how.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
+    cat <<'HELP'
+bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the gap table
+    --configfile config/mine.yaml       another batch
+    -n                                  only say what would run
+    --cores 8                           more jobs at once
+bash run.sh retrain [seed]          train the demo ladder anew, into checkpoints/retrained (20 to 40 minutes)
+bash run.sh lab [jupyter arguments] open JupyterLab on the notebooks
+bash run.sh setup                   only make .venv
+HELP
+    exit 0
+fi
+
+# .venv is made once, and again only when what it is made from changes
+setup() {
+    local wanted
+    wanted=$(cat requirements.txt requirements-dev.txt pyproject.toml | cksum)
+    if [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then return; fi
+    local python=${PYTHON:-python3}
+    "$python" -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13))' || {
+        echo "Python 3.11 to 3.13 is needed; '$python' is $("$python" --version 2>&1). Set PYTHON=python3.12, say." >&2
+        exit 2
+    }
+    echo "installing into .venv (some minutes, once) ..." >&2
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt --editable .
+    echo "$wanted" > .venv/installed
+}
+setup
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_DISABLE_TELEMETRY=1
+
+case "${1:-}" in
+setup) exit 0 ;;
+lab)
+    shift
+    exec jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks "$@"
+    ;;
+retrain)
+    seed=${2:-0}
+    # one thread each and two side by side: models this small gain nothing by a second thread
+    printf '%s\n' M-S S-S S-S-multi | xargs -P 2 -I RUN sh -c \
+        "exec python -m fvlm_lib.train config/ladder.yaml --run RUN --seed $seed --out checkpoints/retrained/seed$seed/RUN"
+    echo "trained into checkpoints/retrained/seed$seed; name these folders in a copy of config/demo.yaml to evaluate them"
+    exit 0
+    ;;
+esac
+
+config=config/demo.yaml
+previous=""
+for argument in "$@"; do
+    case "$previous" in --configfile | --configfiles) config=$argument ;; esac
+    case "$argument" in --configfile=*) config=${argument#*=} ;; -n | --dry-run | --dryrun) exec snakemake --profile profiles/local "$@" ;; esac
+    previous=$argument
+done
+status=0
+snakemake --profile profiles/local "$@" || status=$?
+echo
+python -m fvlm_lib.report "$config" || status=1
+python -m fvlm_lib.runs --report papermill_runs
+if [ "$status" = 0 ]; then
+    echo "figures: plots/gap_analysis.png, plots/scaling_laws.png, plots/gap/; findings: results/findings.md"
+fi
+exit "$status"
