@@ -8,15 +8,17 @@
 # that it uses. `rule all` lists every intermediate: else a failed re-run, which deletes its outputs, would
 # leave an old table looking up to date.
 import json
+import os
 import shlex
 import sys
 
 from fvlm_lib.batch import gap_file, read_batch
 from fvlm_lib.runs import code_hash
 
-CONFIGFILE = str(workflow.configfiles[-1]) if workflow.configfiles else ""
-if not CONFIGFILE:
+if not workflow.configfiles:
     sys.exit("there is no config; add --configfile config/demo.yaml")
+# relative, so that a project that was moved or copied is still up to date
+CONFIGFILE = os.path.relpath(workflow.configfiles[-1])
 try:
     BATCH = read_batch(config, CONFIGFILE)
 except ValueError as error:

@@ -57,6 +57,17 @@ for argument in "$@"; do
     case "$argument" in --configfile=*) config=${argument#*=} ;; -n | --dry-run | --dryrun) exec snakemake --profile profiles/local "$@" ;; esac
     previous=$argument
 done
+
+# A batch that was killed outright leaves a lock, which is removed here; one that still runs keeps it.
+mkdir -p .snakemake
+if kill -0 "$(cat .snakemake/run.pid 2>/dev/null)" 2>/dev/null; then
+    echo "a batch is running in this folder already (process $(cat .snakemake/run.pid)); wait for it or stop it" >&2
+    exit 2
+fi
+echo $$ > .snakemake/run.pid
+trap 'rm -f .snakemake/run.pid' EXIT
+if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ]; then snakemake --profile profiles/local --unlock; fi
+
 status=0
 snakemake --profile profiles/local "$@" || status=$?
 echo

@@ -38,7 +38,12 @@ def load_checkpoint(
     transformers_logging.disable_progress_bar()
     try:
         loaded: Any = FoveatedVLM.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # listed, and raised below
         )
         model, info = loaded
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:

@@ -44,6 +44,7 @@ class Gap:
     loss_training_fine is `fine_K` with the first K that was asked for, loss_inference_fine the
     autoregressive one; gap_nats = inference - training, gap_percent of the training loss, both signed.
     gap_to_passes: for each K, autoregressive - fine_K.
+    verdict, verdict_unit, verdict_reason: see `judge`.
     numerical_floor: mean over tokens of the absolute difference that rounding makes to a sample's gap
     (against the same evaluation in float64); a smaller gap is noise. None where it was not measured.
     """
@@ -57,6 +58,7 @@ class Gap:
     gap_to_passes: dict[str, Estimate]
     numerical_floor: float | None
     verdict: str
+    verdict_unit: str
     verdict_reason: str
     num_samples: int
     num_tokens: int
@@ -187,7 +189,7 @@ def summarize_gap(
 
     losses = {mode: found[f"loss {mode}"] for mode in modes}
     gap_nats = found[f"gap {passes[0]}"]
-    verdict, reason = judge(gap_nats, found["percent"], losses[passes[0]].value, floor)
+    verdict, unit, reason = judge(gap_nats, found["percent"], losses[passes[0]].value, floor)
     return Gap(
         loss_training_fine=losses[passes[0]],
         loss_inference_fine=losses["autoregressive"],
@@ -198,18 +200,20 @@ def summarize_gap(
         gap_to_passes={mode: found[f"gap {mode}"] for mode in passes},
         numerical_floor=floor,
         verdict=verdict,
+        verdict_unit=unit,
         verdict_reason=reason,
         num_samples=len(per_sample),
         num_tokens=int(per_sample["num_tokens"].sum()),
     )
 
 
-def judge(gap_nats: Estimate, gap_percent: Estimate, training_loss: float, floor: float | None) -> tuple[str, str]:
-    """The verdict and its reason: small, moderate or large, if the whole interval says so.
+def judge(gap_nats: Estimate, gap_percent: Estimate, training_loss: float, floor: float | None) -> tuple[str, str, str]:
+    """The verdict (small, moderate or large, if the whole interval says so), its unit and its reason.
 
     The size of the gap is judged, whatever its sign: under 5% small, over 15% large. Where the interval
     crosses a border the verdict names the classes it spans. Where the training loss is under
-    NEAR_ZERO_LOSS, percentages of it mislead; the gap is then judged in nats a token, at 0.05 and 0.15.
+    NEAR_ZERO_LOSS, percentages of it mislead; the gap is then judged in nats a token, at 0.05 and 0.15
+    (unit "nats" and not "percent").
     """
     in_nats = training_loss < NEAR_ZERO_LOSS
     gap, unit, scale = (gap_nats, "nats a token", 0.01) if in_nats else (gap_percent, "%", 1.0)
@@ -224,7 +228,7 @@ def judge(gap_nats: Estimate, gap_percent: Estimate, training_loss: float, floor
         reason += f"; judged in nats, since the training loss of {training_loss:.3g} is nearly zero"
     if floor is not None and max(abs(gap_nats.low), abs(gap_nats.high)) <= floor:
         reason += f"; below the numerical floor of {floor:.1e} nats a token, so it is noise"
-    return verdict, reason
+    return verdict, "nats" if in_nats else "percent", reason
 
 
 def _size(gap: float, scale: float) -> str:

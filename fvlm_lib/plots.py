@@ -1,12 +1,13 @@
 """Figures: tidy tables in, axes out. Nothing here writes a file or knows where results are kept.
 
-The same thing has the same colour and name in every figure (`MODES`, `series_colours`); the palette is
+The same thing has the same colour and name in every figure (`MODES`, `series_styles`); the palette is
 seaborn's colour-blind-safe one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ MODES = {  # column of a table -> name, colour
     "fine_3": ("3 fine passes", _PALETTE[4]),
     "autoregressive": ("inference (autoregressive)", _PALETTE[1]),
 }
-_SERIES = [_PALETTE[2], _PALETTE[3], _PALETTE[5], _PALETTE[8], _PALETTE[6], _PALETTE[9]]
+_SERIES = [(_PALETTE[2], "o"), (_PALETTE[3], "s"), ((0.2, 0.2, 0.2), "^"), (_PALETTE[8], "D"), (_PALETTE[5], "v")]
 
 
 def mode_style(mode: str) -> tuple[str, tuple[float, float, float]]:
@@ -31,9 +32,13 @@ def mode_style(mode: str) -> tuple[str, tuple[float, float, float]]:
     return MODES.get(mode, (mode.replace("fine_", "") + " fine passes", _PALETTE[6]))
 
 
-def series_colours(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour for each training run, the same for the same list of names."""
-    return {name: _SERIES[i % len(_SERIES)] for i, name in enumerate(sorted(set(names)))}
+def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each training run, the same for the same set of names; five differ."""
+    styles = (_SERIES[i % len(_SERIES)] for i in range(len(set(names))))
+    return {
+        name: {"color": colour, "marker": marker}
+        for name, (colour, marker) in zip(sorted(set(names)), styles, strict=True)
+    }
 
 
 def plot_mode_losses(ax: Axes, losses: Mapping[str, Mapping[str, float]]) -> Axes:
@@ -75,11 +80,11 @@ def plot_query_distance(ax: Axes, table: pd.DataFrame) -> Axes:
 
 def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step") -> Axes:
     """Gap against `x`, a line a run; table: run, `x`, gap_nats, gap_nats_low, gap_nats_high."""
-    colours = series_colours(table["run"])
+    styles = series_styles(table["run"])
     for run, rows in table.groupby("run"):
         rows = rows.sort_values(x)
         error = [rows["gap_nats"] - rows["gap_nats_low"], rows["gap_nats_high"] - rows["gap_nats"]]
-        ax.errorbar(rows[x], rows["gap_nats"], yerr=error, fmt="o-", color=colours[str(run)], capsize=3, label=run)
+        ax.errorbar(rows[x], rows["gap_nats"], yerr=error, **styles[str(run)], capsize=3, label=run)
     ax.axhline(0, color="0.4", lw=0.8, zorder=0)
     ax.set_xscale("log")
     ax.set_xlabel(AXES.get(x, x))
@@ -95,15 +100,15 @@ def plot_loss_scaling(ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Se
 
     Of the fits those are drawn whose group is a run of the table.
     """
-    colours = series_colours(table["run"])
+    styles = series_styles(table["run"])
     for run, rows in table.groupby("run"):
         rows = rows.sort_values(x)
         error = [rows[loss] - rows[f"{loss}_low"], rows[f"{loss}_high"] - rows[loss]]
-        ax.errorbar(rows[x], rows[loss], yerr=error, fmt="o", color=colours[str(run)], capsize=3, label=run)
+        ax.errorbar(rows[x], rows[loss], yerr=error, ls="none", **styles[str(run)], capsize=3, label=run)
         grid = np.geomspace(rows[x].min(), rows[x].max(), 100)
         for fit in fits:
             if fit.fitted and fit.group == run:
-                ax.plot(grid, predict_loss(fit, grid), "--", color=colours[str(run)], lw=1)
+                ax.plot(grid, predict_loss(fit, grid), "--", color=styles[str(run)]["color"], lw=1)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(AXES.get(x, x))

@@ -23,6 +23,7 @@ from fvlm_lib.scaling import ScalingFit, fit_scaling_laws
 from fvlm_lib.stats import Estimate, Statistic, bootstrap, ratio, resample_statistics
 
 ESTIMATES = ["loss_training_fine", "loss_inference_fine", "loss_coarse", "gap_nats", "gap_percent"]
+GOOD_R2 = 0.5  # a fit that explains less than half of the variance is not drawn
 INTERVAL_NOTE = (
     "Intervals are 95%, by paired bootstrap over the evaluation samples. They say nothing of how another "
     "training seed would do."
@@ -67,27 +68,33 @@ def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for name in ESTIMATES:
             row[name] = result[name]["value"]
             row[f"{name}_low"], row[f"{name}_high"] = result[name]["low"], result[name]["high"]
-        row |= {key: result[key] for key in ("numerical_floor", "verdict", "num_samples", "num_tokens")}
+        for key in ("numerical_floor", "verdict", "verdict_unit", "num_samples", "num_tokens"):
+            row[key] = result[key]
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["run", "step"], kind="stable", ignore_index=True)
 
 
 def readable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as people read it: `value [low, high]`, losses and gaps in nats a token."""
+    """The table as people read it: `value [low, high]`, losses and gaps in nats a token.
+
+    The percentage is left out where the training loss is too near zero for it to mean anything.
+    """
 
     def cells(name: str, form: str) -> list[str]:
-        columns = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-        return [f"{v:{form}} [{low:{form}}, {high:{form}}]" for v, low, high in columns]
+        return [_interval(row, name, form) for _, row in table.iterrows()]
 
     return pd.DataFrame(
         {
             "run": table["run"],
-            "step": table["step"],
+            "step": ["" if pd.isna(step) else _whole(step) for step in table["step"]],
             "training": cells("loss_training_fine", ".4f"),
             "inference": cells("loss_inference_fine", ".4f"),
             "coarse": [f"{value:.4f}" for value in table["loss_coarse"]],
             "gap": cells("gap_nats", "+.4f"),
-            "gap %": cells("gap_percent", "+.1f"),
+            "gap %": [
+                cell if unit == "percent" else "-"
+                for cell, unit in zip(cells("gap_percent", "+.1f"), table["verdict_unit"], strict=True)
+            ],
             "verdict": table["verdict"],
         }
     )
@@ -114,7 +121,7 @@ def gap_difference(samples: pd.DataFrame, reference: pd.DataFrame, num_fine: int
 
 
 def find(table: pd.DataFrame, samples: Mapping[str, pd.DataFrame], num_fine: int = 1) -> list[Finding]:
-    """Answers to the four questions of the batch, from the table and the per-sample tables by id."""
+    """Answers to the questions about the gap, from the table and the per-sample tables by id."""
     runs = {str(run): rows.sort_values("step") for run, rows in table.groupby("run")}
     last = {run: rows.iloc[-1] for run, rows in runs.items()}
 
@@ -181,10 +188,9 @@ def _with_multi_fine(last: Mapping[str, pd.Series], compare: Any) -> Finding:
                 answers[row["run"]] = "no, it is larger"
             else:
                 answers[row["run"]] = "yes" if row["verdict"] == "small" else "it reduces it"
-            gap = Estimate(row["gap_nats"], row["gap_nats_low"], row["gap_nats_high"])
             evidence.append(
-                f"{row['run']}: gap {_nats(gap)} ({row['verdict']}); minus {plain['run']}, "
-                f"step {_whole(row['step'])}: {_nats(change)}"
+                f"{row['run']}: gap {_interval(row, 'gap_nats', '+.4f')} nats a token ({row['verdict']}); "
+                f"minus {plain['run']}, step {_whole(row['step'])}: {_nats(change)}"
             )
     answer = _summary(answers, "no multi-fine run has a plain one of its size and step beside it")
     return Finding("Does multi-fine training close it?", answer, tuple(evidence))
@@ -194,11 +200,11 @@ def _validity(last: Mapping[str, pd.Series]) -> Finding:
     answers = {run: f"gap {row['verdict']}" for run, row in last.items()}
     evidence = []
     for run, row in last.items():
-        gap = Estimate(row["gap_nats"], row["gap_nats_low"], row["gap_nats_high"])
+        when = row["id"] if pd.isna(row["step"]) else f"step {_whole(row['step'])}"
+        percent = f", {_interval(row, 'gap_percent', '+.1f')}%" if row["verdict_unit"] == "percent" else ""
         evidence.append(
-            f"{run}, {'step ' + _whole(row['step']) if pd.notna(row['step']) else row['id']}: {_nats(gap)}, "
-            f"{row['gap_percent']:+.1f}% [{row['gap_percent_low']:+.1f}, {row['gap_percent_high']:+.1f}] of a "
-            f"training loss of {row['loss_training_fine']:.4f}: {row['verdict']}"
+            f"{run}, {when}: {_interval(row, 'gap_nats', '+.4f')} nats a token{percent}, at a training loss of "
+            f"{row['loss_training_fine']:.4f}: {row['verdict']}, judged in {row['verdict_unit']}"
         )
     return Finding(
         "Is the training approximation valid at the end of training?", _summary(answers, "no runs"), tuple(evidence)
@@ -213,6 +219,10 @@ def _summary(answers: Mapping[str, str], nothing: str) -> str:
     return "; ".join(f"{name}: {answer}" for name, answer in answers.items())
 
 
+def _interval(row: pd.Series, name: str, form: str) -> str:
+    return f"{row[name]:{form}} [{row[name + '_low']:{form}}, {row[name + '_high']:{form}}]"
+
+
 def _nats(estimate: Estimate) -> str:
     return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}] nats a token"
 
@@ -222,7 +232,7 @@ def _number(value: Any) -> float:
 
 
 def _whole(value: Any) -> str:
-    return f"{int(value)}"
+    return f"{int(value):,}"
 
 
 # ---- scaling -----------------------------------------------------------------------------------------
@@ -280,6 +290,23 @@ def write_points(table: pd.DataFrame, folder: Path) -> None:
         points.to_csv(folder / f"{kind}_loss" / "points.csv", index=False)
 
 
+def find_power_laws(fits: Mapping[str, Sequence[ScalingFit]]) -> Finding:
+    """Whether the losses follow power laws of training, from the fits of `fit_losses`."""
+    answers, evidence = {}, []
+    for name, group in fits.items():
+        for fit in group:
+            if fit.form == "power" and fit.fitted and fit.r2 is not None and name.endswith("by training_flops"):
+                key = f"{name.removesuffix(' by training_flops')} of {fit.group}"
+                answers[key] = "yes" if fit.r2 >= GOOD_R2 else "no"
+                exponent = fit.parameters["b"]
+                evidence.append(
+                    f"{key}: b = {exponent.value:.2f} [{exponent.low:.2f}, {exponent.high:.2f}], R² {fit.r2:.2f}, "
+                    f"RMSE {fit.rmse:.2f} nats a token, {fit.num_points} checkpoints"
+                )
+    question = f"Does the loss follow a power law of training FLOPs (R² of at least {GOOD_R2:g})?"
+    return Finding(question, _summary(answers, "no run has three checkpoints"), tuple(evidence))
+
+
 # ---- into files --------------------------------------------------------------------------------------
 
 
@@ -287,8 +314,9 @@ def findings_markdown(findings: Sequence[Finding], table: pd.DataFrame) -> str:
     """Findings and table as Markdown."""
     parts = []
     for finding in findings:
-        lines = "\n".join(f"- {line}" for line in finding.evidence)
-        parts.append(f"**{finding.question}** {finding.answer[:1].upper()}{finding.answer[1:]}.\n\n{lines}")
+        parts.append(f"**{finding.question}** {finding.answer[:1].upper()}{finding.answer[1:]}.")
+        if finding.evidence:
+            parts.append("\n".join(f"- {line}" for line in finding.evidence))
     parts.append(INTERVAL_NOTE)
     parts.append(readable_table(table).to_markdown(index=False, disable_numparse=True))
     return "\n\n".join(parts) + "\n"

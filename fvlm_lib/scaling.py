@@ -455,14 +455,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         print(f"scaling: {args.points}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(json.dumps([_json_ready(dataclasses.asdict(fit)) for fit in fits], indent=2, allow_nan=False))
+    print(json.dumps([json_ready(dataclasses.asdict(fit)) for fit in fits], indent=2, allow_nan=False))
     return 0
 
 
-def _json_ready(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
     """`value` with null for what JSON has no token for, such as the end of an interval that overflowed."""
     if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
+        return {key: json_ready(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

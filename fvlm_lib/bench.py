@@ -1,0 +1,118 @@
+"""How a time is measured here: warmed up, synchronised, in turn within one run, medians with quartiles.
+
+`time_in_turn` is for any calls. As a command, `python -m fvlm_lib.bench` measures what one evaluation of all
+forward modes costs beside coarse->fine alone, since they share one vision encode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from fvlm_lib.checkpoints import load_checkpoint
+from fvlm_lib.gap import pick_device
+from fvlm_lib.videos import ProceduralVideos
+
+
+def synchronize() -> None:
+    """Wait for the accelerator, if there is one, so that a clock read after it counts its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
+
+
+def time_in_turn(
+    calls: Mapping[str, Callable[[], object]], repeats: int = 20, warmup: int = 3, progress: bool = True
+) -> pd.DataFrame:
+    """Time each call `repeats` times, one after the other in every round, after `warmup` rounds.
+
+    In turn, so that a machine whose speed drifts slows all of them. Returns one row a call and round:
+    name, round, ms.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats is {repeats} and warmup {warmup}; at least 1 and 0 are needed")
+    rows = []
+    for number in tqdm(range(-warmup, repeats), desc="timing", disable=not progress):
+        for name, call in calls.items():
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            if number >= 0:
+                rows.append({"name": name, "round": number, "ms": 1e3 * (time.perf_counter() - start)})
+    return pd.DataFrame(rows)
+
+
+def summarize_times(times: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Median and quartiles of each name's times, and of its ratio to `reference` round by round.
+
+    Returns one row a name: n, ms, ms_q1, ms_q3, ratio, ratio_q1, ratio_q3.
+    """
+    wide = times.pivot(index="round", columns="name", values="ms")
+    ratios = wide.div(wide[reference], axis=0)
+    table = {"n": wide.count()}
+    for key, values in (("ms", wide), ("ratio", ratios)):
+        for suffix, quantile in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75)):
+            table[key + suffix] = values.quantile(quantile)
+    return pd.DataFrame(table).loc[list(dict.fromkeys(times["name"]))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fvlm_lib.bench",
+        description="Time one evaluation of all modes (coarse, fine 1 to 3, autoregressive) on one shared vision "
+        "encode, beside coarse->fine alone and beside each mode with an encode of its own. Last line: JSON.",
+        epilog="example: python -m fvlm_lib.bench --checkpoint checkpoints/demo/S-S/step_3000",
+    )
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
+    parser.add_argument("--repeats", type=int, default=20, help="default %(default)s")
+    parser.add_argument("--warmup", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        model = load_checkpoint(args.checkpoint, device=pick_device(args.device))
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    batch = ProceduralVideos(split="test", grid=grid).batch(0, args.batch_size)
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    pixels = batch.pop("pixel_values")
+    text: dict[str, Any] = dict(batch)
+
+    def all_modes(share: bool) -> None:
+        cache = model.encode_frames(pixels) if share else None
+        frames = None if share else pixels
+        for _ in model.forward_passes(frames, **text, num_fine=3, patch_cache=cache):
+            pass
+        model.forward_autoregressive(frames, **text, patch_cache=cache)
+
+    calls = {
+        "coarse->fine": lambda: model.forward_captioning(pixels, **text),
+        "encode alone": lambda: model.encode_frames(pixels),
+        "all modes, shared encode": lambda: all_modes(share=True),
+        "all modes, two encodes": lambda: all_modes(share=False),
+    }
+    with torch.no_grad():
+        table = summarize_times(time_in_turn(calls, args.repeats, args.warmup), "coarse->fine")
+    print(f"{args.checkpoint}, batch {args.batch_size}, {tuple(pixels.shape[1:])}, {args.threads} thread(s)")
+    print(table.round(3).to_markdown())
+    facts = {"benchmark": "shared_encode", "checkpoint": args.checkpoint, "n": args.repeats}
+    print(json.dumps(facts | {name: row.round(4).to_dict() for name, row in table.iterrows()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

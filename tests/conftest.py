@@ -1,0 +1,65 @@
+"""What several test modules share: tiny random models, and the demo checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Dinov2Config, LlamaConfig
+
+from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.modeling_fvlm import FoveatedVLM
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "checkpoints" / "demo"
+
+torch.set_num_threads(1)  # the models here are too small to gain by more
+
+
+def tiny_model(seed: int = 0, **config) -> FoveatedVLM:
+    """A random model of 16x16 frames, 4 patches, 2 layers each; weights large enough to matter."""
+    torch.manual_seed(seed)
+    text = config.pop("text_config", None) or LlamaConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        vocab_size=20,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    vision = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=16,
+        patch_size=8,
+        use_mask_token=False,
+    )
+    model = FoveatedVLM(FoveatedVLMConfig(vision_config=vision, text_config=text, query_dim=12, **config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.shape[0] > 1 else 1.0)
+    return model.eval()
+
+
+def tiny_batch(seed: int = 0, size: int = 3, frames: int = 5, length: int = 6, dtype=torch.float64) -> dict:
+    """A batch of full-length random videos and captions for `tiny_model`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "pixel_values": torch.randn(size, frames, 3, 16, 16, generator=generator, dtype=dtype),
+        "input_ids": torch.randint(2, 20, (size, length), generator=generator),
+    }
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """The demo checkpoint whose modes differ most, loaded once."""
+    from fvlm_lib.checkpoints import load_checkpoint
+
+    return load_checkpoint(DEMO / "S-S" / "step_3000")

@@ -1,0 +1,245 @@
+"""The batch: its config is checked, its pitfalls are closed, and a run's failure is that run's alone.
+
+The Snakefile runs here for real, on a copy of the project's folder with two tiny evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import DEMO, ROOT
+
+from fvlm_lib.batch import gap_file, read_batch
+from fvlm_lib.runs import run_status
+
+GAP = {
+    "data": {"kind": "procedural", "split": "test"}, "num_samples": 8, "batch_size": 4, "num_fine": [1],
+    "dtype": None, "device": "cpu", "seed": 0, "floor_samples": 2,
+}  # fmt: skip
+CHECKPOINTS = {"early": str(DEMO / "S-S" / "step_0100"), "late": str(DEMO / "S-S" / "step_3000")}
+
+
+# ---- the config --------------------------------------------------------------------------------------
+
+
+def test_the_demo_config_is_right_and_its_files_exist():
+    batch = read_batch(yaml.safe_load((ROOT / "config" / "demo.yaml").read_text()))
+    assert len(batch.checkpoints) == 12
+    for path in batch.checkpoints.values():
+        assert (ROOT / path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoints": {}}, "lists no checkpoints"),
+        ({"checkpoints": {"a": "x", "b": "./x"}}, r"a and b are the same folder, \./x"),
+        ({"checkpoints": {"a/b": "x"}}, "'a/b' is no id"),
+        ({"checkpoints": {"a": None}}, "a has the path None"),
+        ({"checkpoints": {"a": {"path": "x", "steps": 3}}}, "unknown key 'steps'"),
+        ({"gap": {**GAP, "samples": 3}}, "unknown key 'samples'"),
+        ({"gap": {k: v for k, v in GAP.items() if k != "seed"}}, "gap lacks seed"),
+        ({"shards": 0}, "shards is 0"),
+        ({"shard": 2}, "unknown key 'shard'"),
+    ],
+)
+def test_a_wrong_config_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        read_batch({"checkpoints": {"a": "x"}, "gap": GAP, **change})
+
+
+def test_what_the_config_says_of_a_training_overrides():
+    entry = {"path": "x", "name": "mine", "step": 7}
+    batch = read_batch({"checkpoints": {"a": entry}, "gap": GAP})
+    assert batch.training["a"] == {"name": "mine", "step": 7}
+    assert batch.gap_parameters("a") == {"checkpoint": "x", **GAP}
+
+
+# ---- the Snakefile -----------------------------------------------------------------------------------
+
+
+def project(folder: Path, checkpoints: dict[str, str] = CHECKPOINTS, **config) -> Path:
+    """A folder with the batch's files, and `config.yaml`."""
+    for name in ("Snakefile", "notebooks", "profiles"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    configure(folder, checkpoints, **config)
+    return folder
+
+
+def configure(folder: Path, checkpoints: dict[str, str], **config) -> None:
+    content = {"checkpoints": checkpoints, "gap": GAP | config.pop("gap", {}), "scaling": {"num_bootstrap": 5}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**content, **config}))
+
+
+def command(*arguments: str) -> list[str]:
+    snakemake = str(Path(sys.executable).with_name("snakemake"))
+    return [snakemake, "--profile", "profiles/local", "--configfile", "config.yaml", *arguments]
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def planned(folder: Path) -> set[str]:
+    """The jobs that a run would run: outputs of a dry run, by file name."""
+    done = snakemake(folder, "-n", "--quiet", "--summary")
+    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    return {Path(row[0]).name for row in rows[1:] if "no update" not in row[-1]}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A finished batch of two checkpoints, each scored in two shards."""
+    folder = project(tmp_path_factory.mktemp("batch"), shards=2)
+    completed = snakemake(folder)
+    assert completed.returncode == 0, completed.stderr
+    return folder
+
+
+@pytest.fixture
+def batch(done, tmp_path) -> Path:
+    """A copy of the finished batch that a test may change; a copied project is as up to date as before."""
+    return Path(shutil.copytree(done, tmp_path / "batch", copy_function=shutil.copy2))
+
+
+def test_a_batch_writes_all_that_is_promised(done):
+    for name in ("gap_table.csv", "gap_table.md", "scaling_fits.json", "findings.md"):
+        assert (done / "results" / name).stat().st_size > 0
+    for name in ("training_loss", "inference_loss"):
+        assert len(pd.read_csv(done / "results" / name / "points.csv")) == 2
+    for name in ("gap_analysis.png", "gap_analysis.pdf", "scaling_laws.png", "scaling_laws.pdf", "gap/late.png"):
+        assert (done / "plots" / name).stat().st_size > 1000
+    table = pd.read_csv(done / "results" / "gap_table.csv")
+    assert table["id"].tolist() == ["early", "late"]
+    result = json.loads((done / gap_file("late")).read_text())
+    assert result["parameters"] == {"checkpoint": CHECKPOINTS["late"], **GAP}
+    samples = pd.read_parquet(done / "results" / "gap" / "late.parquet")
+    assert samples["sample"].tolist() == list(range(8))
+
+
+def test_run_again_nothing_is_to_be_done(batch):
+    again = snakemake(batch)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_one_shard_gives_the_same_numbers_to_the_last_digit(done, tmp_path):
+    folder = project(tmp_path, {"late": CHECKPOINTS["late"]})
+    assert snakemake(folder, "--", gap_file("late")).returncode == 0
+    whole, parts = (json.loads((where / gap_file("late")).read_text()) for where in (folder, done))
+    assert whole == parts
+
+
+def test_one_more_checkpoint_runs_that_one_and_the_aggregation(batch):
+    configure(batch, {**CHECKPOINTS, "middle": str(DEMO / "S-S" / "step_1000")}, shards=2)
+    jobs = planned(batch)
+    assert {"middle.json", "gap_table.csv", "findings.md"} <= jobs
+    assert not any(name.startswith(("early", "late")) for name in jobs)
+
+
+def test_other_parameters_run_everything_anew(batch):
+    configure(batch, CHECKPOINTS, gap={"num_samples": 12}, shards=2)
+    assert {"early.json", "late.json", "early.1-of-2.parquet", "gap_table.csv"} <= planned(batch)
+
+
+def test_changed_code_of_a_notebook_runs_what_depends_on_it(batch):
+    assert planned(batch) == set()
+    notebook = batch / "notebooks" / "scaling_analysis.ipynb"
+    content = json.loads(notebook.read_text())
+    content["cells"][0]["source"] = ["# another title"]
+    notebook.write_text(json.dumps(content))
+    assert planned(batch) == set()
+    content["cells"][-1]["source"].append("\n1 + 1")
+    notebook.write_text(json.dumps(content))
+    jobs = planned(batch)
+    assert "gap_table.csv" in jobs
+    assert not any(name.startswith(("early", "late")) for name in jobs)
+
+
+def test_a_lost_intermediate_is_made_again(batch):
+    """Else the old table would pass for up to date after a failed re-run has deleted a result."""
+    (batch / gap_file("late")).unlink()
+    assert {"late.json", "gap_table.csv"} <= planned(batch)
+
+
+def test_a_failed_run_leaves_its_notebook_and_the_others_their_results(tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(CHECKPOINTS["late"], broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:1000])
+    (tmp_path / "batch").mkdir()
+    checkpoints = {"broken": str(broken), "nowhere": "nowhere", "early": CHECKPOINTS["early"]}
+    folder = project(tmp_path / "batch", checkpoints)
+    failed = snakemake(folder)
+    assert failed.returncode != 0
+    assert (folder / gap_file("early")).exists()
+    for name, reason in (("broken", "weights cannot be read"), ("nowhere", "no checkpoint folder nowhere")):
+        assert not (folder / gap_file(name)).exists()
+        assert (folder / "papermill_runs" / f"gap_{name}.ipynb").exists()
+        assert run_status(folder / "papermill_runs" / f"gap_{name}.run.json") == "failed"
+        assert reason in failed.stdout + failed.stderr
+    assert not (folder / "results" / "gap_table.csv").exists()
+    report = subprocess.run(
+        [sys.executable, "-m", "fvlm_lib.report", "config.yaml"], cwd=folder, capture_output=True, text=True
+    )
+    assert report.returncode == 1
+    assert "| S-S" in report.stdout
+    assert "no result for nowhere" in report.stdout
+
+    (broken / "model.safetensors").write_bytes(weights)
+    configure(folder, {key: checkpoints[key] for key in ("broken", "early")})
+    assert "early.json" not in planned(folder)
+    assert snakemake(folder).returncode == 0
+
+
+def test_killed_and_started_again_only_what_was_running_is_lost(tmp_path):
+    folder = project(tmp_path)
+    process = subprocess.Popen(
+        command("--cores", "1"), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    results = [folder / gap_file(name) for name in CHECKPOINTS]
+    runs = [folder / "papermill_runs" / f"gap_{name}.run.json" for name in CHECKPOINTS]
+    deadline = time.monotonic() + 120
+    while not (any(path.exists() for path in results) and all(path.exists() for path in runs)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = next(path for path in results if path.exists())
+    before = first.stat().st_mtime_ns
+    assert sum(path.exists() for path in results) == 1
+    assert snakemake(folder, "--unlock").returncode == 0
+    again = snakemake(folder)
+    assert again.returncode == 0, again.stderr
+    assert first.stat().st_mtime_ns == before
+    assert all(path.exists() for path in results)
+
+
+def test_a_result_of_other_parameters_stops_the_aggregation(batch):
+    result = batch / gap_file("late")
+    content = json.loads(result.read_text())
+    content["parameters"]["num_samples"] = 99
+    result.write_text(json.dumps(content))
+    failed = snakemake(batch)
+    assert failed.returncode != 0
+    assert "was made with num_samples = 99, the config says 8" in failed.stdout + failed.stderr
+
+
+def test_a_wrong_config_stops_with_one_sentence(tmp_path):
+    folder = project(tmp_path, {"a": "x", "b": "x"})
+    failed = snakemake(folder)
+    assert failed.returncode != 0
+    assert "a and b are the same folder" in failed.stdout + failed.stderr

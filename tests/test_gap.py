@@ -1,0 +1,191 @@
+"""The gap of one checkpoint: sums and counts, intervals, verdicts, shards, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import DEMO, tiny_model
+
+from fvlm_lib import gap
+from fvlm_lib.stats import Estimate
+from fvlm_lib.videos import ProceduralVideos
+
+VIDEOS = ProceduralVideos(split="test")
+CHECKPOINT = DEMO / "S-S" / "step_3000"
+
+
+@pytest.fixture(scope="module")
+def scored(trained) -> pd.DataFrame:
+    return gap.score_videos(trained, VIDEOS, 0, 48, batch_size=16, progress=False)
+
+
+def test_losses_are_sums_over_tokens_divided_once(trained, scored):
+    found = gap.summarize_gap(scored)
+    batch = VIDEOS.batch(0, 48)
+    with torch.no_grad():
+        inference = trained.forward_autoregressive(**batch)
+        training = trained.forward_captioning(**batch)
+    assert found.num_tokens == 480
+    assert found.loss_inference_fine.value == pytest.approx(inference.nll.double().sum().item() / 480, abs=1e-6)
+    assert found.loss_training_fine.value == pytest.approx(training.nll.double().sum().item() / 480, abs=1e-6)
+    assert found.gap_nats.value == found.loss_inference_fine.value - found.loss_training_fine.value
+    assert found.gap_percent.value == pytest.approx(100 * found.gap_nats.value / found.loss_training_fine.value)
+
+
+def test_a_long_sample_weighs_as_its_tokens():
+    table = pd.DataFrame({"num_tokens": [1, 9], "nll_coarse": [5.0, 9.0]})
+    table["nll_fine_1"], table["nll_autoregressive"] = table["nll_coarse"], table["nll_coarse"]
+    assert gap.summarize_gap(table).loss_coarse.value == 1.4  # and not the mean of 5 and 1
+
+
+def test_the_gap_keeps_its_sign(scored):
+    swapped = scored.rename(columns={"nll_fine_1": "nll_autoregressive", "nll_autoregressive": "nll_fine_1"})
+    forward, backward = gap.summarize_gap(scored), gap.summarize_gap(swapped[list(scored)])
+    assert forward.gap_nats.value > 0 > backward.gap_nats.value
+    assert backward.gap_nats.value == -forward.gap_nats.value
+
+
+def test_token_losses_add_up_to_the_sample(scored):
+    for mode in ("coarse", "fine_1", "fine_3", "autoregressive"):
+        sums = scored[f"token_nll_{mode}"].map(sum)
+        np.testing.assert_allclose(sums, scored[f"nll_{mode}"], rtol=1e-5, atol=1e-6)
+    positions = gap.position_losses(scored)
+    coarse = positions[positions["mode"] == "coarse"]
+    assert coarse["count"].tolist() == [48] * 10
+    assert coarse["mean"].mean() == pytest.approx(gap.summarize_gap(scored).loss_coarse.value, abs=1e-6)
+
+
+def test_the_first_query_is_shared_and_later_ones_are_not(scored):
+    distances = gap.query_distances(scored)
+    assert len(distances) == 8
+    assert distances["mean"][0] == 0
+    assert distances["mean"][2] > 0.01
+
+
+def test_batches_do_not_change_a_loss_in_float64(trained):
+    exact = gap.float64_copy(trained)
+    tables = [gap.score_videos(exact, VIDEOS, 0, 7, size, (1,), progress=False) for size in (1, 3, 7)]
+    for table in tables[1:]:
+        np.testing.assert_allclose(table["nll_autoregressive"], tables[0]["nll_autoregressive"], atol=1e-9)
+
+
+def test_the_numerical_floor_is_small_and_grows_with_coarser_arithmetic(trained, scored):
+    floor = gap.numerical_floor(trained, VIDEOS, scored, 16, 1, 16)
+    assert 0 < floor < 1e-5
+    import copy
+
+    half = copy.deepcopy(trained).bfloat16()
+    rough = gap.score_videos(half, VIDEOS, 0, 16, 16, (1,), progress=False)
+    assert gap.numerical_floor(half, VIDEOS, rough, 16, 1, 16) > 100 * floor
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 7])
+def test_shards_join_to_the_same_table_to_the_last_digit(trained, scored, tmp_path, num_shards):
+    paths = []
+    for k in range(1, num_shards + 1):
+        start, stop = gap.shard_bounds(48, 16, k, num_shards)
+        if start == stop:
+            continue
+        paths.append(tmp_path / f"{k}.parquet")
+        gap.score_videos(trained, VIDEOS, start, stop, 16, progress=False).to_parquet(paths[-1])
+    joined = gap.read_shards(paths[::-1], 48)
+    pd.testing.assert_frame_equal(
+        joined.drop(columns=[c for c in joined if joined[c].dtype == object]),
+        scored.drop(columns=[c for c in scored if scored[c].dtype == object]),
+        check_exact=True,
+    )
+    assert gap.summarize_gap(joined) == gap.summarize_gap(scored)
+
+
+def test_shards_cover_every_sample_once():
+    for samples, batch, shards in ((100, 16, 3), (1, 4, 5), (64, 64, 2), (7, 2, 4)):
+        bounds = [gap.shard_bounds(samples, batch, k, shards) for k in range(1, shards + 1)]
+        assert [i for start, stop in bounds for i in range(start, stop)] == list(range(samples))
+
+
+def test_a_missing_shard_is_an_error(scored, tmp_path):
+    scored.head(16).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet hold 16 samples; they must hold samples 0 to 47"):
+        gap.read_shards([tmp_path / "a.parquet"], 48)
+
+
+@pytest.mark.parametrize(
+    ("percent", "nats", "loss", "verdict"),
+    [
+        ((1, 2), (0.01, 0.02), 1.0, "small"),
+        ((-2, -1), (-0.02, -0.01), 1.0, "small"),
+        ((6, 14), (0.06, 0.14), 1.0, "moderate"),
+        ((16, 30), (0.16, 0.3), 1.0, "large"),
+        ((-30, -16), (-0.3, -0.16), 1.0, "large"),
+        ((3, 6), (0.03, 0.06), 1.0, "not resolved: small or moderate"),
+        ((-16, 2), (-0.16, 0.02), 1.0, "not resolved: small or moderate or large"),
+        ((-40, 26), (-0.002, 0.0002), 0.002, "small"),  # percent of nothing
+        ((900, 1100), (0.09, 0.11), 0.01, "moderate"),
+    ],
+)
+def test_the_verdict_is_judged_by_the_whole_interval(percent, nats, loss, verdict):
+    middle = [(low + high) / 2 for low, high in (nats, percent)]
+    found, unit, reason = gap.judge(Estimate(middle[0], *nats), Estimate(middle[1], *percent), loss, None)
+    assert found == verdict
+    assert (unit == "nats") == ("judged in nats" in reason) == (loss < gap.NEAR_ZERO_LOSS)
+
+
+def test_a_gap_below_the_floor_is_called_noise():
+    tiny = Estimate(1e-8, -1e-8, 3e-8)
+    assert "noise" in gap.judge(tiny, tiny, 1.0, 1e-7)[2]
+    assert "noise" not in gap.judge(tiny, tiny, 1.0, 1e-9)[2]
+
+
+def test_nan_names_the_sample():
+    model = tiny_model()
+
+    class OneBroken(ProceduralVideos):
+        def batch(self, start, stop):
+            batch = VIDEOS.batch(start, stop)
+            batch["pixel_values"] = batch["pixel_values"][..., :16, :16].clone()
+            batch["input_ids"] = batch["input_ids"].clamp(max=19)
+            for i in range(start, stop):
+                if i == 5:
+                    batch["pixel_values"][i - start] = float("nan")
+            return batch
+
+    with pytest.raises(FloatingPointError, match="coarse loss of sample 5 is nan"):
+        gap.score_videos(model, OneBroken(), 0, 8, 4, progress=False)
+
+
+def test_command_line(tmp_path, capsys):
+    output = tmp_path / "gap.json"
+    arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(output), "--num-samples", "16"]
+    assert gap.main([*arguments, "--floor-samples", "4", "--num-fine", "1", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "verdict" in printed
+    content = json.loads(output.read_text())
+    assert content["parameters"]["num_fine"] == [1, 8]
+    assert content["losses"]["fine_8"]["value"] == pytest.approx(content["losses"]["autoregressive"]["value"], abs=1e-5)
+    assert content["training"]["step"] == 3000
+    assert len(pd.read_parquet(output.with_suffix(".parquet"))) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "nowhere"], "no checkpoint folder nowhere"),
+        (["--num-samples", "0"], "num_samples is 0"),
+        (["--num-fine", "0"], "num_fine is (0,)"),
+        (["--data", "{kind: films}"], "films"),
+        (["--data", "{kind: procedural, num_frames: 0}"], "num_frames 0"),
+        (["--shard", "3/2"], "shard 3 of 2"),
+        (["--shard", "half"], "K/N"),
+    ],
+)
+def test_wrong_arguments_end_with_one_sentence(tmp_path, capsys, arguments, message):
+    output = tmp_path / "gap.json"
+    assert gap.main(["--checkpoint", str(CHECKPOINT), "--output", str(output), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert error.startswith("gap: ")
+    assert not output.exists()
