@@ -13,7 +13,7 @@ import shlex
 import sys
 
 from fvlm_lib.batch import gap_file, read_batch
-from fvlm_lib.runs import code_hash
+from fvlm_lib.notebooks import code_hash
 
 if not workflow.configfiles:
     sys.exit("there is no config; add --configfile config/demo.yaml")

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from fvlm_lib import runs
-from fvlm_lib.runs import code_hash, complete_parameters, modules_used_by, report, run, run_status
+from fvlm_lib.notebooks import LIBRARY, code_hash, complete_parameters, modules_used_by
+from fvlm_lib.runs import report, run, run_status
 
 PROJECT = Path(__file__).resolve().parent.parent
 SLEEP = ["sleep", f"61.{os.getpid()}"]  # a command that no other test run has
@@ -454,7 +455,7 @@ def test_code_hash_changes_with_code_and_only_with_code(tmp_path: Path) -> None:
 
 def test_code_hash_covers_this_library_by_default(tmp_path: Path) -> None:
     notebook = _notebook(tmp_path / "n.ipynb", "from fvlm_lib.runs import run")
-    assert modules_used_by(notebook) == [runs.LIBRARY / "__init__.py", runs.LIBRARY / "runs.py"]
+    assert modules_used_by(notebook) == [LIBRARY / "__init__.py", LIBRARY / "notebooks.py", LIBRARY / "runs.py"]
     assert code_hash(notebook) == code_hash(notebook, reversed(modules_used_by(notebook)))
     assert code_hash(notebook) != code_hash(notebook, [])
 
