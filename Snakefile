@@ -9,6 +9,7 @@
 # leave an old table looking up to date.
 import json
 import os
+import re
 import shlex
 import sys
 
@@ -26,7 +27,10 @@ except ValueError as error:
 PYTHON = shlex.quote(sys.executable)
 GAP_NOTEBOOK = "notebooks/gap_analysis.ipynb"
 SCALING_NOTEBOOK = "notebooks/scaling_analysis.ipynb"
-HASHES = {notebook: code_hash(Path(notebook)) for notebook in (GAP_NOTEBOOK, SCALING_NOTEBOOK)}
+CHANGES_NOTEBOOK = "notebooks/changed_patches.ipynb"
+BENCHMARK_NOTEBOOK = "notebooks/differential_benchmark.ipynb"
+NOTEBOOKS = (GAP_NOTEBOOK, SCALING_NOTEBOOK, CHANGES_NOTEBOOK, BENCHMARK_NOTEBOOK)
+HASHES = {notebook: code_hash(Path(notebook)) for notebook in NOTEBOOKS}
 GAPS = [gap_file(id) for id in BATCH.checkpoints]
 AGGREGATED = [
     "results/gap_table.csv",
@@ -39,8 +43,20 @@ AGGREGATED = [
 ]
 
 
+if not BATCH.checkpoints:
+    AGGREGATED = []
+DIFFERENTIAL = [
+    *expand("results/changes/{sequence}.parquet", sequence=BATCH.sequences),
+    *expand("plots/changes/{sequence}.png", sequence=BATCH.sequences),
+    *expand("results/differential/{sequence}--{tower}.parquet", sequence=BATCH.sequences, tower=BATCH.towers),
+    *expand("plots/differential/{sequence}--{tower}.png", sequence=BATCH.sequences, tower=BATCH.towers),
+]
+
+
 wildcard_constraints:
     id=r"[A-Za-z0-9][A-Za-z0-9_.-]*?",
+    sequence="|".join(map(re.escape, BATCH.sequences)) or "none",
+    tower="|".join(map(re.escape, BATCH.towers)) or "none",
     shard=r"\d+",
 
 
@@ -57,6 +73,11 @@ def gap_run(wc):
     )
 
 
+def frames(folder):
+    """The images of a sequence that exist; a missing folder is for its own run to report."""
+    return sorted(str(path) for path in Path(folder).glob("*") if path.is_file())
+
+
 rule all:
     input:
         GAPS,
@@ -64,6 +85,7 @@ rule all:
         expand("results/gap/{id}.parquet", id=BATCH.checkpoints),
         expand("plots/gap/{id}.png", id=BATCH.checkpoints),
         AGGREGATED,
+        DIFFERENTIAL,
 
 
 if BATCH.shards > 1:
@@ -94,6 +116,49 @@ rule gap:
         code=lambda wc: HASHES[GAP_NOTEBOOK],
     shell:
         f"exec {PYTHON} -m fvlm_lib.runs {GAP_NOTEBOOK} --output papermill_runs/gap_{{wildcards.id}}.ipynb"
+        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+
+
+def changes_run(wc):
+    """What the changed-patches notebook of one sequence is given, as JSON."""
+    outputs = {"result": f"results/changes/{wc.sequence}.parquet", "figure": f"plots/changes/{wc.sequence}.png"}
+    return json.dumps({"sequence": BATCH.sequences[wc.sequence], **BATCH.changes, **outputs})
+
+
+rule changes:
+    input:
+        lambda wc: frames(BATCH.sequences[wc.sequence]),
+    output:
+        result="results/changes/{sequence}.parquet",
+        figure="plots/changes/{sequence}.png",
+    params:
+        run=changes_run,
+        code=lambda wc: HASHES[CHANGES_NOTEBOOK],
+    shell:
+        f"exec {PYTHON} -m fvlm_lib.runs {CHANGES_NOTEBOOK} --output papermill_runs/changes_{{wildcards.sequence}}.ipynb"
+        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+
+
+def benchmark_run(wc):
+    """What the benchmark notebook of one sequence and tower is given, as JSON."""
+    name = f"{wc.sequence}--{wc.tower}"
+    outputs = {"result": f"results/differential/{name}.parquet", "figure": f"plots/differential/{name}.png"}
+    return json.dumps({"sequence": BATCH.sequences[wc.sequence], **BATCH.towers[wc.tower], **outputs})
+
+
+rule differential:
+    input:
+        lambda wc: frames(BATCH.sequences[wc.sequence]),
+    output:
+        result="results/differential/{sequence}--{tower}.parquet",
+        figure="plots/differential/{sequence}--{tower}.png",
+    params:
+        run=benchmark_run,
+        code=lambda wc: HASHES[BENCHMARK_NOTEBOOK],
+    threads: lambda wc: BATCH.towers[wc.tower].get("threads", 1)
+    shell:
+        f"exec {PYTHON} -m fvlm_lib.runs {BENCHMARK_NOTEBOOK}"
+        " --output papermill_runs/differential_{wildcards.sequence}--{wildcards.tower}.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 GAP_SCHEMA = 1  # of results/gap/*.json
-KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge"}
+KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential"}
+DIFFERENTIAL_KEYS = {"sequences", "towers", "changes"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
 TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -24,7 +25,9 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 class Batch:
     """One batch: `checkpoints` id -> folder; `training` id -> what the config adds to its training.json;
     `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
-    `knowledge`: the Markdown file that gets the findings, None for none."""
+    `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
+    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `changes`: those of
+    the notebook on changed patches."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -32,6 +35,9 @@ class Batch:
     scaling: dict[str, Any] = field(default_factory=dict)
     shards: int = 1
     knowledge: str | None = None
+    sequences: dict[str, str] = field(default_factory=dict)
+    towers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
     def gap_parameters(self, checkpoint_id: str) -> dict[str, Any]:
         """What checkpoint `checkpoint_id` is evaluated with; a result must hold exactly these."""
@@ -68,15 +74,16 @@ def gap_file(checkpoint_id: str) -> str:
 def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     """Check a batch's config. Raises ValueError naming the key or id that is wrong and what would be right."""
     _check_keys(name, config, KEYS)
-    entries = config.get("checkpoints")
-    if not isinstance(entries, Mapping) or not entries:
+    differential = dict(config.get("differential") or {})
+    _check_keys(f"{name}: differential", differential, DIFFERENTIAL_KEYS)
+    entries = config.get("checkpoints") or {}
+    if not isinstance(entries, Mapping) or not (entries or differential.get("sequences")):
         raise ValueError(f"{name} lists no checkpoints; it needs `checkpoints:` with `id: folder` lines")
     checkpoints: dict[str, str] = {}
     training: dict[str, dict[str, Any]] = {}
     owners: dict[Path, str] = {}
     for checkpoint_id, entry in entries.items():
-        if not isinstance(checkpoint_id, str) or not ID.fullmatch(checkpoint_id):
-            raise ValueError(f"{name}: {checkpoint_id!r} is no id; letters, digits, '_', '.' and '-' make one")
+        _check_id(name, checkpoint_id)
         values = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
         path = values.pop("path", None)
         if not isinstance(path, str):
@@ -88,12 +95,25 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         checkpoints[checkpoint_id], training[checkpoint_id] = path, values
     gap = dict(config.get("gap") or {})
     _check_keys(f"{name}: gap", gap, GAP_KEYS)
-    if missing := sorted(GAP_KEYS - set(gap)):
+    if entries and (missing := sorted(GAP_KEYS - set(gap))):
         raise ValueError(f"{name}: gap lacks {', '.join(missing)}")
     shards = config.get("shards", 1)
     if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
         raise ValueError(f"{name}: shards is {shards!r}; it must be a whole number from 1")
-    return Batch(checkpoints, training, gap, dict(config.get("scaling") or {}), shards, config.get("knowledge"))
+    sequences, towers = dict(differential.get("sequences") or {}), dict(differential.get("towers") or {})
+    for other_id in (*sequences, *towers):
+        _check_id(name, other_id)
+    return Batch(
+        checkpoints=checkpoints,
+        training=training,
+        gap=gap,
+        scaling=dict(config.get("scaling") or {}),
+        shards=shards,
+        knowledge=config.get("knowledge"),
+        sequences=sequences,
+        towers=towers,
+        changes=dict(differential.get("changes") or {}),
+    )
 
 
 def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +140,11 @@ def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str
                 f"{path} was made with {key} = {made!r}, the config says {wanted!r}; remove it and run `bash run.sh`"
             )
     return result
+
+
+def _check_id(name: str, given: Any) -> None:
+    if not isinstance(given, str) or not ID.fullmatch(given):
+        raise ValueError(f"{name}: {given!r} is no id; letters, digits, '_', '.' and '-' make one")
 
 
 def _check_keys(where: str, given: Mapping[str, Any], known: set[str]) -> None:

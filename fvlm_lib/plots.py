@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
+from fvlm_lib.patches import expand_mask
 from fvlm_lib.scaling import ScalingFit, predict_loss
 
 _PALETTE = sns.color_palette("colorblind")
@@ -75,6 +77,65 @@ def plot_query_distance(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.set_ylim(bottom=0)
     ax.set_xlabel("frame")
     ax.set_ylabel("relative L2 distance")
+    return ax
+
+
+def plot_changed_patches(ax: Axes, frame: np.ndarray, mask: np.ndarray, patch_size: int) -> Axes:
+    """A screenshot uint8 (H, W, 3), the patches outside `mask` (grid_h, grid_w) faded, those in it framed."""
+    height, width = frame.shape[:2]
+    pixels = expand_mask(mask, height, width, patch_size)
+    ax.imshow(np.where(pixels[..., None], frame, (frame * 0.35 + 255 * 0.65).astype(np.uint8)))
+    for row, column in zip(*np.nonzero(mask), strict=True):
+        corner = (column * patch_size - 0.5, row * patch_size - 0.5)
+        ax.add_patch(Rectangle(corner, patch_size, patch_size, fill=False, color=_PALETTE[3], lw=0.8))
+    ax.set_axis_off()
+    return ax
+
+
+def plot_change_frequency(ax: Axes, frame: np.ndarray, frequency: np.ndarray) -> Axes:
+    """How often each patch changed, over a pale screenshot; frequency (grid_h, grid_w), share of frames."""
+    height, width = frame.shape[:2]
+    extent = (0, width, height, 0)
+    ax.imshow(frame.mean(axis=2) * 0.35 + 255 * 0.65, cmap="gray", vmin=0, vmax=255, extent=extent)
+    shown = np.ma.masked_equal(frequency, 0)
+    image = ax.imshow(shown, cmap="rocket_r", vmin=0, vmax=max(frequency.max(), 1e-9), alpha=0.85, extent=extent)
+    ax.figure.colorbar(image, ax=ax, label="share of frames", shrink=0.8)
+    ax.set_axis_off()
+    return ax
+
+
+PATHS = {"cached": _PALETTE[7], "partial": _PALETTE[2], "full": _PALETTE[3], "skipped": _PALETTE[8]}
+
+
+def plot_change_timeline(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Share of changed patches a frame, coloured by the path taken; table: frame, changed, total, path."""
+    for path, colour in PATHS.items():
+        rows = table[table["path"] == path]
+        if len(rows):
+            ax.bar(rows["frame"], rows["changed"] / rows["total"], color=colour, label=path)
+            # where nothing changed there is no bar, so a mark on the axis says which path it was
+            ax.plot(rows["frame"], np.zeros(len(rows)), "|", color=colour, ms=6, clip_on=False)
+    ax.set_ylim(0, max(0.02, 1.05 * (table["changed"] / table["total"]).max()))
+    ax.set_xlabel("frame")
+    ax.set_ylabel("changed share of patches")
+    ax.legend(title="path", frameon=False)
+    return ax
+
+
+def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Speed-up of the whole sequence against mean token error, a point a policy; table as
+    `stream_bench.summarize_policies` gives it. Errors below 1e-6 stand at 1e-6."""
+    for i, (_, row) in enumerate(table.iterrows()):
+        error = max(row["error_mean"], 1e-6)
+        ax.plot(error, row["total_speedup"], marker="os^DvPX*"[i % 8], ls="none", label=row["policy"])
+    gated = table[table["policy"].str.startswith("gated")].sort_values("error_mean")
+    ax.plot(gated["error_mean"].clip(lower=1e-6), gated["total_speedup"], color="0.6", lw=1, zorder=0)
+    ax.axhline(1, color="0.4", lw=0.8, zorder=0)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("mean relative L2 error of a token")
+    ax.set_ylabel("speed-up over full encodes")
+    ax.legend(title="policy", frameon=False, fontsize="small")
     return ax
 
 
