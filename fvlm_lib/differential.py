@@ -2,7 +2,7 @@
 
 `DifferentialVisionEncoder` keeps the cache and the counts, and stands in for a vision-language model's own
 image-feature call. Which patches changed, and what to do about it, is `changes.py`'s subject, how tokens are
-recomputed `towers.py`'s. Of language models it knows only where LLaVA-style ones keep tower and projector.
+recomputed `updates.py`'s. Of language models it knows only where LLaVA-style ones keep tower and projector.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fvlm_lib.changes import DEFAULT_THRESHOLD, ChangeTracker, Path, Reference, choose_path, default_limit
 from fvlm_lib.patches import Metric, extract_patches, patch_grid
-from fvlm_lib.towers import PatchCache, Propagate, Tower, check_frame, encode_frame, open_tower, update
+from fvlm_lib.towers import PatchCache, Tower, open_tower
+from fvlm_lib.updates import Propagate, check_frame, encode_frame, update
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class DifferentialVisionEncoder:
         the tokens as they are.
     reference: "encoded" compares each patch with the pixels its token was computed from; "previous" with the
         last frame, as published pseudocode does, which lets slow drift through.
-    propagate, tolerance: what a partial update does about tokens that did not change (`towers.update`).
+    propagate, tolerance: what a partial update does about tokens that did not change (`updates.update`).
     image_mean, image_std: what frames were normalised with, in units of [0, 1]; None for frames in [0, 1].
     pack_weights: see `towers.open_tower`.
     device: where frames are encoded; None is where the tower is.

@@ -122,17 +122,21 @@ def plot_change_timeline(ax: Axes, table: pd.DataFrame) -> Axes:
     return ax
 
 
+POLICIES = {"exact match": (_PALETTE[7], "o"), "pseudocode": (_PALETTE[8], "s"), "none": (_PALETTE[2], "^")}
+
+
 def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
     """Speed-up of the whole sequence against mean token error, a point a policy; table as
     `stream_bench.summarize_policies` gives it. Errors below 1e-6 stand at 1e-6."""
-    for i, (_, row) in enumerate(table.iterrows()):
-        error = max(row["error_mean"], 1e-6)
-        ax.plot(error, row["total_speedup"], marker="os^DvPX*"[i % 8], ls="none", label=row["policy"])
+    gated_shades = iter(sns.color_palette("crest", int(table["policy"].str.startswith("gated").sum())))
+    for _, row in table.iterrows():
+        colour, marker = POLICIES.get(row["policy"]) or (next(gated_shades), "D")
+        ax.plot(max(row["error_mean"], 1e-6), row["total_speedup"], marker, color=colour, label=row["policy"])
     gated = table[table["policy"].str.startswith("gated")].sort_values("error_mean")
     ax.plot(gated["error_mean"].clip(lower=1e-6), gated["total_speedup"], color="0.6", lw=1, zorder=0)
     ax.axhline(1, color="0.4", lw=0.8, zorder=0)
     ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set_ylim(bottom=0)
     ax.set_xlabel("mean relative L2 error of a token")
     ax.set_ylabel("speed-up over full encodes")
     ax.legend(title="policy", frameon=False, fontsize="small")

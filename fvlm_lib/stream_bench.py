@@ -26,11 +26,12 @@ from fvlm_lib.checkpoints import CheckpointError, load_checkpoint
 from fvlm_lib.differential import DifferentialVisionEncoder
 from fvlm_lib.patches import Metric, expand_mask
 from fvlm_lib.screens import ScreenSequence
-from fvlm_lib.towers import Propagate
+from fvlm_lib.updates import Propagate
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+RANDOM_CLIP = "random:clip-vit-large-patch14-336"
 _RANDOM = {
-    "random:clip-vit-large-patch14-336": CLIPVisionConfig(
+    RANDOM_CLIP: CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
         patch_size=14,
     ),

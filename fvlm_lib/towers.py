@@ -1,8 +1,8 @@
-"""Vision transformers opened at their layers: encode a frame into a `PatchCache`, update it, look into it.
+"""Vision transformers opened at their layers: encode frames into a `PatchCache`, look into it with a query.
 
-The walk through a pre-norm ViT block stands here once; an adapter says where an architecture of transformers
-keeps its parts (CLIP, SigLIP, SigLIP 2, DINOv2 with and without registers). Which patches changed, and what is
-done when many did, this module does not know, nor language models and videos.
+The arithmetic of a pre-norm ViT block stands here once; an adapter says where an architecture of transformers
+keeps its parts (CLIP, SigLIP, SigLIP 2, DINOv2 with and without registers). A cache of one frame that is
+updated where patches changed is in `updates.py`. This module knows nothing of language models and videos.
 
 Throughout: L blocks, D width of the ViT, P tokens of a frame (G global tokens such as CLS and registers, then
 the patches in reading order), H heads, d = D / H. Leading dimensions `...` are any (batch, or batch and time).
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from fvlm_lib.packing import pack_module, pack_qkv, packable
-
-Propagate = Literal["none", "gated"]
-
-DEFAULT_TOLERANCE = 0.05
-"""Of gated updates; see `update`."""
-
+from fvlm_lib.packing import PackedLinears, pack_module, packable
 
 # ---- towers ------------------------------------------------------------------------------------------
 
@@ -51,7 +45,7 @@ class Block:
     mlp: nn.Module
     scale2: nn.Module
     num_heads: int
-    qkv_proj: Callable[[Tensor], Tensor] | None = None  # (..., D) -> (..., 3 D), where the three are packed as one
+    qkv_proj: Callable[[Tensor], list[Tensor]] | None = None  # the first three, where they are packed as one
 
     def heads(self, states: Tensor) -> Tensor:
         """(..., P, D) -> (..., H, P, d)"""
@@ -66,7 +60,7 @@ class Block:
         """Queries, keys and values (..., P, D), not yet cut into heads, of the block's input x (..., P, D)."""
         normed = self.norm1(x)
         if self.qkv_proj is not None:
-            q, k, v = self.qkv_proj(normed).chunk(3, dim=-1)
+            q, k, v = self.qkv_proj(normed)
             return q, k, v
         return self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
 
@@ -238,7 +232,7 @@ def _clip_blocks(model: Any) -> tuple[Block, ...]:
 def _pack_block(block: Block) -> Block:
     return dataclasses.replace(
         block,
-        qkv_proj=pack_qkv(block.q_proj, block.k_proj, block.v_proj),
+        qkv_proj=PackedLinears(block.q_proj, block.k_proj, block.v_proj),
         o_proj=pack_module(block.o_proj),
         mlp=pack_module(block.mlp),
     )
@@ -345,237 +339,3 @@ def look(tower: Tower, cache: PatchCache, query: Tensor) -> tuple[Tensor, tuple[
         x = block.finish(x, (attention @ v).transpose(-3, -2).flatten(-2))
         attentions.append(attention.squeeze(-2))
     return tower.final_norm(x).squeeze(-2), tuple(attentions)
-
-
-# ---- one frame, updated ------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def encode_frame(tower: Tower, pixel_values: Tensor, propagate: Propagate = "none") -> PatchCache:
-    """Encode one frame (1, C, height, width) into a cache that `update` takes; `.read()` gives its tokens.
-
-    propagate: "gated" keeps what updates with a tolerance need, "none" does not.
-    Raises ValueError for another shape than that of one frame of whole patches, or of the tower's size.
-    """
-    if propagate not in ("none", "gated"):
-        raise ValueError(f"propagate is {propagate!r}; it must be 'none' or 'gated'")
-    check_frame(tower, pixel_values)
-    x = tower.embed(pixel_values)[0]  # (P, D)
-    num_tokens, width = x.shape
-
-    def empty(*shape: int) -> Tensor:
-        return x.new_empty(shape)
-
-    keys = tuple(block.heads(empty(1, num_tokens, width)) for block in tower.blocks)
-    values = tuple(block.heads(empty(1, num_tokens, width)) for block in tower.blocks)
-    gates: tuple[Gate, ...] = ()
-    if propagate == "gated":
-        gates = tuple(
-            Gate(
-                **{name: empty(num_tokens, width) for name in ("inputs", "queries", "attended", "used", "change")},
-                logsumexp=empty(1, block.num_heads, num_tokens, 1),
-                gain=_gain(block),
-            )
-            for block in tower.blocks
-        )
-    blank = tower.embeddings(torch.zeros_like(pixel_values))[0]
-    cache = PatchCache(keys, values, tower.num_global_tokens, blank, torch.empty_like(x), gates)
-    everything = torch.ones(num_tokens, dtype=torch.bool, device=x.device)
-    if gates:
-        _walk_gated(tower, cache, x, everything, 0.0, _Journal())
-    else:
-        _walk_rows(tower, cache, x, everything.nonzero().squeeze(1), _Journal())
-    return cache
-
-
-def update(tower: Tower, cache: PatchCache, patches: Tensor, changed: Tensor, tolerance: float | None = None) -> Tensor:
-    """Put the changed patches of a new frame into the cache of `encode_frame`; returns its tokens (1, P, D).
-
-    patches (n, C, patch_h, patch_w): the new pixels of the n patches that `changed` marks, in reading order;
-    changed: bool (grid_h, grid_w). The global tokens and the changed patches' tokens are computed anew at
-    every layer, at their own positions, against the whole frame's keys and values. The others:
-
-    * cache made with propagate="none": they stay as they were.
-    * "gated": each half of a block is computed anew for the tokens whose input there has moved by more than
-      `tolerance` (relative L2, default `DEFAULT_TOLERANCE`) since that half was last computed for them. The
-      first half (query, key, value) has the residual stream x as its input; it moves by |x - inputs| / |inputs|.
-      The second half (output projection, MLP) has the attention's result a besides; it moves by
-      gain |a - used| / |x|, an estimate of how far it takes x. Tokens not computed pass x on with the
-      block's last change added, so that what moved in x is never lost, and since both are held against what
-      was last computed, slow drift adds up until it is seen. 0 equals a full encode, infinity equals "none".
-      After Eventful Transformers (Dutson, Li and Gupta, ICCV 2023), with a threshold in place of top-r.
-
-    In both cases a frame in which nothing changed costs nothing. If anything is raised, an interrupt by the
-    user included, the cache is as it was before; until then it takes the memory of the replaced rows again.
-    Raises ValueError for shapes that do not fit the cache, pixels that are not finite, a negative tolerance,
-    and a tolerance for a cache without gates.
-    """
-    if cache.output is None or cache.blank is None:
-        raise ValueError("the cache cannot be updated; only the caches of encode_frame can")
-    if tolerance is not None and not cache.gates and tower.blocks:
-        raise ValueError(f"tolerance is {tolerance}, but the cache was made with propagate='none'")
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be 0 or more")
-    _check_update(tower, cache, patches, changed)
-    if len(patches):
-        # also takes caches made under inference mode, wherever it is called
-        with torch.inference_mode():
-            journal = _Journal()
-            try:
-                _update(tower, cache, patches, changed, DEFAULT_TOLERANCE if tolerance is None else tolerance, journal)
-            except BaseException:
-                journal.undo()
-                raise
-    return cache.read()
-
-
-def _update(
-    tower: Tower, cache: PatchCache, patches: Tensor, changed: Tensor, tolerance: float, journal: _Journal
-) -> None:
-    assert cache.blank is not None
-    given = F.pad(changed.flatten().to(cache.blank.device), (tower.num_global_tokens, 0), value=True)  # (P,)
-    rows = given.nonzero().squeeze(1)
-    embedded = cache.blank[rows]
-    embedded[tower.num_global_tokens :] += tower.project_patches(patches.to(embedded))
-    x = tower.pre_norm(embedded)  # (n, D)
-    if cache.gates:
-        x = cache.gates[0].inputs.index_copy(0, rows, x)  # (P, D)
-        _walk_gated(tower, cache, x, given, tolerance, journal)
-    else:
-        _walk_rows(tower, cache, x, rows, journal)
-
-
-def _walk_rows(tower: Tower, cache: PatchCache, x: Tensor, rows: Tensor, journal: _Journal) -> None:
-    """Compute the tokens `rows` (n,) anew from the first block's input x (n, D); all others stay."""
-    for block, keys, values in zip(tower.blocks, cache.keys, cache.values, strict=True):
-        q, k, v = block.queries_keys_values(x)
-        journal.write(_rows(keys), rows, k)
-        journal.write(_rows(values), rows, v)
-        attended = F.scaled_dot_product_attention(block.heads(q[None]), keys, values)  # (1, H, n, d)
-        x = block.finish(x, _rows(attended))
-    assert cache.output is not None
-    journal.write(cache.output, rows, tower.final_norm(x))
-
-
-def _walk_gated(tower: Tower, cache: PatchCache, x: Tensor, given: Tensor, tolerance: float, journal: _Journal) -> None:
-    """Compute the tokens that are `given` (P,) anew, and all that move; x (P, D) is the first block's input."""
-    for block, keys, values, gate in zip(tower.blocks, cache.keys, cache.values, cache.gates, strict=True):
-        first = given | _moved(x, gate.inputs, tolerance)
-        rows = first.nonzero().squeeze(1)  # (n,)
-        moved = x[rows]
-        q, k, v = block.queries_keys_values(moved)
-        journal.write(gate.inputs, rows, moved)
-        journal.write(gate.queries, rows, q)
-        old_k, old_v = journal.write(_rows(keys), rows, k), journal.write(_rows(values), rows, v)
-        queries = block.heads(gate.queries[None])  # (1, H, P, d)
-        if 2 * len(rows) < len(x):
-            old = block.heads(torch.cat([old_k, k])[None]), block.heads(torch.cat([old_v, v])[None])
-            attended, logsumexp, lost = _corrected(queries, *old, block.heads(gate.attended[None]), gate.logsumexp)
-            distance = gate.gain * torch.linalg.vector_norm(_rows(attended) - gate.used, dim=-1)
-            second = first | lost | (distance > tolerance * torch.linalg.vector_norm(x, dim=-1))
-            rows = second.nonzero().squeeze(1)
-            attended[:, :, rows], logsumexp[:, :, rows] = _attention(queries[:, :, rows], keys, values)
-        else:
-            attended, logsumexp = _attention(queries, keys, values)
-            distance = gate.gain * torch.linalg.vector_norm(_rows(attended) - gate.used, dim=-1)
-            second = first | (distance > tolerance * torch.linalg.vector_norm(x, dim=-1))
-            rows = second.nonzero().squeeze(1)
-        everything = slice(None)
-        journal.write(gate.attended, everything, _rows(attended))
-        journal.write(gate.logsumexp, everything, logsumexp)
-        journal.write(gate.used, rows, gate.attended[rows])
-        journal.write(gate.change, rows, block.finish(x[rows], gate.attended[rows]) - x[rows])
-        x = x + gate.change
-    assert cache.output is not None
-    journal.write(cache.output, slice(None), tower.final_norm(x))
-
-
-class _Journal:
-    """Writes rows into the tensors of a cache so that they can be undone."""
-
-    def __init__(self) -> None:
-        self.written: list[tuple[Tensor, Tensor | slice, Tensor]] = []
-
-    def write(self, tensor: Tensor, rows: Tensor | slice, new: Tensor) -> Tensor:
-        """tensor[rows] = new; returns the old rows."""
-        old = tensor[rows].clone() if isinstance(rows, slice) else tensor[rows]
-        self.written.append((tensor, rows, old))
-        tensor[rows] = new
-        return old
-
-    def undo(self) -> None:
-        for tensor, rows, old in reversed(self.written):
-            tensor[rows] = old
-
-
-def _rows(heads: Tensor) -> Tensor:
-    """(1, H, P, d) -> (P, D); a view of keys and values, whose heads are cut from such rows."""
-    return heads[0].transpose(0, 1).flatten(1)
-
-
-def _moved(x: Tensor, reference: Tensor, tolerance: float) -> Tensor:
-    """Which rows of x (P, D) are further from their reference than the tolerance, relative L2; bool (P,)."""
-    return torch.linalg.vector_norm(x - reference, dim=-1) > tolerance * torch.linalg.vector_norm(reference, dim=-1)
-
-
-def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention (1, H, n, d) of queries (1, H, n, d), and its log-normaliser (1, H, n, 1).
-
-    Written out, because that gives the normaliser, and on a CPU is no slower than the fused kernel.
-    """
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (1, H, n, P)
-    highest = scores.amax(dim=-1, keepdim=True)
-    weights = scores.sub_(highest).exp_()
-    total = weights.sum(dim=-1, keepdim=True)
-    return (weights @ values).div_(total), total.log_().add_(highest)
-
-
-def _corrected(
-    queries: Tensor, keys: Tensor, values: Tensor, attended: Tensor, logsumexp: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of queries (1, H, P, d) after n keys and values were replaced, from that before.
-
-    keys, values: (1, H, 2 n, d), the n old ones, then the new. What the old ones gave is subtracted, what the
-    new ones give is added, both in units of the old normaliser: 4 n / P of the arithmetic of computing it anew.
-    Also returns the new log-normaliser, and for which tokens (P,) the normaliser of any head shrank to less
-    than a quarter or grew more than fourfold: there rounding may have eaten the result.
-    """
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (1, H, P, 2 n)
-    weights = scores.sub_(logsumexp).exp_()
-    weights[..., : keys.shape[2] // 2].neg_()
-    total = weights.sum(dim=-1, keepdim=True).add_(1)  # (1, H, P, 1)
-    lost = ~((total > 0.25) & (total < 4)).all(dim=1).view(-1)  # NaN counts as lost
-    return (weights @ values).add_(attended).div_(total), total.log().add_(logsumexp), lost
-
-
-def _gain(block: Block) -> float:
-    """Root mean square gain of the block's output projection with its scale."""
-    weight = block.scale1(block.o_proj.weight.T)  # (D in, D out)
-    return float(torch.linalg.matrix_norm(weight)) / weight.shape[0] ** 0.5
-
-
-def check_frame(tower: Tower, pixel_values: Tensor) -> None:
-    shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[0] != 1 or shape[1] != tower.num_channels:
-        raise ValueError(f"pixel_values has shape {shape}; it must be (1, {tower.num_channels}, height, width)")
-    if 0 in shape or any(side % patch for side, patch in zip(shape[2:], tower.patch_size, strict=True)):
-        raise ValueError(f"a frame of {shape[2]} x {shape[3]} pixels is not made of patches of {tower.patch_size}")
-    if tower.image_size not in (None, shape[2:]):
-        raise ValueError(f"a frame of {shape[2]} x {shape[3]} pixels; the tower takes {tower.image_size} only")
-
-
-def _check_update(tower: Tower, cache: PatchCache, patches: Tensor, changed: Tensor) -> None:
-    assert cache.blank is not None
-    if len(cache.keys) != len(tower.blocks) or cache.num_global_tokens != tower.num_global_tokens:
-        raise ValueError(f"the cache has {len(cache.keys)} layers and the tower {len(tower.blocks)}; they must match")
-    num_patches = len(cache.blank) - cache.num_global_tokens
-    if changed.dtype != torch.bool or changed.numel() != num_patches:
-        raise ValueError(
-            f"changed is {changed.dtype} of shape {tuple(changed.shape)}; it must be bool, one for each of "
-            f"{num_patches} patches"
-        )
-    wanted = (int(changed.sum()), tower.num_channels, *tower.patch_size)
-    if tuple(patches.shape) != wanted:
-        raise ValueError(f"patches has shape {tuple(patches.shape)}; the patches that changed marks need {wanted}")
-    if not patches.isfinite().all():
-        raise ValueError("patches has pixels that are NaN or infinite; all must be finite")
