@@ -23,8 +23,8 @@ DEFAULT_THRESHOLD = 0.05
 """Largest pixel difference that leaves a patch unchanged. A caret one pixel wide in a screenshot of 1280x800
 differs by 0.13 or more even when shrunk to 336x336, wherever it stands, and by 0.85 or more unshrunk."""
 
-DEFAULT_CHANGED_SHARE = 0.5
-"""Of a frame's patches, up to which a partial update is made."""
+DEFAULT_CHANGED_SHARE = 0.25
+"""Of a frame's patches, up to which a partial update is made; beyond it a gated one saves little or nothing."""
 
 
 def choose_path(changed: int | None, limit: int, *, can_update: bool = True, skip_small_updates: bool = False) -> Path:

@@ -83,8 +83,9 @@ class DifferentialVisionEncoder:
         if it says so.
     diff_threshold: fraction of the full range, in [0, 1]; patches that differ by more have changed.
     metric: "max" holds every pixel of an unchanged patch to the threshold, "mean" their mean.
-    max_changed_patches: up to so many a partial update is made, with more a full encode; None is half of them.
-    context_radius: patches within so many of a changed one are recomputed with it.
+    max_changed_patches: up to so many a partial update is made, with more a full encode; None is a quarter of them.
+    context_radius: patches within so many of a changed one are recomputed with it; a smaller gain for its time
+        than a lower tolerance.
     skip_small_updates: for towers without partial updates: up to max_changed_patches changed patches, return
         the tokens as they are.
     reference: "encoded" compares each patch with the pixels its token was computed from; "previous" with the

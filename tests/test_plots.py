@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -53,3 +54,33 @@ def test_mode_losses_are_drawn_at_their_values(ax):
     plots.plot_mode_losses(ax, losses)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["coarse", "training (1 fine pass)"]
     assert [container.lines[0].get_xdata()[0] for container in ax.containers] == [1.0, 0.5]
+
+
+def test_changed_patches_are_framed_and_the_rest_is_faded(ax):
+    frame = np.zeros((20, 30, 3), dtype=np.uint8)
+    mask = np.zeros((2, 3), dtype=bool)
+    mask[1, 2] = True
+    plots.plot_changed_patches(ax, frame, mask, 10)
+    shown = ax.images[0].get_array()
+    assert (shown[10:, 20:] == 0).all()
+    assert (shown[:10] == 165).all()
+    (framed,) = ax.patches
+    assert (framed.get_x(), framed.get_y(), framed.get_width()) == (19.5, 9.5, 10)
+
+
+def test_a_timeline_has_a_bar_a_frame(ax):
+    table = pd.DataFrame(
+        {"frame": [0, 1, 2], "path": ["full", "cached", "partial"], "changed": [8, 0, 2], "total": [8, 8, 8]}
+    )
+    plots.plot_change_timeline(ax, table)
+    assert sorted(bar.get_height() for bar in ax.patches) == [0, 0.25, 1]
+
+
+def test_speed_and_error_of_each_policy_are_drawn(ax):
+    table = pd.DataFrame(
+        {"policy": ["exact match", "none", "gated 0.1"], "error_mean": [0.0, 0.1, 0.05], "total_speedup": [1, 3, 2]}
+    )
+    plots.plot_speed_error(ax, table)
+    points = {line.get_label(): line.get_xydata()[0].tolist() for line in ax.lines if line.get_label()[0] != "_"}
+    assert points["exact match"] == [1e-6, 1]
+    assert points["none"] == [0.1, 3]
