@@ -19,8 +19,9 @@ from fvlm_lib.towers import Block, Gate, PatchCache, Tower
 
 Propagate = Literal["none", "gated"]
 
-DEFAULT_TOLERANCE = 0.05
-"""Of gated updates; see `update`."""
+DEFAULT_TOLERANCE = 0.02
+"""Of gated updates; see `update`. On trained weights the largest error falls from 0.19 to 0.04 between 0.05 and
+0.02, at about the same time."""
 
 
 @torch.no_grad()

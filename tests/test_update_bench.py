@@ -20,6 +20,6 @@ def test_a_row_for_each_count_and_a_last_line_of_json(tmp_path, capsys):
     last = json.loads(printed.splitlines()[-1])
     assert last["full"]["ratio"] == 1
     assert last["16 changed, none"]["floor_ms"] >= last["1 changed, none"]["floor_ms"] > 0
-    assert "2 changed, gated 0.05" in last
+    assert "2 changed, gated 0.02" in last
     assert update_bench.main([*arguments, "--counts", "17"]) == 2
     assert "17 patches cannot change; the tower has 16" in capsys.readouterr().err
