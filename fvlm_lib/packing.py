@@ -1,9 +1,15 @@
-"""Linear layers packed once for few-row products on a CPU.
+"""Linear layers whose products of few rows run fast on a CPU.
 
-A product of few rows runs far below what the machine can do, because the weights are brought into the
-library's blocked layout in every call. Here that is done once, with oneDNN, through the operators that
-torch's inductor uses when it freezes weights. Only for CPU and float32; the packed copy takes as much memory
-as the weights, and does not follow later changes of them. Of towers this module knows nothing.
+BLAS is made for many rows: of 4 to 50 rows, a product runs at an eighth to a half of what the machine can do.
+Two ways out, of which the caller picks one, both measured on products of 1024 x 4096 and back:
+
+* transposed: x W^T as (W x^T)^T, which reads the weights as they lie. Any dtype, no memory.
+* packed: the weights are brought once into the blocked layout that oneDNN otherwise makes in every call, through
+  the operators that torch's inductor uses when it freezes weights. Float32; the copy takes as much memory as
+  the weights, and does not follow later changes of them.
+
+Outside the numbers of rows where they are faster, both use the layers as they are. Of towers this module
+knows nothing.
 """
 
 from __future__ import annotations
@@ -19,41 +25,56 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 ROWS_HINT = 64
-"""Number of rows that oneDNN picks the layout for; up to 300 rows, all of 6 to 577 measured alike."""
+"""Number of rows that oneDNN picks the layout for; all of 6 to 577 measured alike."""
 
 PACKED_ROWS = range(3, 385)
-"""Numbers of rows for which packed products measured faster; the others use the unpacked weights."""
+TRANSPOSED_ROWS = range(8, 50)
+"""Numbers of rows for which these products measured faster than those of nn.Linear."""
 
 
-class PackedLinears:
-    """Several nn.Linear of one input as one packed product: (..., in) -> a list of (..., out), no gradients."""
+class FewRowsLinears:
+    """One or several nn.Linear of the same input: (..., in) -> a list of (..., out).
 
-    def __init__(self, *linears: nn.Module) -> None:
+    pack: pack their weights as one; then there are no gradients.
+    """
+
+    def __init__(self, *linears: Any, pack: bool) -> None:
         self.linears = linears
-        weights: list[Any] = [linear.weight for linear in linears]
-        biases: list[Any] = [linear.bias for linear in linears]
-        self.sizes = [len(weight) for weight in weights]
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).detach(), ROWS_HINT)
-        self.bias = None if biases[0] is None else torch.cat(biases).detach()
+        self.sizes = [linear.weight.shape[0] for linear in self.linears]
+        self.packed: Tensor | None = None
+        if pack:
+            weight = torch.cat([linear.weight.detach() for linear in self.linears])
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+            biased = self.linears[0].bias is not None
+            self.bias = torch.cat([linear.bias.detach() for linear in self.linears]) if biased else None
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        if x.numel() // x.shape[-1] not in PACKED_ROWS:
-            return [linear(x) for linear in self.linears]
-        out = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return [out] if len(self.sizes) == 1 else list(out.split(self.sizes, dim=-1))
+        rows = x.numel() // x.shape[-1]
+        if self.packed is not None and rows in PACKED_ROWS:
+            out = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            return list(out.split(self.sizes, dim=-1))
+        if self.packed is None and rows in TRANSPOSED_ROWS and x.ndim == 2 and x.device.type == "cpu":
+            columns = x.T
+            return [
+                linear.weight.mm(columns).T
+                if linear.bias is None
+                else torch.addmm(linear.bias[:, None], linear.weight, columns).T
+                for linear in self.linears
+            ]
+        return [linear(x) for linear in self.linears]
 
 
-class PackedLinear(nn.Module):
-    """What the nn.Linear computes, without gradients; `weight` is its own, unpacked."""
+class FewRowsLinear(nn.Module):
+    """What the nn.Linear computes; `weight` is its own."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, pack: bool) -> None:
         super().__init__()
         self.weight = linear.weight
-        self.packed = PackedLinears(linear)
+        self.linears = FewRowsLinears(linear, pack=pack)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        return self.packed(x)[0]
+        return self.linears(x)[0]
 
 
 def packable(modules: Iterable[Any]) -> bool:
@@ -74,7 +95,7 @@ def packable(modules: Iterable[Any]) -> bool:
         logger.warning("weights not packed: they are %s; only torch.float32 on cpu can be", wrong)
         return False
     try:
-        probe = PackedLinear(nn.Linear(16, 16))
+        probe = FewRowsLinear(nn.Linear(16, 16), pack=True)
         probe(torch.zeros(PACKED_ROWS.start, 16))
     except (AttributeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         logger.warning("weights not packed: this torch has no oneDNN operators for it (%s)", error)
@@ -82,10 +103,10 @@ def packable(modules: Iterable[Any]) -> bool:
     return True
 
 
-def pack_module(module: nn.Module) -> nn.Module:
-    """A copy of the module in which every nn.Linear is packed; all else is shared."""
+def few_rows_copy(module: nn.Module, pack: bool) -> nn.Module:
+    """A copy of the module with a `FewRowsLinear` in place of every nn.Linear; all else is shared."""
     if isinstance(module, nn.Linear):
-        return PackedLinear(module)
+        return FewRowsLinear(module, pack)
     clone = copy.copy(module)
-    clone._modules = {name: child and pack_module(child) for name, child in module._modules.items()}
+    clone._modules = {name: child and few_rows_copy(child, pack) for name, child in module._modules.items()}
     return clone

@@ -26,7 +26,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from fvlm_lib.packing import PackedLinears, pack_module, packable
+from fvlm_lib.packing import FewRowsLinears, few_rows_copy, packable
 
 # ---- towers ------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ class Block:
     mlp: nn.Module
     scale2: nn.Module
     num_heads: int
-    qkv_proj: Callable[[Tensor], list[Tensor]] | None = None  # the first three, where they are packed as one
+    qkv_proj: Callable[[Tensor], list[Tensor]] | None = None  # the first three as one
 
     def heads(self, states: Tensor) -> Tensor:
         """(..., P, D) -> (..., H, P, d)"""
@@ -101,7 +101,7 @@ def open_tower(
     read_layer: int | None = None,
     *,
     interpolate_pos_encoding: bool = False,
-    pack_weights: bool = False,
+    pack_weights: bool | None = None,
 ) -> Tower:
     """The parts of a transformers vision model; shares its weights, so training it trains the model.
 
@@ -110,9 +110,10 @@ def open_tower(
     `last_hidden_state`, behind the final norm except for CLIP, which has none there.
     interpolate_pos_encoding: let CLIP and SigLIP take frames of any size, as their argument of that name
     does; SigLIP 2 and DINOv2 always do.
-    pack_weights: copy the blocks' weights into the layout in which products of few rows run fastest (see
-    `packing.py`): CPU and float32 only, elsewhere a warning is logged and `Tower.packed` is False. The copies
-    take as much memory again as the weights and do not follow later training.
+    pack_weights: None for the model's own layers. False and True are for updates on a CPU, in which products
+    have few rows (see `packing.py`): False takes no memory, True packs copies of the blocks' weights, as much
+    memory again, that do not follow later training; CPU and float32 only, elsewhere a warning is logged and
+    `Tower.packed` is False.
 
     SigLIP 2 takes frames here and patchifies them itself; its (pixel_values, pixel_attention_mask,
     spatial_shapes) inputs pad several resolutions to one length, and a single frame needs no padding.
@@ -135,9 +136,10 @@ def open_tower(
             raise ValueError(f"read_layer is {read_layer}; the model has hidden states {-layers - 1} to {layers}")
         blocks = tower.blocks[: read_layer % (layers + 1)]
         tower = dataclasses.replace(tower, blocks=blocks, final_norm=nn.Identity())
-    if pack_weights and packable(tower.blocks):
-        blocks = tuple(_pack_block(block) for block in tower.blocks)
-        tower = dataclasses.replace(tower, blocks=blocks, packed=True)
+    if pack_weights is not None:
+        packed = pack_weights and packable(tower.blocks)
+        blocks = tuple(_few_rows_block(block, packed) for block in tower.blocks)
+        tower = dataclasses.replace(tower, blocks=blocks, packed=packed)
     return tower
 
 
@@ -229,12 +231,12 @@ def _clip_blocks(model: Any) -> tuple[Block, ...]:
     )
 
 
-def _pack_block(block: Block) -> Block:
+def _few_rows_block(block: Block, pack: bool) -> Block:
     return dataclasses.replace(
         block,
-        qkv_proj=PackedLinears(block.q_proj, block.k_proj, block.v_proj),
-        o_proj=pack_module(block.o_proj),
-        mlp=pack_module(block.mlp),
+        qkv_proj=FewRowsLinears(block.q_proj, block.k_proj, block.v_proj, pack=pack),
+        o_proj=few_rows_copy(block.o_proj, pack),
+        mlp=few_rows_copy(block.mlp, pack),
     )
 
 

@@ -449,17 +449,31 @@ def test_caches_made_under_inference_mode_can_be_updated_and_looked_into_outside
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("propagate", ["none", "gated"])
-def test_packed_weights_compute_the_same(name, propagate):
+@pytest.mark.parametrize("pack", [False, True])
+def test_products_for_few_rows_compute_the_same(name, propagate, pack):
     model, (old, new) = make(name, torch.float32), frames(torch.float32)
-    plain, packed = open_tower(model), open_tower(model, pack_weights=True)
-    assert packed.packed and not plain.packed
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    caches = [encode_frame(tower, old, propagate) for tower in (plain, packed)]
+    plain, lean = open_tower(model), open_tower(model, pack_weights=pack)
+    assert lean.packed == pack
+    caches = [encode_frame(tower, old, propagate) for tower in (plain, lean)]
     assert relative(caches[1].read(), caches[0].read()) < 1e-5
     tolerance = None if propagate == "none" else float("inf")
-    results = [put(tower, cache, new, SOME, tolerance) for tower, cache in zip((plain, packed), caches, strict=True)]
-    assert relative(results[1], results[0]) < 1e-5
+    for mask in (SOME, mask_of((1, 1)), ALL):
+        results = [put(tower, cache, new, mask, tolerance) for tower, cache in zip((plain, lean), caches, strict=True)]
+        assert relative(results[1], results[0]) < 1e-5
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_number_of_rows_gives_what_the_layers_give(pack, bias):
+    layers = [nn.Linear(16, size, bias=bias) for size in (16, 8, 24)]
+    together = packing.FewRowsLinears(*layers, pack=pack)
+    with torch.no_grad():
+        for rows in (*range(1, 60), 384, 385, 577):
+            x = torch.randn(rows, 16)
+            for out, layer in zip(together(x), layers, strict=True):
+                torch.testing.assert_close(out, layer(x), rtol=1e-5, atol=1e-6)
 
 
 def test_weights_that_cannot_be_packed_are_told(monkeypatch, caplog):
