@@ -146,7 +146,7 @@ def _walk_gated(tower: Tower, cache: PatchCache, x: Tensor, given: Tensor, toler
         k, v = block.heads(k[None]), block.heads(v[None])  # (1, H, n, d)
         old_k, old_v = journal.write(keys, rows, k), journal.write(values, rows, v)
         queries = block.heads(gate.queries[None])  # (1, H, P, d)
-        few = 2 * len(rows) < len(x)
+        few = 3 * len(rows) < len(x)  # beyond that, computing attention anew measured faster
         if few:
             replaced = torch.cat([old_k, k], dim=-2), torch.cat([old_v, v], dim=-2)
             before = block.heads(gate.attended[None]), gate.logsumexp
