@@ -74,6 +74,6 @@ echo
 python -m fvlm_lib.report "$config" || status=1
 python -m fvlm_lib.runs --report papermill_runs
 if [ "$status" = 0 ]; then
-    echo "figures: plots/gap_analysis.png, plots/scaling_laws.png, plots/gap/; findings: results/findings.md"
+    echo "figures: plots/ (gap_analysis.png, scaling_laws.png and one a run); tables and findings.md: results/"
 fi
 exit "$status"
