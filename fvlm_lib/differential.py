@@ -125,7 +125,6 @@ class DifferentialVisionEncoder:
             raise ValueError(f"context_radius is {context_radius}; it must be 0 or more patches")
         if patch_size is not None and grid_size is not None:
             raise ValueError("patch_size and grid_size are both given; one follows from the other")
-        self.model = model_or_tower
         self.vision = _open_vision(model_or_tower, pack_weights)
         self.tracker = ChangeTracker(diff_threshold, metric, reference, image_mean, image_std)
         self.max_changed_patches = max_changed_patches
