@@ -67,6 +67,11 @@ def answer_row(answer: Answer) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
 
 
+def printable(text: str) -> str:
+    """A text on one line, without the control characters that a model may say to a terminal."""
+    return "".join(character if character.isprintable() else "·" for character in " ".join(text.split()))
+
+
 def format_row(row: dict[str, Any]) -> str:
     """One line for the terminal: frame, path, changed patches, reused prefix, ms, text."""
     start = f"{row['sequence']} {row['frame']:4d}"
@@ -75,7 +80,7 @@ def format_row(row: dict[str, Any]) -> str:
     patches = f"{row['changed_patches']}/{row['num_patches']}"
     reused = f"{row['reused_tokens']}/{row['prompt_tokens']}"
     times = " + ".join(f"{row[f'{name}_ms']:.0f}" for name in ("encode", "prefill", "decode"))
-    text = " ".join(row["text"].split())
+    text = printable(row["text"])
     return f"{start}  {row['path']:8} changed {patches:>9}  reused {reused:>9}  {times} ms  {text}"
 
 

@@ -17,7 +17,7 @@ from fvlm_lib.settings import DifferentialSettings, read_settings
 
 GAP_SCHEMA = 1  # of results/gap/*.json
 KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential"}
-DIFFERENTIAL_KEYS = {"sequences", "towers", "settings"}
+DIFFERENTIAL_KEYS = {"sequences", "towers", "vlms", "settings"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
 TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -28,8 +28,9 @@ class Batch:
     """One batch: `checkpoints` id -> folder; `training` id -> what the config adds to its training.json;
     `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
-    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `settings`: what the
-    notebook on changed patches is run with."""
+    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of
+    the notebook that asks that model about every frame; `settings`: what the notebooks on changed patches and on
+    answers are run with."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -39,6 +40,7 @@ class Batch:
     knowledge: str | None = None
     sequences: dict[str, str] = field(default_factory=dict)
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vlms: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: DifferentialSettings = field(default_factory=DifferentialSettings)
 
     @property
@@ -117,7 +119,8 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
         raise ValueError(f"{name}: shards is {shards!r}; it must be a whole number from 1")
     sequences, towers = dict(differential.get("sequences") or {}), dict(differential.get("towers") or {})
-    for other_id in (*sequences, *towers):
+    vlms = dict(differential.get("vlms") or {})
+    for other_id in (*sequences, *towers, *vlms):
         _check_id(name, other_id)
     return Batch(
         checkpoints=checkpoints,
@@ -128,6 +131,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         knowledge=config.get("knowledge"),
         sequences=sequences,
         towers=towers,
+        vlms=vlms,
         settings=_settings(name, differential.get("settings")),
     )
 

@@ -56,6 +56,14 @@ def _row(answer: Answer, full: Answer) -> dict[str, object]:
     }
 
 
+def telling_frames(rows: pd.DataFrame, count: int) -> list[int]:
+    """Up to `count` frames of one sequence that show what there is: the first of each path, then the first ones
+    whose texts differ, then any."""
+    by_path = rows.drop_duplicates("path")["frame"]
+    order = [*by_path, *rows.loc[~rows["same_text"], "frame"], *rows["frame"]]
+    return sorted(list(dict.fromkeys(order))[:count])
+
+
 def summarize_answers(rows: pd.DataFrame) -> pd.DataFrame:
     """Medians with quartiles (_q1, _q3) of a `measure_answers` table, a row a group of frames.
 
