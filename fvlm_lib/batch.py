@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 GAP_SCHEMA = 1  # of results/gap/*.json
-KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential"}
+KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential", "paper"}
 DIFFERENTIAL_KEYS = {"sequences", "towers", "changes"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
 TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
+# The paper's figures and tables, and the list of ids that each is made once for (None: once in all).
+PAPER_FIGURES = {
+    "gap_training": None, "gap_passes": None, "mode_losses": None, "position_losses": None, "scaling_laws": None,
+    "changes": "sequences", "policies": "towers",
+}  # fmt: skip
+PAPER_TABLES = {"gap_table": None, "scaling_fits": None, "policies": "towers"}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+Paper = dict[str, tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Batch:
     `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
     screenshots; `towers` id -> parameters of the differential benchmark on that tower; `changes`: those of
-    the notebook on changed patches."""
+    the notebook on changed patches; `paper`: those of the notebook of the paper's figures."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -38,6 +45,7 @@ class Batch:
     sequences: dict[str, str] = field(default_factory=dict)
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
+    paper: dict[str, Any] = field(default_factory=dict)
 
     def gap_parameters(self, checkpoint_id: str) -> dict[str, Any]:
         """What checkpoint `checkpoint_id` is evaluated with; a result must hold exactly these."""
@@ -59,6 +67,27 @@ class Batch:
             return []
         names = [f"{checkpoint_id}.{k}-of-{self.shards}.parquet" for k in range(1, self.shards + 1)]
         return [f"results/gap/shards/{name}" for name in names]
+
+    def paper_parameters(self) -> dict[str, Any]:
+        """What the notebook of the paper's figures is given: by default all figures and tables that this batch has
+        results for. Raises ValueError for a sequence or tower that is not in the batch."""
+        has = {None: self.checkpoints, "sequences": self.sequences, "towers": self.sequences and self.towers}
+        for key in ("sequences", "towers"):
+            if unknown := [name for name in self.paper.get(key) or [] if name not in getattr(self, key)]:
+                raise ValueError(
+                    f"paper: {key} names {unknown[0]!r}, which is not in this config; it has "
+                    f"{', '.join(getattr(self, key)) or 'none'}"
+                )
+        return {
+            "figures": [name for name, ids in PAPER_FIGURES.items() if has[ids]],
+            "tables": [name for name, ids in PAPER_TABLES.items() if has[ids]],
+            "sequences": list(self.sequences),
+            "towers": list(self.towers),
+            "formats": ["pdf", "png"],
+            "output": "plots/paper",
+            "table_output": "results/paper",
+            **self.paper,
+        }
 
     def weights(self, checkpoint_id: str) -> list[str]:
         """The checkpoint's files that exist; a missing one is for its own run to report, not for the batch."""
@@ -113,11 +142,37 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         sequences=sequences,
         towers=towers,
         changes=dict(differential.get("changes") or {}),
+        paper=dict(config.get("paper") or {}),
     )
 
 
-def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A gap result, checked: of GAP_SCHEMA, and made with exactly these parameters.
+def paper_names(known: Mapping[str, str | None], wanted: Iterable[str], ids: Mapping[str, Sequence[str]]) -> Paper:
+    """The file names (without suffix) of figures or tables: name -> (which of `known`, the id it is of or None).
+
+    known: PAPER_FIGURES or PAPER_TABLES. ids: the lists of `sequences` and `towers`. Raises ValueError for a name
+    that is not known.
+    """
+    names: Paper = {}
+    for kind in wanted:
+        if kind not in known:
+            raise ValueError(f"there is no figure or table {kind!r} for the paper; known are {', '.join(known)}")
+        which = known[kind]
+        names |= {f"{kind}_{id}": (kind, id) for id in ids[which]} if which else {kind: (kind, None)}
+    return names
+
+
+def paper_files(parameters: Mapping[str, Any]) -> list[str]:
+    """All files that the notebook of the paper's figures writes, given its parameters."""
+    figures = paper_names(PAPER_FIGURES, parameters["figures"], parameters)
+    tables = paper_names(PAPER_TABLES, parameters["tables"], parameters)
+    return [
+        *(f"{parameters['output']}/{name}.{suffix}" for name in figures for suffix in (*parameters["formats"], "json")),
+        *(f"{parameters['table_output']}/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
+    ]
+
+
+def read_gap_result(path: str | Path, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A gap result, checked: of GAP_SCHEMA, and made with exactly these parameters (None: with any).
 
     Raises ValueError, or FileNotFoundError, naming the file and what makes it anew.
     """
@@ -133,6 +188,8 @@ def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str
             f"{path} has schema {result.get('schema')}, this version reads {GAP_SCHEMA}; remove it and run "
             "`bash run.sh`"
         )
+    if parameters is None:
+        return result
     for key in sorted(set(parameters) | set(result["parameters"])):
         made, wanted = result["parameters"].get(key), parameters.get(key)
         if made != wanted:
