@@ -219,10 +219,11 @@ def latex_table(readable: pd.DataFrame, facts: Facts) -> str:
     shown = readable.fillna("").astype(str)
     styler = shown.style.format(_latex_cell, escape="latex").format_index(_latex_numbers, escape="latex", axis=1)
     long = [column for column in shown if shown[column].str.split(" [", regex=False).str[0].str.len().max() > 24]
-    columns = "".join("p{2.6cm}" if column in long else "l" for column in shown)
+    columns = "".join("p{2.4cm}" if column in long else "l" for column in shown)
     tabular = styler.hide(axis="index").to_latex(hrules=True, column_format=columns)
     comment = "".join(f"% {line}\n" for line in caption_of(facts).splitlines())
-    return f"{comment}{tabular}"
+    tabular = tabular.replace(" \\\\\n", " \\\\ \\addlinespace[1pt]\n")
+    return f"{comment}{{\\setlength{{\\tabcolsep}}{{4pt}}%\n{tabular.strip()}}}%\n"
 
 
 def _latex_numbers(text: str) -> str:
