@@ -25,7 +25,7 @@ PAPER_FIGURES = {
 }  # fmt: skip
 PAPER_TABLES = {"gap_table": None, "scaling_fits": None, "policies": "towers"}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-Paper = dict[str, tuple[str, str | None]]
+PaperNames = dict[str, tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,22 @@ class Batch:
         """What the notebook of the paper's figures is given: by default all figures and tables that this batch has
         results for. Raises ValueError for a sequence or tower that is not in the batch."""
         has = {None: self.checkpoints, "sequences": self.sequences, "towers": self.sequences and self.towers}
-        for key in ("sequences", "towers"):
-            if unknown := [name for name in self.paper.get(key) or [] if name not in getattr(self, key)]:
+        for key, known in (("sequences", self.sequences), ("towers", self.towers), ("recordings", self.sequences)):
+            if unknown := [name for name in self.paper.get(key) or [] if name not in known]:
                 raise ValueError(
-                    f"paper: {key} names {unknown[0]!r}, which is not in this config; it has "
-                    f"{', '.join(getattr(self, key)) or 'none'}"
+                    f"paper: {key} names {unknown[0]!r}, which is not in this config; "
+                    f"it has {', '.join(known) or 'none'}"
                 )
         return {
             "figures": [name for name, ids in PAPER_FIGURES.items() if has[ids]],
             "tables": [name for name, ids in PAPER_TABLES.items() if has[ids]],
             "sequences": list(self.sequences),
             "towers": list(self.towers),
+            "recordings": list(self.sequences),
             "formats": ["pdf", "png"],
             "output": "plots/paper",
             "table_output": "results/paper",
-            **self.paper,
+            **{name: value for name, value in self.paper.items() if value is not None},
         }
 
     def weights(self, checkpoint_id: str) -> list[str]:
@@ -146,13 +147,13 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     )
 
 
-def paper_names(known: Mapping[str, str | None], wanted: Iterable[str], ids: Mapping[str, Sequence[str]]) -> Paper:
+def paper_names(known: Mapping[str, str | None], wanted: Iterable[str], ids: Mapping[str, Sequence[str]]) -> PaperNames:
     """The file names (without suffix) of figures or tables: name -> (which of `known`, the id it is of or None).
 
     known: PAPER_FIGURES or PAPER_TABLES. ids: the lists of `sequences` and `towers`. Raises ValueError for a name
     that is not known.
     """
-    names: Paper = {}
+    names: PaperNames = {}
     for kind in wanted:
         if kind not in known:
             raise ValueError(f"there is no figure or table {kind!r} for the paper; known are {', '.join(known)}")

@@ -111,7 +111,7 @@ def label_panels(axes: Sequence[Axes], names: Sequence[str]) -> dict[str, str]:
         return {}
     letters = [chr(ord("a") + i) for i in range(len(axes))]
     for ax, letter, name in zip(axes, letters, names, strict=True):
-        ax.set_title(f"({letter}) {name}", loc="left")
+        ax.set_title(f"({letter}) {name}".strip(), loc="left")
     return dict(zip(letters, names, strict=True))
 
 
@@ -205,7 +205,7 @@ def caption_of(facts: Facts) -> str:
     """The facts in one paragraph."""
     panels = " ".join(f"({letter}) {name}." for letter, name in facts.panels.items())
     counts = ", ".join(f"{count} {what}" for what, count in facts.n.items())
-    seeds = ", ".join(f"{what} {seed}" for what, seed in facts.seeds.items())
+    seeds = ", ".join(f"{what} {seed}" for what, seed in facts.seeds.items() if seed is not None)
     parts = [facts.caption, panels, f"n: {counts}.", f"Seeds: {seeds}." if seeds else "", facts.interval]
     return " ".join(filter(None, parts))
 

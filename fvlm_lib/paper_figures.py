@@ -34,13 +34,15 @@ LOSSES = {"loss_training_fine": "training loss", "loss_inference_fine": "inferen
 @dataclass(frozen=True)
 class Selection:
     """Which results are shown. results: the folder. None is all: runs of the gap table; checkpoints, for figures of
-    single ones, the last of each run; sequences of results/changes; towers of results/differential."""
+    single ones, the last of each run; sequences of results/changes, a figure each; towers of results/differential, a
+    figure and a table each; recordings that their policies are compared on."""
 
     results: Path = Path("results")
     runs: Sequence[str] | None = None
     checkpoints: Sequence[str] | None = None
     sequences: Sequence[str] | None = None
     towers: Sequence[str] | None = None
+    recordings: Sequence[str] | None = None
 
 
 # ---- reading -----------------------------------------------------------------------------------------
@@ -60,7 +62,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _chosen(wanted: Sequence[str] | None, known: Sequence[str], what: str, where: Path) -> list[str]:
+def _chosen(wanted: Sequence[str] | None, known: Sequence[str], what: str, where: Path | str) -> list[str]:
     """The wanted names, or all; ValueError for one that is not known, or if there is none."""
     if unknown := [name for name in wanted or [] if name not in known]:
         raise ValueError(f"there is no {what} {unknown[0]!r} in {where}; known are {', '.join(known) or 'none'}")
@@ -109,11 +111,11 @@ def _single_checkpoints(selection: Selection) -> pd.DataFrame:
 
 
 def read_policies(selection: Selection, tower: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The benchmark's rows of all recordings on one tower, and the files that they are from."""
+    """The benchmark's rows of the selected recordings on one tower, and the files that they are from."""
     folder = selection.results / "differential"
-    paths = sorted(folder.glob(f"*--{tower}.parquet"))
-    if not paths:
-        raise ValueError(f"there is no result of tower {tower!r} in {folder}; {MAKE}")
+    known = sorted(path.stem.rpartition("--")[0] for path in folder.glob(f"*--{tower}.parquet"))
+    recordings = _chosen(selection.recordings, known, "recording", f"{folder} of tower {tower}")
+    paths = [folder / f"{name}--{tower}.parquet" for name in recordings]
     needed = ["sequence", "tower", "policy", "frame", "path", "ms", "ms_full", "error_mean", "error_max", "drift"]
     tables = [_check_columns(pd.read_parquet(path), path, needed) for path in paths]
     return pd.concat(tables, ignore_index=True), tuple(map(str, paths))
@@ -221,9 +223,7 @@ def mode_losses(selection: Selection, width: float) -> tuple[Figure, Facts]:
         plots.plot_mode_losses(ax, gaps[name]["losses"], log=True)
     _label_outer(axes)
     panels = label_panels(axes, list(rows["label"]))
-    return figure, _gap_facts(
-        selection, rows, "Loss by forward mode of " + _steps(rows), SAMPLES_INTERVAL, panels=panels
-    )
+    return figure, _gap_facts(selection, rows, "Loss by forward mode of " + _steps(rows), panels=panels)
 
 
 def position_losses(selection: Selection, width: float) -> tuple[Figure, Facts]:
@@ -261,12 +261,13 @@ def scaling_laws(selection: Selection, width: float) -> tuple[Figure, Facts]:
     figure, axes = _panels(width, 4)
     drawn = []
     places = [(x, loss) for x in plots.AXES for loss in LOSSES]
-    low, high = table[list(LOSSES)].min().min(), table[list(LOSSES)].max().max()
+    low = table[[f"{loss}_low" for loss in LOSSES]].min().min()
+    high = table[[f"{loss}_high" for loss in LOSSES]].max().max()
     for ax, (x, loss) in zip(axes, places, strict=True):
         shown = drawn_fits(fits.get(f"{loss} by {x}", []))
         plots.plot_loss_scaling(ax, table, x, loss, shown)
         ax.set_ylabel(f"{LOSSES[loss]},\nnats a token")
-        ax.set_ylim(low / 2, high * 2)
+        ax.set_ylim(low / 1.5, high * 1.5)  # the same in all panels
         drawn += [f"{LOSSES[loss]} of {fit.group} by {plots.AXES[x]}, R² {fit.r2:.2f}" for fit in shown]
     letters = label_panels(axes, [""] * 4)
     legend_below(figure, axes)

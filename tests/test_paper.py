@@ -162,6 +162,9 @@ def test_figures_show_the_numbers_of_the_results(results):
     assert shown == [loss["value"] for loss in late["losses"].values()]
     _, facts = figures["policies_demo"]
     assert facts.n == {"recordings": 2, "frames": 6}
+    _, facts = drawn(results, figures=["policies"], recordings=["dialog"])["policies_demo"]
+    assert facts.n == {"recordings": 1, "frames": 3}
+    assert facts.interval == "No intervals: one recording."
 
 
 # ---- files -------------------------------------------------------------------------------------------
@@ -288,6 +291,7 @@ def test_no_results_yet_says_what_makes_them(tmp_path):
         (["gap_training"], {"runs": ["L"]}, r"no run 'L' in .*; known are S-S, S-S-multi"),
         (["changes"], {"sequences": ["idle"]}, r"no sequence 'idle' in .*; known are dialog, jupyter"),
         (["policies"], {"towers": ["clip"]}, r"no tower 'clip' in .*; known are demo"),
+        (["policies"], {"recordings": ["idle"]}, r"no recording 'idle' in .* of tower demo; known are dialog, jupyter"),
         (["gaps"], {}, r"no figure or table 'gaps' for the paper; known are gap_training,"),
     ],
 )
