@@ -124,6 +124,13 @@ def test_a_batch_writes_all_that_is_promised(done):
         assert len(pd.read_csv(done / "results" / name / "points.csv")) == 2
     for name in ("gap_analysis.png", "gap_analysis.pdf", "scaling_laws.png", "scaling_laws.pdf", "gap/late.png"):
         assert (done / "plots" / name).stat().st_size > 1000
+    for name in ("gap_training", "gap_passes", "mode_losses", "position_losses", "scaling_laws"):
+        facts = json.loads((done / "plots" / "paper" / f"{name}.json").read_text())
+        assert all((done / "plots" / "paper" / file).stat().st_size > 1000 for file in facts["files"])
+        assert facts["n"]["evaluation samples"] == 8
+        assert facts["sources"][0] == "results/gap_table.csv"
+    for name in ("gap_table", "scaling_fits"):
+        assert "\\toprule" in (done / "results" / "paper" / f"{name}.tex").read_text()
     table = pd.read_csv(done / "results" / "gap_table.csv")
     assert table["id"].tolist() == ["early", "late"]
     result = json.loads((done / gap_file("late")).read_text())
