@@ -123,7 +123,7 @@ PATHS = {
     "partial": _PALETTE[2],
     "full": _PALETTE[3],
     "skipped": _PALETTE[8],
-    "fallback": (0.0, 0.0, 0.0),
+    "fallback": (0.2, 0.2, 0.2),
 }
 
 
