@@ -47,6 +47,7 @@ from fvlm_lib.layouts import (
     CheckpointError,
     clean_state_dict,
     read_config,
+    stored_name,
 )
 from fvlm_lib.modeling_fvlm import FoveatedVLM
 
@@ -200,7 +201,7 @@ def _from_pretrained(
 ) -> FoveatedVLM:
     """The model of `config`, with `weights` or, for None, those in the folder `path`.
 
-    transformers renames here what it calls otherwise than its version 4 did, the vision tower's attention.
+    transformers renames here what it calls otherwise than its version 4 did: see `stored_name`.
     """
     try:
         with _quiet_transformers():
@@ -216,11 +217,22 @@ def _from_pretrained(
         model, info = loaded
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({_first_line(error)})") from error
-    problems = {kind.removesuffix("_keys"): sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    if problems:
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items())
-        raise CheckpointError(f"{path}: the weights do not fit the config ({listed})")
+    if problems := _problems(info):
+        raise CheckpointError(f"{path}: the weights do not fit the config ({problems})")
     return model
+
+
+def _problems(info: dict[str, Any]) -> str:
+    """The keys that did not fit, by the names they have in files; "" where all did."""
+    parts = []
+    for kind, keys in info.items():
+        if kind == "mismatched_keys":
+            names = [f"{stored_name(key)} is {[*found]}, not {[*wanted]}" for key, found, wanted in sorted(keys)]
+        else:
+            names = [stored_name(str(key)) for key in sorted(keys)]
+        if names:
+            parts.append(f"{kind.removesuffix('_keys')}: {', '.join(names)}")
+    return "; ".join(parts)
 
 
 @contextlib.contextmanager
