@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import pickle
@@ -315,14 +316,14 @@ def _read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
     if text.endswith(".gguf"):
         if not Path(text).is_file():
             raise CheckpointError(f"there is no GGUF file {text}")
+        if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+            raise CheckpointError(
+                f"to read {text}, {' and '.join(missing)} must be installed: pip install -r requirements-gguf.txt"
+            )
         source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
     try:
         llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-    except ImportError as error:
-        raise CheckpointError(
-            f"{text} needs packages that are not installed ({_first_line(error)}); pip install -r requirements-gguf.txt"
-        ) from error
     except Exception as error:  # transformers, tokenizers and gguf raise many kinds
         raise CheckpointError(f"{text} is no language model with a tokenizer ({_first_line(error)})") from error
     for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights

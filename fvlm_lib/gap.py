@@ -386,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Measure the train/inference gap of one foveated checkpoint.",
         epilog="example: python -m fvlm_lib.gap --checkpoint checkpoints/demo/S-S/step_3000 --output gap.json",
     )
-    parser.add_argument("--checkpoint", required=True, help="folder with config.json and model.safetensors")
+    parser.add_argument("--checkpoint", required=True, help="folder, state dict file or hub id")
     parser.add_argument(
         "--output", required=True, type=Path, help="JSON to write; the per-sample .parquet goes beside it"
     )
