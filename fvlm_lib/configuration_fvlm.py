@@ -19,9 +19,18 @@ class FoveatedVLMConfig(PreTrainedConfig):
     text_config: the config of any causal language model of transformers (or its dict with `model_type`).
     query_dim: width of the queries; None takes the vision tower's width.
     visual_norm: "token" divides each visual token by its own root mean square, then multiplies by
-        `visual_scale`; "scale" only multiplies by `visual_scale`. Neither mixes frames or samples.
+        `visual_scale`; "scale" only multiplies by `visual_scale`. Neither mixes frames or samples. "legacy"
+        divides by one standard deviation of everything that is normalised together: all samples, frames and
+        channels in the parallel passes, all samples and channels of the one frame when watching
+        autoregressively. It is there to reproduce the numbers of checkpoints trained that way: a sample's
+        loss then depends on its batch-mates, and a gap contains the difference of the two normalisations.
     visual_scale: see visual_norm.
     deep_query: True walks the query through every ViT layer; False through the last one alone.
+    mode_tokens: the language model is told by learnt tokens what it reads. Queries of the parallel passes
+        come from [no_text, coarse or fine, z...], those of the autoregressive mode from [fine, z...];
+        captions follow [coarse or fine, z..., video_end].
+    image_size, image_mean, image_std: the frames that the model wants, height and width in pixels (None: the
+        vision tower's) and what pixels in [0, 1] are normalised with (default: to [-1, 1]).
 
     Raises ValueError for an unknown visual_norm, a scale that is not positive, dropout in the vision tower
     (the opened walk has none), or a language model that transforms its logits after the head.
@@ -36,18 +45,24 @@ class FoveatedVLMConfig(PreTrainedConfig):
     vision_config: Any = None  # a dict until __post_init__, then a config
     text_config: Any = None
     query_dim: Any = None  # int | None until __post_init__, then an int
-    visual_norm: Literal["token", "scale"] = "token"
+    visual_norm: Literal["token", "scale", "legacy"] = "token"
     visual_scale: float = 1.0
     deep_query: bool = True
+    mode_tokens: bool = False
+    image_size: Any = None  # int | None until __post_init__, then an int
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.query_dim is None:
             self.query_dim = self.vision_config.hidden_size
+        if self.image_size is None:
+            self.image_size = self.vision_config.image_size
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        if self.visual_norm not in ("token", "scale"):
-            raise ValueError(f"visual_norm is {self.visual_norm!r}; it must be 'token' or 'scale'")
+        if self.visual_norm not in ("token", "scale", "legacy"):
+            raise ValueError(f"visual_norm is {self.visual_norm!r}; it must be 'token', 'scale' or 'legacy'")
         if not self.visual_scale > 0:
             raise ValueError(f"visual_scale is {self.visual_scale}; it must be a positive number")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):

@@ -107,8 +107,7 @@ def _score_batch(
 ) -> pd.DataFrame:
     patch_cache = model.encode_frames(batch["pixel_values"], batch["frame_mask"])
     inputs: dict[str, Any] = {**batch, "pixel_values": None, "patch_cache": patch_cache}
-    coarse, *fine = model.forward_passes(**inputs, num_fine=max(num_fine))
-    autoregressive = model.forward_autoregressive(**inputs)
+    coarse, *fine, autoregressive = model.forward_modes(**inputs, num_fine=max(num_fine))
     outputs: dict[str, FoveatedVLMOutput] = {"coarse": coarse}
     outputs |= {f"fine_{k}": fine[k - 1] for k in num_fine}
     outputs["autoregressive"] = autoregressive
@@ -387,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Measure the train/inference gap of one foveated checkpoint.",
         epilog="example: python -m fvlm_lib.gap --checkpoint checkpoints/demo/S-S/step_3000 --output gap.json",
     )
-    parser.add_argument("--checkpoint", required=True, help="folder with config.json and model.safetensors")
+    parser.add_argument("--checkpoint", required=True, help="folder, state dict file or hub id")
     parser.add_argument(
         "--output", required=True, type=Path, help="JSON to write; the per-sample .parquet goes beside it"
     )

@@ -13,8 +13,9 @@ through the ViT over frame t's keys and values:
   fine passes the first K frames are exact.
 * autoregressive (inference): q_0 = q_init, z_t = look(t, q_t), q_{t+1} = llm_to_query(h_t), in turn.
 
-The caption follows the visual tokens; the last visual token predicts the caption's first token.
-Shapes: B samples, T frames, L text tokens, D the language model's width.
+The caption follows the visual tokens; the last visual token predicts the caption's first token. With
+`mode_tokens`, as older checkpoints have them, the language model reads them around the visual tokens: see
+`FoveatedVLMConfig`. Shapes: B samples, T frames, L text tokens, D the language model's width.
 """
 
 from __future__ import annotations
@@ -94,6 +95,11 @@ class FoveatedVLM(PreTrainedModel):
         self.llm_to_query = nn.Linear(text_width, config.query_dim)
         self.q_static = nn.Parameter(torch.empty(1, config.query_dim))
         self.q_init = nn.Parameter(torch.empty(1, config.query_dim))
+        if config.mode_tokens:
+            self.coarse_token = nn.Parameter(torch.empty(1, 1, text_width))
+            self.fine_token = nn.Parameter(torch.empty(1, 1, text_width))
+            self.no_text_token = nn.Parameter(torch.empty(1, 1, text_width))
+            self.video_end_token = nn.Parameter(torch.empty(1, 1, text_width))
         self.post_init()
 
     @torch.no_grad()
@@ -103,6 +109,9 @@ class FoveatedVLM(PreTrainedModel):
             # std 1: a smaller query drowns in the first layer's norm and gets no gradient
             init.normal_(self.q_static, mean=0.0, std=1.0)
             init.normal_(self.q_init, mean=0.0, std=1.0)
+            if self.config.mode_tokens:
+                for token in (self.coarse_token, self.fine_token, self.no_text_token, self.video_end_token):
+                    init.normal_(token, mean=0.0, std=self.config.visual_scale)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()
@@ -123,17 +132,33 @@ class FoveatedVLM(PreTrainedModel):
         pixel_values = pixel_values.masked_fill(~frame_mask[..., None, None, None], 0.0)
         return encode(open_tower(self.encoder.dino), pixel_values, None if self.config.deep_query else 1)
 
-    def look(self, patch_cache: PatchCache, queries: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def look(
+        self,
+        patch_cache: PatchCache,
+        queries: Tensor,
+        frame_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Visual tokens (..., D) that `queries` (..., query_dim) take from the frames of `patch_cache`.
 
-        Also returns the queries' attention (..., heads, tokens of a frame), per ViT layer.
+        With one dimension more than the cache's leading ones, several queries look at each frame. Tokens are
+        zero where frame_mask, which broadcasts to (...), is False. Also returns the queries' attention (...,
+        heads, tokens of a frame) per ViT layer, () without `output_attentions`.
         """
         embedded = self.encoder.query_input_proj(queries)
-        seen, attentions = look(open_tower(self.encoder.dino), patch_cache, embedded)
+        seen, attentions = look(open_tower(self.encoder.dino), patch_cache, embedded, output_attentions)
         z = self.dino_to_llm(self.encoder.output_proj(seen))
         if self.config.visual_norm == "token":
             z = z * torch.rsqrt(z.pow(2).mean(dim=-1, keepdim=True) + torch.finfo(z.dtype).tiny)
-        return z * self.config.visual_scale, attentions
+        elif self.config.visual_norm == "legacy":
+            # one number for whatever this call holds, the unbiased std and the 1e-6 as published; absent
+            # frames, which the published code did not have, do not count
+            held = z if frame_mask is None else z[frame_mask]
+            z = z / (held.std() + 1e-6)
+        z = z * self.config.visual_scale
+        if frame_mask is not None:
+            z = z.masked_fill(~frame_mask[..., None], 0.0)
+        return z, attentions
 
     def _run_llm(self, embeds: Tensor, mask: Tensor | None, past: DynamicCache | None = None) -> Tensor:
         """Last hidden states (B, N, D) of N new positions behind those in `past`; mask over all of them."""
@@ -149,13 +174,31 @@ class FoveatedVLM(PreTrainedModel):
             use_cache=past is not None,
         ).last_hidden_state
 
+    def _read_frames(self, z: Tensor, frame_mask: Tensor, fine: bool) -> Tensor:
+        """Hidden states (B, T, D) of a parallel pass over visual tokens z (B, T, D), for the next queries."""
+        embeds = z
+        if self.config.mode_tokens:
+            mode = self.fine_token if fine else self.coarse_token
+            before = torch.cat([self.no_text_token, mode], dim=1)  # (1, 2, D)
+            embeds = torch.cat([before.expand(z.shape[0], -1, -1), z], dim=1)
+        padding = _padding(frame_mask, before=embeds.shape[1] - z.shape[1])
+        return self._run_llm(embeds, padding)[:, -z.shape[1] :]
+
+    def _before_caption(self, z: Tensor, fine: bool) -> Tensor:
+        """What precedes a caption: visual tokens z (B, T, D), or [coarse or fine, z, video_end]."""
+        if not self.config.mode_tokens:
+            return z
+        mode = self.fine_token if fine else self.coarse_token
+        batch = z.shape[0]
+        return torch.cat([mode.expand(batch, -1, -1), z, self.video_end_token.expand(batch, -1, -1)], dim=1)
+
     def _next_queries(self, hidden: Tensor) -> Tensor:
         """Queries (B, T, query_dim) of the next pass from the hidden states (B, T, D) of this one."""
         first = self.q_init.expand(hidden.shape[0], 1, -1)
         return torch.cat([first, self.llm_to_query(hidden[:, :-1])], dim=1)
 
     def _output(self, hidden: Tensor, text: _Text, **fields: Any) -> FoveatedVLMOutput:
-        """Score the caption from the hidden states (B, T + L, D) of visual and text positions."""
+        """Score the caption from the hidden states (B, N, D) of all positions, the L text ones last."""
         index = text.predictors[..., None].expand(-1, -1, hidden.shape[-1])
         logits = self.llm.get_output_embeddings()(hidden.gather(1, index))  # (B, L, vocabulary)
         nll, num_tokens = sample_nll(logits, text.labels)
@@ -227,21 +270,19 @@ class FoveatedVLM(PreTrainedModel):
         """The coarse pass and each of `num_fine` fine passes, as they are computed, sharing all work.
 
         Arguments as in `forward_captioning`. One run of the language model a pass both scores its caption
-        and gives the next pass its queries. With `score_last_only`, only the last pass is yielded, and
-        the passes before it run over the visual tokens alone.
+        and gives the next pass its queries (two runs with `mode_tokens`). With `score_last_only`, only the
+        last pass is yielded, and the passes before it run over the visual tokens alone.
         """
         patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
-        text = _Text(input_ids, attention_mask, labels, frame_mask)
-        num_frames = frame_mask.shape[1]
+        text = _Text(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
         queries = self.q_static.expand(*frame_mask.shape, -1)  # (B, T, query_dim)
         for number in range(num_fine + 1):
-            z, attentions = self.look(patch_cache, queries)  # (B, T, D)
-            z = z.masked_fill(~frame_mask[..., None], 0.0)
-            if number < num_fine and score_last_only:
-                hidden = self._run_llm(z, text.frame_padding)
-            else:
-                embeds = torch.cat([z, self.get_input_embeddings()(text.input_ids).to(z.dtype)], dim=1)
-                hidden = self._run_llm(embeds, text.padding)  # (B, T + L, D)
+            z, attentions = self.look(patch_cache, queries, frame_mask, output_attentions)  # (B, T, D)
+            last, fine = number == num_fine, number > 0
+            if last or not score_last_only:
+                before = self._before_caption(z, fine)
+                embeds = torch.cat([before, self.get_input_embeddings()(text.input_ids).to(z.dtype)], dim=1)
+                hidden = self._run_llm(embeds, text.padding)  # (B, N, D)
                 yield self._output(
                     hidden,
                     text,
@@ -249,8 +290,11 @@ class FoveatedVLM(PreTrainedModel):
                     visual_tokens=z,
                     attentions=attentions if output_attentions else None,
                 )
-            if number < num_fine:
-                queries = self._next_queries(hidden[:, :num_frames])
+            if not last:
+                # without mode tokens the run that scored has read the same frames after the same nothing
+                shared = not (score_last_only or self.config.mode_tokens)
+                read = hidden[:, : z.shape[1]] if shared else self._read_frames(z, frame_mask, fine)
+                queries = self._next_queries(read)
 
     def forward_autoregressive(
         self,
@@ -267,18 +311,60 @@ class FoveatedVLM(PreTrainedModel):
         Arguments as in `forward_captioning`.
         """
         patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
-        text = _Text(input_ids, attention_mask, labels, frame_mask)
+        text = _Text(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
+        return self._score_watching(patch_cache, frame_mask, text, None, output_attentions)[0]
+
+    def forward_modes(
+        self,
+        pixel_values: Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        num_fine: int = 1,
+        patch_cache: PatchCache | None = None,
+    ) -> list[FoveatedVLMOutput]:
+        """What `forward_passes` yields and `forward_autoregressive` returns, in this order, in less time.
+
+        Arguments as in `forward_captioning`. All modes watch side by side, frame by frame: at frame t a fine
+        pass needs the pass before it up to frame t - 1, no more. So all weights are read once for all modes.
+        With mode tokens or the legacy norm, whose passes are not causal like that, the modes run in turn.
+        """
+        patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
+        if self.config.mode_tokens or self.config.visual_norm == "legacy":
+            given = (None, input_ids, attention_mask, labels, frame_mask)
+            passes = self.forward_passes(*given, num_fine=num_fine, patch_cache=patch_cache)
+            return [*passes, self.forward_autoregressive(*given, patch_cache=patch_cache)]
+        text = _Text(input_ids, attention_mask, labels, frame_mask, mode_tokens=False)
+        return self._score_watching(patch_cache, frame_mask, text, num_fine)
+
+    def _score_watching(
+        self,
+        patch_cache: PatchCache,
+        frame_mask: Tensor,
+        text: _Text,
+        num_fine: int | None,
+        output_attentions: bool = False,
+    ) -> list[FoveatedVLMOutput]:
+        """Score captions behind what `_watch` saw, for each of its M modes."""
         past = DynamicCache(config=self.llm.config)
-        seen = self._watch(patch_cache, frame_mask, text.frame_padding, past)
-        embeds = self.get_input_embeddings()(text.input_ids).to(seen.hidden.dtype)
-        hidden = torch.cat([seen.hidden, self._run_llm(embeds, text.padding, past)], dim=1)  # (B, T + L, D)
-        return self._output(
-            hidden,
-            text,
-            queries=seen.queries,
-            visual_tokens=seen.visual_tokens,
-            attentions=seen.attentions if output_attentions else None,
-        )
+        seen = self._watch(patch_cache, frame_mask, past, num_fine, output_attentions)
+        modes = seen.queries.shape[1]
+        before = self._before_caption(seen.visual_tokens.flatten(0, 1), fine=True)
+        embeds = self.get_input_embeddings()(text.input_ids).to(before.dtype).repeat_interleave(modes, dim=0)
+        embeds = torch.cat([before[:, len(seen.hidden) :], embeds], dim=1)  # the last frame's is not yet read
+        padding = None if text.padding is None else text.padding.repeat_interleave(modes, dim=0)
+        hidden = torch.cat([*seen.hidden, self._run_llm(embeds, padding, past)], dim=1)  # (B * M, N, D)
+        return [
+            self._output(
+                hidden[mode::modes],
+                text,
+                queries=seen.queries[:, mode],
+                visual_tokens=seen.visual_tokens[:, mode],
+                attentions=tuple(layer[:, mode] for layer in seen.attentions) if output_attentions else None,
+            )
+            for mode in range(modes)
+        ]
 
     @torch.no_grad()
     def generate(
@@ -297,9 +383,9 @@ class FoveatedVLM(PreTrainedModel):
         (max_new_tokens, do_sample, num_beams, ...). Returns the generated token ids (B, new tokens).
         """
         patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
-        padding = None if frame_mask.all() else frame_mask
-        seen = self._watch(patch_cache, frame_mask, padding, DynamicCache(config=self.llm.config))
-        embeds, mask = seen.visual_tokens, frame_mask
+        seen = self._watch(patch_cache, frame_mask, DynamicCache(config=self.llm.config))
+        embeds = self._before_caption(seen.visual_tokens[:, 0], fine=True)
+        mask = _framed(frame_mask, self.config.mode_tokens)
         if input_ids is not None:
             prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             embeds = torch.cat([embeds, self.get_input_embeddings()(input_ids).to(embeds.dtype)], dim=1)
@@ -318,49 +404,80 @@ class FoveatedVLM(PreTrainedModel):
             patch_cache = self.encode_frames(pixel_values, frame_mask)
         return patch_cache, _checked_frame_mask(patch_cache.keys[0], frame_mask)
 
+    def _begin(self, batch_size: int, past: DynamicCache) -> list[Tensor]:
+        """Read into `past` what precedes the first frame: the fine token, if any. Its hidden state (B, 1, D)."""
+        if not self.config.mode_tokens:
+            return []
+        return [self._run_llm(self.fine_token.expand(batch_size, -1, -1), None, past)]
+
     def _watch(
-        self, patch_cache: PatchCache, frame_mask: Tensor, frame_padding: Tensor | None, past: DynamicCache
+        self,
+        patch_cache: PatchCache,
+        frame_mask: Tensor,
+        past: DynamicCache,
+        num_fine: int | None = None,
+        output_attentions: bool = False,
     ) -> _Watched:
-        """Watch autoregressively, filling `past` with one position a frame."""
-        query = self.q_init.expand(frame_mask.shape[0], -1)  # (B, query_dim)
-        queries, tokens, hidden, attentions = [], [], [], []
-        for t in range(frame_mask.shape[1]):
-            z, attention = self.look(patch_cache.frame(t), query)  # (B, D)
-            z = z.masked_fill(~frame_mask[:, t, None], 0.0)
-            mask = None if frame_padding is None else frame_padding[:, : t + 1]
-            h = self._run_llm(z[:, None], mask, past)  # (B, 1, D)
+        """Watch frame by frame, filling `past` with one position a frame, behind `_begin`.
+
+        Autoregressively (M = 1), or with `num_fine` in M = num_fine + 2 modes side by side: coarse, each fine
+        pass, autoregressive. Rows of `past` are samples, then modes. The last frame's token is left to be read
+        with what follows it, since no query comes of it.
+        """
+        (batch, num_frames), modes = frame_mask.shape, 1 if num_fine is None else num_fine + 2
+        static = self.q_static.expand(batch, 1, -1)
+        query = self.q_init.expand(batch, modes, -1)  # (B, M, query_dim)
+        if modes > 1:
+            query = torch.cat([static, query[:, 1:]], dim=1)
+        hidden = self._begin(batch * modes, past)
+        padding = _padding(frame_mask, before=len(hidden))
+        if padding is not None:
+            padding = padding.repeat_interleave(modes, dim=0)
+        queries, tokens, attentions = [], [], []
+        for t in range(num_frames):
+            z, attention = self.look(patch_cache.frame(t), query, frame_mask[:, t, None], output_attentions)
             queries.append(query)
-            tokens.append(z)
-            hidden.append(h)
+            tokens.append(z)  # (B, M, D)
             attentions.append(attention)
-            query = self.llm_to_query(h[:, 0])
+            if t + 1 < num_frames:
+                mask = None if padding is None else padding[:, : len(hidden) + 1]
+                hidden.append(self._run_llm(z.flatten(0, 1)[:, None], mask, past))  # (B * M, 1, D)
+                query = self.llm_to_query(hidden[-1]).reshape(batch, modes, -1)
+                if modes > 1:  # coarse keeps its query, a fine pass takes the one of the pass before it
+                    query = torch.cat([static, query[:, :-2], query[:, -1:]], dim=1)
         return _Watched(
-            queries=torch.stack(queries, dim=1),
-            visual_tokens=torch.stack(tokens, dim=1),
-            hidden=torch.cat(hidden, dim=1),
-            attentions=tuple(torch.stack(layer, dim=1) for layer in zip(*attentions, strict=True)),
+            queries=torch.stack(queries, dim=2),
+            visual_tokens=torch.stack(tokens, dim=2),
+            hidden=hidden,
+            attentions=tuple(torch.stack(layer, dim=2) for layer in zip(*attentions, strict=True)),
         )
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """What watching autoregressively leaves: (B, T, ·) each, attentions per ViT layer."""
+    """What watching leaves: (B, M, T, ·) each, attentions per ViT layer; `hidden` (B * M, 1, D) of each position
+    that was read."""
 
     queries: Tensor
     visual_tokens: Tensor
-    hidden: Tensor
+    hidden: list[Tensor]
     attentions: tuple[Tensor, ...]
 
 
 class _Text:
     """The caption's side of a batch: ids, labels, masks, and which position predicts each text token.
 
-    `padding` (B, T + L) and `frame_padding` (B, T) are None where nothing is padded, since the language
-    model then takes a faster path.
+    `padding` (B, N) of all positions is None where nothing is padded, since the language model then takes a
+    faster path.
     """
 
     def __init__(
-        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, frame_mask: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        frame_mask: Tensor,
+        mode_tokens: bool,
     ) -> None:
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, length >= 1)")
@@ -372,16 +489,24 @@ class _Text:
             labels = input_ids.masked_fill(~text_mask, IGNORED_LABEL)
         elif ((labels != IGNORED_LABEL) & ~text_mask).any():
             raise ValueError("labels scores a position where attention_mask is 0; set it to -100 there")
-        mask = torch.cat([frame_mask, text_mask], dim=1)
+        mask = torch.cat([_framed(frame_mask, mode_tokens), text_mask], dim=1)  # (B, N)
         self.input_ids = input_ids
         self.labels = labels
-        self.frame_padding = None if frame_mask.all() else frame_mask
         self.padding = None if mask.all() else mask
         # a text token is predicted by the last position before it that is not padding
         places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         last_seen = places.masked_fill(~mask, -1).cummax(dim=1).values
-        num_frames = frame_mask.shape[1]
-        self.predictors = last_seen[:, num_frames - 1 : -1]  # (B, L)
+        self.predictors = last_seen[:, -input_ids.shape[1] - 1 : -1]  # (B, L)
+
+
+def _framed(frame_mask: Tensor, mode_tokens: bool) -> Tensor:
+    """The mask (B, T) of what precedes a caption, or (B, 1 + T + 1) with mode tokens around the frames."""
+    return F.pad(frame_mask, (1, 1), value=True) if mode_tokens else frame_mask
+
+
+def _padding(frame_mask: Tensor, before: int) -> Tensor | None:
+    """The mask (B, before + T) of frames behind `before` other positions; None where nothing is padded."""
+    return None if frame_mask.all() else F.pad(frame_mask, (before, 0), value=True)
 
 
 def _checked_frame_mask(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
@@ -406,8 +531,8 @@ def _checked_frame_mask(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
 class FoveatedStream:
     """Watch a stream one frame at a time and caption it at any moment.
 
-    Holds one frame's `PatchCache` (`patch_cache`) and the language model's KV cache, one position a frame;
-    memory does not grow by frames' pixels or patches.
+    Holds one frame's `PatchCache` (`patch_cache`) and the language model's KV cache, one position a frame (and
+    the fine token's, with mode tokens); memory does not grow by frames' pixels or patches.
     """
 
     def __init__(self, model: FoveatedVLM) -> None:
@@ -417,6 +542,8 @@ class FoveatedStream:
     def reset(self) -> None:
         """Forget everything seen."""
         self.past_key_values = DynamicCache(config=self.model.llm.config)
+        with torch.no_grad():
+            self.model._begin(1, self.past_key_values)
         self.patch_cache: PatchCache | None = None
         self.query = self.model.q_init
         self.num_frames = 0
@@ -443,12 +570,15 @@ class FoveatedStream:
         if self._last_token is None:
             raise ValueError("the stream has seen no frame yet; push one first")
         past = copy.deepcopy(self.past_key_values)
-        past.crop(-1)  # the last visual token runs again: it predicts the caption's first token
-        embeds = self._last_token[:, None]
+        if self.model.config.mode_tokens:
+            embeds = self.model.video_end_token  # (1, 1, D), predicts the caption's first token
+        else:
+            past.crop(-1)  # the last visual token runs again: it predicts the caption's first token
+            embeds = self._last_token[:, None]
         if input_ids is not None:
             embeds = torch.cat([embeds, self.model.get_input_embeddings()(input_ids).to(embeds.dtype)], dim=1)
         # `generate` cuts off as many leading embeddings as the cache holds positions, whatever they are
-        embeds = F.pad(embeds, (0, 0, self.num_frames - 1, 0))  # (1, num_frames + L, D)
+        embeds = F.pad(embeds, (0, 0, past.get_seq_length(), 0))  # (1, positions in the cache + 1 + L, D)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         return self.model.llm.generate(
             inputs_embeds=embeds, attention_mask=mask, past_key_values=past, **generate_kwargs
