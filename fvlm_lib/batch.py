@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fvlm_lib.settings import DifferentialSettings, read_settings
+
 GAP_SCHEMA = 1  # of results/gap/*.json
 KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential"}
-DIFFERENTIAL_KEYS = {"sequences", "towers", "changes"}
+DIFFERENTIAL_KEYS = {"sequences", "towers", "settings"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
 TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -26,8 +28,8 @@ class Batch:
     """One batch: `checkpoints` id -> folder; `training` id -> what the config adds to its training.json;
     `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
-    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `changes`: those of
-    the notebook on changed patches."""
+    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `settings`: what the
+    notebook on changed patches is run with."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -37,7 +39,21 @@ class Batch:
     knowledge: str | None = None
     sequences: dict[str, str] = field(default_factory=dict)
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    changes: dict[str, Any] = field(default_factory=dict)
+    settings: DifferentialSettings = field(default_factory=DifferentialSettings)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings as parameters of the notebook on changed patches, which knows no tower: a patch size that
+        is the tower's own is left to the notebook's default."""
+        parameters = {
+            "threshold": self.settings.diff_threshold,
+            "metric": self.settings.metric,
+            "reference": self.settings.reference,
+            "max_changed_patches": self.settings.max_changed_patches,
+        }
+        return (
+            parameters if self.settings.patch_size is None else {**parameters, "patch_size": self.settings.patch_size}
+        )
 
     def gap_parameters(self, checkpoint_id: str) -> dict[str, Any]:
         """What checkpoint `checkpoint_id` is evaluated with; a result must hold exactly these."""
@@ -112,7 +128,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         knowledge=config.get("knowledge"),
         sequences=sequences,
         towers=towers,
-        changes=dict(differential.get("changes") or {}),
+        settings=_settings(name, differential.get("settings")),
     )
 
 
@@ -140,6 +156,16 @@ def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str
                 f"{path} was made with {key} = {made!r}, the config says {wanted!r}; remove it and run `bash run.sh`"
             )
     return result
+
+
+def _settings(name: str, path: Any) -> DifferentialSettings:
+    if path is None:
+        return DifferentialSettings()
+    if not isinstance(path, str):
+        raise ValueError(
+            f"{name}: differential: settings is {path!r}; it must be a file such as config/differential.yaml"
+        )
+    return read_settings(path)
 
 
 def _check_id(name: str, given: Any) -> None:
