@@ -281,6 +281,27 @@ def read_measured(folder: str | Path, sequence: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def measured_at(
+    measured: pd.DataFrame, settings: DifferentialSettings, size: tuple[int, int], patch_size: int
+) -> pd.DataFrame:
+    """Of `read_measured`, the partial updates that were measured at these settings, whatever their tolerance, on
+    frames of this size (height, width) seen in patches of this size."""
+    limit = settings.max_changed_patches
+    values = {
+        "height": size[0],
+        "width": size[1],
+        "patch_size": patch_size,
+        "diff_threshold": settings.diff_threshold,
+        "metric": settings.metric,
+        "reference": settings.reference,
+        "max_changed_patches": default_limit(patch_grid(*size, patch_size)) if limit is None else limit,
+    }
+    same = measured["policy"].str.match("none|gated")
+    for name, value in values.items():
+        same &= measured[name] == value
+    return measured[same]
+
+
 def summarize_policies(rows: pd.DataFrame) -> pd.DataFrame:
     """Median speed-up and error of each policy over a table's frames after the first of each sequence.
 
