@@ -79,11 +79,11 @@ class FoveaPanel(Panel):
 
     def _start(self, checkpoint: str | Path | None) -> None:
         found = find_checkpoints(self.folder)
+        self.checkpoint.options = [(str(path), path) for path in found]
         wanted = found[0] if checkpoint is None else Path(checkpoint)
         if wanted not in found:
             load_checkpoint(wanted)  # says what is wrong with it
-            found.append(wanted)
-        self.checkpoint.options = [(str(path), path) for path in found]
+            self.checkpoint.options = [*self.checkpoint.options, (str(wanted), wanted)]
         self.checkpoint.value = wanted
 
     def _watch(self) -> None:
@@ -106,13 +106,14 @@ class FoveaPanel(Panel):
         self.watched = watched
         self.refresh()
 
-    def refresh(self) -> None:
-        """Show the frame and layer that are chosen; no model is run."""
+    def refresh(self) -> bool:
+        """Show the frame and layer that are chosen; no model is run. False if there is no video to show."""
         if self.watched is None:
-            return
+            return False
         layer = self.layer.value - 1 if self.layer.value else None
         self.figure.value = to_png(draw_look(self.watched, self.player.frame.value, layer))
         self.captions.value = describe_captions(self.watched)
+        return True
 
 
 def draw_look(watched: WatchedVideo, frame: int, layer: int | None = None) -> Figure:

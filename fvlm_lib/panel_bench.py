@@ -6,6 +6,7 @@ As a command, `python -m fvlm_lib.panel_bench` times the tuning panel on a recor
 from __future__ import annotations
 
 import argparse
+import html
 import itertools
 import json
 import re
@@ -18,7 +19,7 @@ import ipywidgets
 
 from fvlm_lib.bench import summarize_times, time_in_turn
 from fvlm_lib.tuning import compare_patches
-from fvlm_lib.tuning_panel import TuningPanel
+from fvlm_lib.tuning_panel import PATCH_SIZES, TuningPanel
 
 
 def moves(widget: ipywidgets.Widget, places: Iterable[Any]) -> Callable[[], None]:
@@ -40,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--folder", default="data/screens", help="of recordings, default %(default)s")
     parser.add_argument("--sequence", default="jupyter", help="the recording, default %(default)s")
-    parser.add_argument("--patch-size", type=int, default=16, help="pixels, default %(default)s")
+    parser.add_argument("--patch-size", type=int, choices=PATCH_SIZES, default=16, help="pixels, default %(default)s")
     parser.add_argument("--repeats", type=int, default=50, help="moves of each widget, default %(default)s")
     args = parser.parse_args(argv)
     panel = TuningPanel(args.folder, args.sequence)
     if panel.sequence.value is None:
-        print(f"panel_bench: {re.sub('<[^>]*>', '', panel.message.value)}", file=sys.stderr)
+        print(f"panel_bench: {html.unescape(re.sub('<[^>]*>', '', panel.message.value))}", file=sys.stderr)
         return 2
     panel.patch_size.value = args.patch_size
     start = time.perf_counter()

@@ -33,6 +33,7 @@ from fvlm_lib.widgets import ERROR, Panel, Player, describe_error
 Seen = tuple[int, ...]  # the frames' height and width, and the tower's patch size, in pixels
 AS_RECORDED: Seen = ()
 CLIP: Seen = (336, 336, 14)
+PATCH_SIZES = (8, 14, 16, 28, 32)
 PATCH_AS_RECORDED = 16  # pixels, where no tower says; the default of notebooks/changed_patches.ipynb too
 ABOUT = """<div style='color:#666;line-height:1.4'>A threshold holds for frames of the size that it was chosen on:
 squashing mixes neighbouring pixels, and a thin line that differs by 1.0 as recorded may differ by 0.15 at 336 × 336.
@@ -143,7 +144,7 @@ class TuningPanel(Panel):
         except ValueError as error:
             self.saved.value = ERROR.format(describe_error(error) + ". The widgets show the defaults.")
         kept = self.kept
-        sizes = sorted({8, 14, 16, 28, 32, *([kept.patch_size] if kept.patch_size else [])})
+        sizes = sorted({*PATCH_SIZES, kept.patch_size or PATCH_AS_RECORDED})
         self.patch_size.options = [
             (f"the tower's own size, else {PATCH_AS_RECORDED}", 0),
             *((f"{size} pixels", size) for size in sizes),
@@ -204,11 +205,12 @@ class TuningPanel(Panel):
 
     # ---- what is shown -----------------------------------------------------------------------------------
 
-    def refresh(self) -> None:
-        """Show what the widgets say. Pixels are compared when recording, size or patch size are new, and only then."""
+    def refresh(self) -> bool:
+        """Show what the widgets say; False if there is no recording. Pixels are compared when recording, size or patch
+        size are new, and only then."""
         recording = self.sequence.value
         if recording is None or self._opening:
-            return
+            return False
         which = (recording.name, self.seen.value, self.patch)
         if which not in self._compared:
             frames = map(self._as_seen, self.progress(recording, desc="reading frames"))
@@ -237,6 +239,7 @@ class TuningPanel(Panel):
         self.expected.value = describe_measured(
             self._measured, self.settings, frame.shape[:2], self.patch, self._benchmark_command()
         )
+        return True
 
     def _benchmark_command(self) -> str | None:
         """What measures the written setting on this recording; None where no tower sees its frames like this."""

@@ -26,13 +26,17 @@ class Panel(ipywidgets.VBox):
         )
         super().__init__()
 
-    def show_errors(self, action: Callable[[], None]) -> Callable[..., None]:
-        """`action` as a handler of any widget's events; what it raises is shown in the panel and goes no further."""
+    def show_errors(self, action: Callable[[], bool | None]) -> Callable[..., None]:
+        """`action` as a handler of any widget's events; what it raises is shown in the panel and goes no further.
+
+        The last error is shown until an action ends well; one that returns False did nothing, and leaves it.
+        """
 
         def handler(*_: Any) -> None:
-            self.message.value = ""
+            last, self.message.value = self.message.value, ""
             try:
-                action()
+                if action() is False:
+                    self.message.value = last
             except Exception as error:
                 self.message.value = ERROR.format(describe_error(error))
             finally:

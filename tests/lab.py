@@ -28,14 +28,12 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def copy_project(folder: Path, results: Path | None = ROOT / "results") -> Path:
-    """A project whose notebooks and config may be written to; what is large is linked."""
-    for name in ("notebooks", "config"):
+def copy_project(folder: Path) -> Path:
+    """A copy of the project's folder that may be written to."""
+    for name in ("notebooks", "config", "checkpoints"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("data", "checkpoints"):
+    for name in ("data", "results"):  # read alone
         (folder / name).symlink_to(ROOT / name)
-    if results is not None:
-        (folder / "results").symlink_to(results)
     return folder
 
 
@@ -109,6 +107,10 @@ class Lab:
         shown = self.page.locator(", ".join(f"[data-mime-type='{kind}']" for kind in kinds))
         return [*shown.all_inner_texts(), *self.complaints]
 
+    def text(self, selector: str) -> str:
+        """What the first element of a selector says."""
+        return self.page.locator(selector).first.inner_text()
+
     def slider(self, label: str) -> Locator:
         """The handle of the slider with this label; it takes the arrow keys."""
         return self.page.locator(f".widget-hslider:has(label:text-is('{label}')) .noUi-handle")
@@ -116,6 +118,11 @@ class Lab:
     def pixels(self, name: str) -> np.ndarray:
         """A panel's picture as it stands on the page."""
         return np.array(Image.open(BytesIO(self.page.locator(f"img.fvlm-{name}").screenshot())).convert("RGB"))
+
+    def panel(self) -> Image.Image:
+        """The whole panel as it stands on the page."""
+        shot = self.page.locator(".jp-OutputArea-output:has(img[class*='fvlm-'])").first.screenshot()
+        return Image.open(BytesIO(shot))
 
     def press(self, label: str, key: str, times: int = 1) -> None:
         self.slider(label).focus()
