@@ -35,9 +35,10 @@ AS_RECORDED: Seen = ()
 CLIP: Seen = (336, 336, 14)
 PATCH_SIZES = (8, 14, 16, 28, 32)
 PATCH_AS_RECORDED = 16  # pixels, where no tower says; the default of notebooks/changed_patches.ipynb too
-ABOUT = """<div style='color:#666;line-height:1.4'>A threshold holds for frames of the size that it was chosen on:
-squashing mixes neighbouring pixels, and a thin line that differs by 1.0 as recorded may differ by 0.15 at 336 × 336.
-Choose the size at which your tower sees the frames. A limit counts patches, so it belongs to that size too.</div>"""
+ABOUT = """<div style='color:#666;line-height:1.4;width:345px'>
+A threshold holds for frames of the size that it was chosen on: squashing mixes neighbouring pixels, and a thin line that
+differs by 1.0 as recorded may differ by 0.15 at 336 × 336. Choose the size at which your tower sees the frames. A limit
+counts patches, so it belongs to that size too.</div>"""
 
 
 class TuningPanel(Panel):
@@ -88,7 +89,8 @@ class TuningPanel(Panel):
         self.saved, self.status, self.summary, self.expected = (ipywidgets.HTML() for _ in range(4))
         self.player = Player()
         self.screenshot, self.difference, self.timeline = (
-            ipywidgets.Image(format=kind, layout={"width": "100%"}) for kind in ("jpeg", "jpeg", "png")
+            ipywidgets.Image(format=kind, layout={"width": "100%", "border": border})
+            for kind, border in (("jpeg", "1px solid #ccc"), ("jpeg", "1px solid #ccc"), ("png", "none"))
         )
         for name in ("screenshot", "difference", "timeline"):
             getattr(self, name).add_class(f"fvlm-{name}")

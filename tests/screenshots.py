@@ -23,11 +23,12 @@ FIGURES = {"gap_analysis": "plots/gap_analysis.png", "changed_patches": "plots/c
 
 
 def save(image: Image.Image, name: str) -> None:
-    """Write docs/images/NAME.png, in few enough colours, then small enough, to stay within LARGEST."""
+    """Write docs/images/NAME.png, in so many colours that it stays within LARGEST."""
     image = image.convert("RGB")
-    for colours in (256, 128, 64):
+    for colours in (None, 256, 64):
         stream = BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+        shown = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
+        shown.save(stream, "PNG", optimize=True)
         if stream.tell() <= LARGEST:
             break
     else:
@@ -38,7 +39,7 @@ def save(image: Image.Image, name: str) -> None:
 
 
 PANELS = {  # notebook -> the picture that is waited for, and how often the frame is moved on
-    "tune_threshold": ("screenshot", 1),
+    "tune_threshold": ("screenshot", 3),
     "explore_fovea": ("fovea", 3),
 }
 

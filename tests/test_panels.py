@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,20 @@ def panel_of(config: Path, sequence: str | None = "dialog", **options) -> Tuning
 
 def pixels(picture) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(picture.value)).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("name", ["tune_threshold", "explore_fovea"])
+def test_the_notebooks_run_without_a_front_end(tmp_path, name):
+    command = [
+        sys.executable,
+        "-m",
+        "fvlm_lib.runs",
+        f"notebooks/{name}.ipynb",
+        "--output",
+        str(tmp_path / "run.ipynb"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- tuning ------------------------------------------------------------------------------------------
