@@ -18,16 +18,23 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fvlm_lib.changes import TracedFrame, default_limit, trace_table, typical_frame
-from fvlm_lib.pictures import css_colour, difference_legend, draw_changed_patches, draw_differences, to_jpeg, to_png
-from fvlm_lib.plots import PATHS, plot_change_timeline
+from fvlm_lib.pictures import (
+    describe_frame,
+    describe_measured,
+    describe_sequence,
+    difference_legend,
+    draw_changed_patches,
+    draw_differences,
+    draw_timeline,
+    to_jpeg,
+    to_png,
+)
 from fvlm_lib.screens import ScreenSequence, read_sequences
 from fvlm_lib.settings import DifferentialSettings, read_settings, write_settings
-from fvlm_lib.stream_bench import RANDOM_CLIP, SETTING_COLUMNS, measured_at, read_measured, squash
+from fvlm_lib.stream_bench import RANDOM_CLIP, read_measured, squash
 from fvlm_lib.tuning import PatchDifferences, compare_patches, trace_settings
-from fvlm_lib.updates import DEFAULT_TOLERANCE
 from fvlm_lib.widgets import ERROR, Panel, Player, describe_error
 
 Seen = tuple[int, ...]  # the frames' height and width, and the tower's patch size, in pixels
@@ -36,9 +43,9 @@ CLIP: Seen = (336, 336, 14)
 PATCH_SIZES = (8, 14, 16, 28, 32)
 PATCH_AS_RECORDED = 16  # pixels, where no tower says; the default of notebooks/changed_patches.ipynb too
 ABOUT = """<div style='color:#666;line-height:1.4;width:345px'>
-A threshold holds for frames of the size that it was chosen on: squashing mixes neighbouring pixels, and a thin line that
-differs by 1.0 as recorded may differ by 0.15 at 336 × 336. Choose the size at which your tower sees the frames. A limit
-counts patches, so it belongs to that size too.</div>"""
+A threshold holds for frames of the size that it was chosen on: squashing mixes neighbouring pixels, and a thin line
+that differs by 1.0 as recorded may differ by 0.15 at 336 × 336. Choose the size at which your tower sees the frames.
+A limit counts patches, so it belongs to that size too.</div>"""
 
 
 class TuningPanel(Panel):
@@ -126,7 +133,7 @@ class TuningPanel(Panel):
         """What the widgets say; the rest as the file had it."""
         return replace(
             self.kept,
-            diff_threshold=self.threshold.value,
+            diff_threshold=round(self.threshold.value, 9),  # a slider's steps add up inexactly
             metric=self.metric.value,
             reference=self.reference.value,
             patch_size=self.patch_size.value or None,
@@ -173,6 +180,9 @@ class TuningPanel(Panel):
         recording = self.sequence.value
         if recording is None or self._opening:
             return
+        for picture in (self.screenshot, self.difference, self.timeline):
+            picture.value = b""  # nothing of the last recording stands beside a new one that fails
+        self.status.value = self.summary.value = self.expected.value = ""
         self._opening = True
         try:
             try:
@@ -222,9 +232,9 @@ class TuningPanel(Panel):
         step, difference = self.steps[index]
         frame = self._frame(recording, index)
         self._opening = True  # no redraw because of the limits of a slider
-        self.limit.max = difference.size
-        if not self.limited.value:
-            self.limit.value = default_limit(difference.shape)
+        limit = self.limit.value if self.limited.value else default_limit(difference.shape)
+        self.limit.max = max(difference.size, limit)  # the file's limit may be meant for more patches
+        self.limit.value = limit
         self.limit.disabled = not self.limited.value
         self._opening = False
 
@@ -273,94 +283,3 @@ class TuningPanel(Panel):
             note = f"Chosen on {recording.name}, seen in frames of {height} x {width} pixels, patches of {self.patch}."
         write_settings(self.file, self.settings, note)
         self.saved.value = f"{html.escape(str(self.file))} written at {time.strftime('%H:%M:%S')}"
-
-
-# ---- from tables to text and figures ----------------------------------------------------------------------
-
-
-def describe_frame(step: TracedFrame, table: pd.DataFrame) -> str:
-    """A line of HTML: the path taken, how many patches changed, what was done at the frame; `trace_table`'s table."""
-    row, patches = table.iloc[step.index], step.mask.size
-    badge = f"<b style='background:{css_colour(PATHS[step.path])};color:#fff;padding:1px 8px'>{step.path}</b>"
-    text = f"{step.changed} of {patches} patches changed ({row['changed'] / patches:.2%})"
-    if step.changed is None:
-        text = f"compared with nothing: all {patches} patches are encoded"
-    action = html.escape(row.get("action", ""))
-    return f"{badge}&ensp;{text}" + (f"&ensp;·&ensp;<i>{action}</i>" if action else "")
-
-
-def describe_sequence(table: pd.DataFrame) -> str:
-    """A line of HTML: shares over the whole recording after its first frame, which is always encoded in full."""
-    later = table[table["frame"] > 0]
-    counts = later["path"].value_counts()
-    paths = ", ".join(f"{counts[path]} {path}" for path in PATHS if path in counts) or "none"
-    changed, encoded = (later[name].sum() / max(later["total"].sum(), 1) for name in ("changed", "encoded"))
-    return (
-        f"<b>{encoded:.2%}</b> of the patches are encoded anew over the whole recording, {changed:.2%} changed "
-        f"({len(later)} frames after the first: {paths})"
-    )
-
-
-def draw_timeline(table: pd.DataFrame, frame: int) -> Figure:
-    """`plots.plot_change_timeline` at a panel's size, with a line at the frame shown."""
-    figure = Figure(figsize=(6, 3.4), dpi=90)
-    ax = figure.add_axes((0.11, 0.15, 0.87, 0.74))  # a layout engine takes longer than the drawing
-    plot_change_timeline(ax, table)
-    ax.axvline(frame, color="0.2", lw=1, ls=":")
-    ax.set_xlim(-0.8, len(table) - 0.2)
-    later = (table["changed"] / table["total"])[table["frame"] > 0]
-    ax.set_ylim(0, max(0.02, 1.05 * later.max()) if len(later) else 1)  # the first frame, always full, may be cut
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
-    return figure
-
-
-def describe_measured(
-    measured: pd.DataFrame | str,
-    settings: DifferentialSettings,
-    size: tuple[int, int],
-    patch: int,
-    command: str | None,
-) -> str:
-    """What the benchmark says of these settings, as HTML; measured: of `read_measured`, or why there is nothing.
-
-    Only what was measured at this very setting and size (height, width) is shown, nothing is interpolated. Where
-    there is nothing: what was measured, and the `command` that measures this.
-    """
-    title = "<b>Expected time and error</b>: "
-    if isinstance(measured, str):
-        return title + html.escape(measured)
-    rows = measured_at(measured, settings, size, patch)
-    if len(rows):
-        tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
-        own = (rows["tolerance"] == tolerance) if settings.propagate == "gated" else (rows["policy"] == "none")
-        return (
-            f"{title}measured at this setting on this recording, after the first frame. Errors are relative L2 of a "
-            f"token; bold is the tolerance of the settings.{_measured_table(rows, own)}"
-        )
-    have = measured[measured["policy"].str.match("none|gated")][SETTING_COLUMNS].drop_duplicates()
-    known = "".join(
-        f"<li>frames of {row.height} × {row.width} in patches of {row.patch_size}: threshold {row.diff_threshold:g}, "
-        f"{row.metric}, {row.reference}, partial updates up to {row.max_changed_patches} patches</li>"
-        for row in have.itertuples()
-    )
-    text = f"{title}not measured at this setting. On this recording were measured:<ul>{known}</ul>"
-    if command is None:
-        return text + "Choose under <i>frames seen at</i> how a tower sees them, to see or measure its time and error."
-    return f"{text}To measure this one, write it and run<pre style='white-space:pre-wrap'>{html.escape(command)}</pre>"
-
-
-def _measured_table(rows: pd.DataFrame, bold: pd.Series) -> str:
-    heads = ["tower", "policy", "ms a frame", "ms in full", "speed-up", "mean error", "largest error", "frames", "file"]
-    lines = []
-    for row, heavy in zip(rows.itertuples(), bold, strict=True):
-        errors = [f"{row.error_mean:.3g}", f"{row.error_max:.3g}"]
-        if row.tower.startswith("random:"):
-            errors = ["–", "–"]  # of random weights they mean nothing
-        cells = [row.tower, row.policy, f"{row.ms:.2f}", f"{row.ms_full:.2f}", f"{row.total_speedup:.2f}", *errors]
-        weight = "bold" if heavy else "normal"
-        cells = [
-            f"<td style='padding:1px 12px 1px 0'>{html.escape(str(cell))}</td>" for cell in (*cells, row.n, row.file)
-        ]
-        lines.append(f"<tr style='font-weight:{weight}'>{''.join(cells)}</tr>")
-    header = "".join(f"<th style='padding:1px 12px 1px 0;text-align:left'>{head}</th>" for head in heads)
-    return f"<table><tr>{header}</tr>{''.join(lines)}</table>"

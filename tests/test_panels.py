@@ -143,10 +143,10 @@ def test_the_button_writes_what_the_widgets_say_and_keeps_the_rest(config):
     assert (again.threshold.value, again.limited.value, again.limit.value) == (0.125, True, 77)
 
 
-def test_an_odd_patch_size_in_the_file_is_kept(config):
-    write_settings(config, DifferentialSettings(patch_size=50))
+def test_odd_values_in_the_file_are_kept(config):
+    write_settings(config, DifferentialSettings(patch_size=50, max_changed_patches=10**5))
     panel = panel_of(config)
-    assert panel.settings.patch_size == 50
+    assert (panel.settings.patch_size, panel.settings.max_changed_patches) == (50, 10**5)
     assert panel.steps[0][0].mask.shape == (16, 26)
 
 
@@ -218,6 +218,7 @@ def test_a_frame_that_cannot_be_read_is_named_in_the_panel(tmp_path, config):
     (tmp_path / "2.png").write_bytes(b"no image")
     panel = TuningPanel(tmp_path, None, config)
     assert "2.png: is not a readable image" in panel.message.value
+    assert (panel.screenshot.value, panel.summary.value) == (b"", "")
     assert panel.bar.layout.visibility == "hidden"
 
 
