@@ -167,10 +167,14 @@ def _measured_table(rows: pd.DataFrame, bold: pd.Series) -> str:
         cells = [row.tower, row.policy, f"{row.ms:.2f}", f"{row.ms_full:.2f}", f"{row.total_speedup:.2f}", *errors]
         weight = "bold" if heavy else "normal"
         cells = [
-            f"<td style='padding:1px 12px 1px 0'>{html.escape(str(cell))}</td>" for cell in (*cells, row.n, row.file)
+            f"<td style='padding:0 7px 0 0;white-space:nowrap;line-height:1.5'>{html.escape(str(cell))}</td>"
+            for cell in (*cells, row.n, row.file)
         ]
         lines.append(f"<tr style='font-weight:{weight}'>{''.join(cells)}</tr>")
-    header = "".join(f"<th style='padding:1px 12px 1px 0;text-align:left'>{head}</th>" for head in heads)
+    header = "".join(
+        f"<th style='padding:0 7px 0 0;white-space:nowrap;line-height:1.5;text-align:left'>{head}</th>"
+        for head in heads
+    )
     return f"<table><tr>{header}</tr>{''.join(lines)}</table>"
 
 

@@ -96,7 +96,7 @@ class TuningPanel(Panel):
         self.saved, self.status, self.summary, self.expected = (ipywidgets.HTML() for _ in range(4))
         self.player = Player()
         self.screenshot, self.difference, self.timeline = (
-            ipywidgets.Image(format=kind, layout={"width": "100%", "border": border})
+            ipywidgets.Image(format=kind, layout={"width": "99%", "border": border})
             for kind, border in (("jpeg", "1px solid #ccc"), ("jpeg", "1px solid #ccc"), ("png", "none"))
         )
         for name in ("screenshot", "difference", "timeline"):
@@ -204,7 +204,7 @@ class TuningPanel(Panel):
         if not isinstance(self._measured, str):
             measured = self._measured[["height", "width", "patch_size"]].drop_duplicates().itertuples(index=False)
             sizes |= {(int(row.height), int(row.width), int(row.patch_size)): "measured" for row in measured}
-        return [(f"{h} × {w}, patches of {p} ({name})", (h, w, p)) for (h, w, p), name in sizes.items()]
+        return [(f"{h} × {w}, {p} px ({name})", (h, w, p)) for (h, w, p), name in sizes.items()]
 
     def _frame(self, recording: ScreenSequence, index: int) -> np.ndarray:
         which = (recording.name, self.seen.value, index)
