@@ -55,15 +55,14 @@ class Batch:
     def changes(self) -> dict[str, Any]:
         """The settings as parameters of the notebook on changed patches, which knows no tower: a patch size that
         is the tower's own is left to the notebook's default."""
-        parameters = {
+        size = self.settings.patch_size
+        return {
             "threshold": self.settings.diff_threshold,
             "metric": self.settings.metric,
             "reference": self.settings.reference,
             "max_changed_patches": self.settings.max_changed_patches,
+            **({} if size is None else {"patch_size": size}),
         }
-        return (
-            parameters if self.settings.patch_size is None else {**parameters, "patch_size": self.settings.patch_size}
-        )
 
     def gap_parameters(self, checkpoint_id: str) -> dict[str, Any]:
         """What checkpoint `checkpoint_id` is evaluated with; a result must hold exactly these."""

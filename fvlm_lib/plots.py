@@ -93,15 +93,23 @@ def plot_query_distance(ax: Axes, table: pd.DataFrame) -> Axes:
     return ax
 
 
+CHANGED = _PALETTE[3]
+
+
+def faded(pixels: np.ndarray) -> np.ndarray:
+    """Pixels 0..255 as uint8, paled towards white: the background of what is shown on them."""
+    return (pixels * 0.35 + 255 * 0.65).astype(np.uint8)
+
+
 def plot_changed_patches(ax: Axes, frame: np.ndarray, mask: np.ndarray, patch_size: int) -> Axes:
     """A screenshot uint8 (H, W, 3), the patches outside `mask` (grid_h, grid_w) faded, those in it framed."""
     height, width = frame.shape[:2]
     pixels = expand_mask(mask, height, width, patch_size)
-    ax.imshow(np.where(pixels[..., None], frame, (frame * 0.35 + 255 * 0.65).astype(np.uint8)))
+    ax.imshow(np.where(pixels[..., None], frame, faded(frame)))
     linewidth = rcParams["axes.linewidth"]
     for row, column in zip(*np.nonzero(mask), strict=True):
         corner = (column * patch_size - 0.5, row * patch_size - 0.5)
-        ax.add_patch(Rectangle(corner, patch_size, patch_size, fill=False, color=_PALETTE[3], lw=linewidth))
+        ax.add_patch(Rectangle(corner, patch_size, patch_size, fill=False, color=CHANGED, lw=linewidth))
     ax.set_axis_off()
     return ax
 
@@ -110,7 +118,7 @@ def plot_change_frequency(ax: Axes, frame: np.ndarray, frequency: np.ndarray) ->
     """How often each patch changed, over a pale screenshot; frequency (grid_h, grid_w), share of frames."""
     height, width = frame.shape[:2]
     extent = (0, width, height, 0)
-    ax.imshow(frame.mean(axis=2) * 0.35 + 255 * 0.65, cmap="gray", vmin=0, vmax=255, extent=extent)
+    ax.imshow(faded(frame.mean(axis=2)), cmap="gray", vmin=0, vmax=255, extent=extent)
     shown = np.ma.masked_equal(frequency, 0)
     image = ax.imshow(shown, cmap="rocket_r", vmin=0, vmax=max(frequency.max(), 1e-9), alpha=0.85, extent=extent)
     ax.figure.colorbar(image, ax=ax, label="share of frames", shrink=0.8)
@@ -234,4 +242,41 @@ def plot_loss_scaling(ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Se
     ax.set_yscale("log")
     ax.set_xlabel(AXES.get(x, x))
     ax.set_ylabel("loss, nats a token")
+    return ax
+
+
+def plot_attention(ax: Axes, frame: np.ndarray, attention: np.ndarray, highest: float) -> Axes:
+    """Where a query looks: a frame uint8 (H, W, 3), each patch the paler the less attention it gets.
+
+    attention: (rows, columns) of patches, shares of 1; `highest` of it is shown in full. Few patches carry their
+    share in percent.
+    """
+    rows, columns = attention.shape
+    height, width = frame.shape[:2]
+    weight = np.clip(attention / max(highest, 1e-12), 0, 1)
+    weight = weight.repeat(-(-height // rows), axis=0).repeat(-(-width // columns), axis=1)[:height, :width, None]
+    ax.imshow((frame * weight + 255 * (1 - weight)).astype(np.uint8), interpolation="nearest", extent=(0, 1, 1, 0))
+    for place in range(1, max(rows, columns)):
+        if place < rows:
+            ax.axhline(place / rows, color="0.85", lw=0.5)
+        if place < columns:
+            ax.axvline(place / columns, color="0.85", lw=0.5)
+    if rows * columns <= 36:
+        for (row, column), share in np.ndenumerate(attention):
+            box = {"facecolor": "white", "alpha": 0.7, "pad": 1, "edgecolor": "none"}
+            at = ((column + 0.06) / columns, (row + 0.08) / rows)
+            ax.text(*at, f"{share:.0%}", va="top", fontsize="x-small", bbox=box)
+    ax.set_aspect(height / width)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def plot_modes_by_frame(ax: Axes, table: pd.DataFrame, column: str) -> Axes:
+    """A column against the frame, a line a mode; table: mode, frame, `column` (`fovea.WatchedVideo.by_frame`)."""
+    for mode, rows in table.groupby("mode", sort=False):
+        name, colour = mode_style(str(mode))
+        ax.plot(rows["frame"], rows[column], "o-", color=colour, label=name, markersize=4)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("frame")
     return ax

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
 
 from fvlm_lib.bench import synchronize
-from fvlm_lib.changes import Reference
+from fvlm_lib.changes import DEFAULT_THRESHOLD, Reference, default_limit
 from fvlm_lib.checkpoints import CheckpointError, load_checkpoint
 from fvlm_lib.differential import DifferentialVisionEncoder
-from fvlm_lib.patches import Metric, expand_mask
+from fvlm_lib.patches import Metric, expand_mask, patch_grid
 from fvlm_lib.screens import ScreenSequence
+from fvlm_lib.settings import DifferentialSettings
 from fvlm_lib.stats import bootstrap, ratio
 from fvlm_lib.updates import Propagate
 
@@ -55,15 +56,17 @@ class LoadedTower:
     std: tuple[float, ...]
 
     def pixel_values(self, frame: np.ndarray) -> Tensor:
-        """A screenshot uint8 (H, W, 3), squashed to the tower's size and normalised: (1, 3, height, width).
-
-        Squashed, not cropped: a centre crop would drop the sides of a wide screen.
-        """
-        pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
-        pixels = nn.functional.interpolate(pixels, self.image_size, mode="bicubic", antialias=True)
-        # back to whole grey levels, as a resized image file has them
-        pixels = pixels.round().clamp(0, 255) / 255
+        """A screenshot uint8 (H, W, 3), squashed to the tower's size and normalised: (1, 3, height, width)."""
+        pixels = torch.from_numpy(squash(frame, self.image_size)).permute(2, 0, 1)[None] / 255
         return (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+
+
+def squash(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A screenshot uint8 (H, W, 3) at the size (height, width) that a tower takes, in whole grey levels as a resized
+    image file has them. Squashed, not cropped: a centre crop would drop the sides of a wide screen."""
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+    pixels = nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
+    return pixels.round().clamp(0, 255)[0].permute(1, 2, 0).byte().numpy()
 
 
 def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTower:
@@ -117,30 +120,39 @@ class Policy:
     treats the tower as one without any."""
 
     name: str
-    diff_threshold: float = 0.05
+    diff_threshold: float = DEFAULT_THRESHOLD
     metric: Metric = "max"
     reference: Reference = "encoded"
     propagate: Propagate = "none"
     tolerance: float | None = None
     max_changed_patches: int | None = None
+    patch_size: int | None = None
     skip_small_updates: bool = False
     partial_updates: bool = True
     pack_weights: bool = False
 
 
-def policies(tolerances: Sequence[float], pack_weights: bool = False) -> list[Policy]:
+def policies(
+    tolerances: Sequence[float], pack_weights: bool = False, settings: DifferentialSettings | None = None
+) -> list[Policy]:
     """The policies to compare: whole-frame caching by exact match, as inference servers do; published
-    pseudocode (mean difference to the last frame, small changes skipped); partial updates, `none` and `gated`."""
+    pseudocode (mean difference to the last frame, small changes skipped); partial updates, `none` and `gated`.
+    Of the settings, the partial updates take what says which patches changed, and their limit."""
+    settings = settings or DifferentialSettings()
+    updated = Policy(
+        "none", settings.diff_threshold, settings.metric, settings.reference, pack_weights=pack_weights,
+        max_changed_patches=settings.max_changed_patches, patch_size=settings.patch_size,
+    )  # fmt: skip
     found = [
         Policy("exact match", diff_threshold=0.0, max_changed_patches=0, partial_updates=False),
         Policy(
             "pseudocode", diff_threshold=0.02, metric="mean", reference="previous", skip_small_updates=True,
             partial_updates=False,
         ),
-        Policy("none", pack_weights=pack_weights),
+        updated,
     ]  # fmt: skip
     return found + [
-        Policy(f"gated {tolerance:g}", propagate="gated", tolerance=tolerance, pack_weights=pack_weights)
+        replace(updated, name=f"gated {tolerance:g}", propagate="gated", tolerance=tolerance)
         for tolerance in tolerances
     ]
 
@@ -162,12 +174,14 @@ def measure_policies(
 ) -> pd.DataFrame:
     """Encode a sequence by every policy and in full, frame by frame in turn; one row a frame and policy.
 
-    Columns: sequence, tower, policy, tolerance (NaN if none), frame, path, changed, total (patches), ms,
-    ms_full (the tower's own encode of the same frame, measured beside), error_mean, error_p95, error_max
-    (over patch tokens, relative L2 to the full encode), cosine_min, drift (largest difference of a pixel from
-    the one its token was computed from, as a fraction of the range).
+    Columns: sequence, tower; height, width, patch_size (pixels, of the frames as the tower sees them); policy,
+    diff_threshold, metric, reference, max_changed_patches (as in force), tolerance (NaN if none); frame, path,
+    changed, total (patches), ms, ms_full (the tower's own encode of the same frame, measured beside), error_mean,
+    error_p95, error_max (over patch tokens, relative L2 to the full encode), cosine_min, drift (largest difference
+    of a pixel from the one its token was computed from, as a fraction of the range).
     """
     patch = int(tower.model.config.patch_size)  # type: ignore[union-attr, arg-type]
+    limit = default_limit(patch_grid(*tower.image_size, patch))
     encoders = {policy: _encoder(tower, policy, patch) for policy in compared}
     sources: dict[Policy, Tensor] = {}  # the pixels that each token was computed from
     std = torch.tensor(tower.std).view(3, 1, 1)
@@ -184,7 +198,14 @@ def measure_policies(
                 {
                     "sequence": sequence.name,
                     "tower": tower.name,
+                    "height": tower.image_size[0],
+                    "width": tower.image_size[1],
+                    "patch_size": patch,
                     "policy": policy.name,
+                    "diff_threshold": policy.diff_threshold,
+                    "metric": policy.metric,
+                    "reference": policy.reference,
+                    "max_changed_patches": limit if policy.max_changed_patches is None else policy.max_changed_patches,
                     "tolerance": policy.tolerance,
                     "frame": index,
                     "path": stats.path,
@@ -216,7 +237,7 @@ def token_errors(tokens: Tensor, exact: Tensor) -> dict[str, float]:
 def _encoder(tower: LoadedTower, policy: Policy, patch: int) -> DifferentialVisionEncoder:
     return DifferentialVisionEncoder(
         tower.model if policy.partial_updates else _Opaque(tower.model),
-        patch_size=None if policy.partial_updates else patch,
+        patch_size=policy.patch_size if policy.partial_updates else patch,
         diff_threshold=policy.diff_threshold,
         metric=policy.metric,
         max_changed_patches=policy.max_changed_patches,
@@ -239,11 +260,61 @@ def _timed(call: Any) -> tuple[Any, float]:
     return result, 1e3 * (time.perf_counter() - start)
 
 
+SETTING_COLUMNS = ["height", "width", "patch_size", "diff_threshold", "metric", "reference", "max_changed_patches"]
+
+
+def read_measured(folder: str | Path, sequence: str) -> pd.DataFrame:
+    """What the benchmark has measured on a recording, one row a policy and result file of the folder.
+
+    Columns of `summarize_policies` and besides: file, tolerance and the SETTING_COLUMNS that it was measured at.
+    Raises ValueError, saying what makes it, where the recording was not measured, or a file is of an older schema.
+    """
+    tables = []
+    for file in sorted(Path(folder).glob("*.parquet")):
+        try:
+            rows = pd.read_parquet(file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read ({error}); remove it and run `bash run.sh`") from error
+        if missing := [name for name in ("sequence", "policy", *SETTING_COLUMNS) if name not in rows]:
+            raise ValueError(
+                f"{file} is of an older schema, without {', '.join(missing)}; `bash run.sh` makes the batch's results "
+                "anew, one of a notebook run by hand is to be removed"
+            )
+        if len(rows := rows[rows["sequence"] == sequence]):
+            measured_at = rows.groupby(["tower", "policy"], sort=False)[["tolerance", *SETTING_COLUMNS]].first()
+            tables.append(summarize_policies(rows).join(measured_at, on=["tower", "policy"]).assign(file=file.name))
+    if not tables:
+        raise ValueError(f"{folder} has no measurement of {sequence}; `bash run.sh` makes those of config/demo.yaml")
+    return pd.concat(tables, ignore_index=True)
+
+
+def measured_at(
+    measured: pd.DataFrame, settings: DifferentialSettings, size: tuple[int, int], patch_size: int
+) -> pd.DataFrame:
+    """Of `read_measured`, the partial updates that were measured at these settings, whatever their tolerance, on
+    frames of this size (height, width) seen in patches of this size."""
+    limit = settings.max_changed_patches
+    values = {
+        "height": size[0],
+        "width": size[1],
+        "patch_size": patch_size,
+        "diff_threshold": settings.diff_threshold,
+        "metric": settings.metric,
+        "reference": settings.reference,
+        "max_changed_patches": default_limit(patch_grid(*size, patch_size)) if limit is None else limit,
+    }
+    same = measured["policy"].str.match("none|gated")
+    for name, value in values.items():
+        same &= measured[name] == value
+    return measured[same]
+
+
 def summarize_policies(rows: pd.DataFrame) -> pd.DataFrame:
     """Median speed-up and error of each policy over a table's frames after the first of each sequence.
 
-    Columns: n, speedup (median of ms_full / ms, with quartiles _q1, _q3), ms, error_mean (mean over frames),
-    error_max (largest), drift (largest), partial / cached / full shares of frames.
+    Columns: n, ms and ms_full (mean a frame), speedup (median of ms_full / ms, with quartiles _q1, _q3),
+    total_speedup (of all frames together), error_mean (mean over frames), error_max (largest), drift (largest),
+    cached / partial / full / skipped shares of frames.
     """
     later = rows[rows["frame"] > 0].copy()
     later["ratio"] = later["ms_full"] / later["ms"]
@@ -251,6 +322,8 @@ def summarize_policies(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "n": grouped.size(),
+            "ms": grouped["ms"].mean(),
+            "ms_full": grouped["ms_full"].mean(),
             "speedup": grouped["ratio"].median(),
             "speedup_q1": grouped["ratio"].quantile(0.25),
             "speedup_q3": grouped["ratio"].quantile(0.75),

@@ -13,12 +13,15 @@ from conftest import DEMO, ROOT
 from fvlm_lib import stream_bench
 from fvlm_lib.checkpoints import CheckpointError
 from fvlm_lib.screens import read_sequence
+from fvlm_lib.settings import DifferentialSettings
 from fvlm_lib.stream_bench import (
+    SETTING_COLUMNS,
     Policy,
     bootstrap_policies,
     load_tower,
     measure_policies,
     policies,
+    read_measured,
     summarize_policies,
 )
 
@@ -100,6 +103,37 @@ def test_a_transformers_folder_is_a_tower(tmp_path):
     assert (loaded.image_size, loaded.std) == ((32, 32), (0.25,) * 3)
     rows = measure_policies(loaded, read_sequence(SCREENS / "idle").head(3), policies([0.05]), progress=False)
     assert set(rows["total"]) == {16}
+
+
+def test_the_partial_updates_are_measured_at_the_settings_and_say_so(tower, tmp_path):
+    settings = DifferentialSettings(0.3, "mean", 7, 8, "previous")
+    rows = measured(tower, "dialog", policies([0.05], settings=settings), 4)
+    rows.to_parquet(tmp_path / "dialog.parquet")
+    measured(tower, "idle", policies([0.05]), 4).to_parquet(tmp_path / "idle.parquet")
+    table = read_measured(tmp_path, "dialog").set_index("policy")
+    assert table.loc["none", SETTING_COLUMNS].tolist() == [104, 160, 8, 0.3, "mean", "previous", 7]
+    assert table.loc["gated 0.05", SETTING_COLUMNS].tolist() == table.loc["none", SETTING_COLUMNS].tolist()
+    assert table.loc["exact match", SETTING_COLUMNS].tolist() == [104, 160, 8, 0.0, "max", "encoded", 0]
+    assert table.loc["gated 0.05", "tolerance"] == 0.05 and np.isnan(table.loc["none", "tolerance"])
+    later = rows[(rows["frame"] > 0) & (rows["policy"] == "none")]
+    assert table.loc["none", "ms"] == pytest.approx(later["ms"].mean())
+    assert table.loc["none", "ms_full"] == pytest.approx(later["ms_full"].mean())
+    default = read_measured(tmp_path, "idle").set_index("policy").loc["none"]
+    assert (default["max_changed_patches"], default["file"]) == (13 * 20 // 4, "idle.parquet")
+    with pytest.raises(ValueError, match="patch_size is 14; the tower's patches"):
+        measured(tower, "idle", policies([], settings=DifferentialSettings(patch_size=14)), 2)
+
+
+def test_missing_and_old_measurements_are_named_with_what_makes_them(tower, tmp_path):
+    with pytest.raises(ValueError, match=r"no measurement of idle; `bash run\.sh`"):
+        read_measured(tmp_path / "nowhere", "idle")
+    rows = measured(tower, "idle", policies([]), 2)
+    rows.drop(columns=["diff_threshold", "height"]).to_parquet(tmp_path / "old.parquet")
+    with pytest.raises(ValueError, match=r"old\.parquet is of an older schema, without height, diff_threshold"):
+        read_measured(tmp_path, "idle")
+    (tmp_path / "old.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"old\.parquet cannot be read"):
+        read_measured(tmp_path, "idle")
 
 
 @pytest.mark.parametrize("spec", ["random:vgg", "no/such/folder/at-all"])
