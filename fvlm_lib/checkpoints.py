@@ -2,8 +2,8 @@
 
 A checkpoint is a folder of the project's own layout (`FoveatedVLM.save_pretrained`: config.json and
 model.safetensors), a state dict in the released or the legacy layout (`layouts.py`), a folder with one such
-file, or a hub id of any of these. `python -m fvlm_lib.checkpoints assemble` makes an untrained one from a
-language model and a vision tower.
+file, or a hub id of any of these. `python -m fvlm_lib.checkpoints assemble` makes an untrained one
+(`assemble.py`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.util
 import json
-import os
 import pickle
 import re
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -28,25 +25,17 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Dinov2Config,
-    Dinov2Model,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from fvlm_lib.assemble import assemble
 from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.layouts import (
     DINOV2,
     IMAGE_SIZE,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     CheckpointError,
     clean_state_dict,
+    first_line,
     read_config,
     stored_name,
 )
@@ -112,7 +101,7 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
         with _quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise CheckpointError(f"the tokenizer in {folder} cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read ({first_line(error)})") from error
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -139,7 +128,7 @@ def _local(path_or_id: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"there is no folder or file {name}, and as a hub id it cannot be fetched ({_first_line(error)})"
+            f"there is no folder or file {name}, and as a hub id it cannot be fetched ({first_line(error)})"
         ) from error
 
 
@@ -178,7 +167,7 @@ def _read_tensors(file: Path) -> Any:
                 'convert it once: python -c "import torch; torch.save(torch.load('
                 f"'{file}', weights_only=False)['model_state_dict'], 'weights.pt')\""
             ) from error
-        raise CheckpointError(f"{file}: the weights cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(f"{file}: the weights cannot be read ({first_line(error)})") from error
 
 
 def _read_own_config(folder: Path) -> FoveatedVLMConfig:
@@ -194,7 +183,7 @@ def _read_own_config(folder: Path) -> FoveatedVLMConfig:
     try:
         return FoveatedVLMConfig.from_dict(content)
     except Exception as error:  # transformers raises many kinds here, KeyError for an unknown architecture
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a model ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder / 'config.json'} does not describe a model ({first_line(error)})") from error
 
 
 def _from_pretrained(
@@ -217,7 +206,7 @@ def _from_pretrained(
             )
         model, info = loaded
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path}: the weights cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: the weights cannot be read ({first_line(error)})") from error
     if problems := _problems(info):
         raise CheckpointError(f"{path}: the weights do not fit the config ({problems})")
     return model
@@ -247,109 +236,6 @@ def _quiet_transformers() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-# ---- assembling --------------------------------------------------------------------------------------
-
-
-def assemble(
-    text: str,
-    vision: str,
-    out: str | Path,
-    *,
-    query_dim: int | None = None,
-    visual_norm: str = "token",
-    visual_scale: float = 0.14,
-    image_size: int = IMAGE_SIZE,
-    seed: int = 0,
-) -> FoveatedVLM:
-    """Make an untrained checkpoint of a language model and a vision tower; what joins them is drawn from `seed`.
-
-    text: a folder, a .gguf file or a hub id of a causal language model; its tokenizer goes along. vision: a
-    folder or hub id of a DINOv2, or "random:dinov2-small". out: the folder to write, which must not exist.
-    visual_scale: 0.14 is how large SmolLM2's embeddings are. Frames: ImageNet's mean and standard deviation.
-
-    Raises CheckpointError where a part cannot be read, `out` exists, or a package for reading GGUF is missing.
-    """
-    out = Path(out)
-    if out.exists():
-        raise CheckpointError(f"{out} exists; name a folder that does not, or remove it")
-    torch.manual_seed(seed)
-    print(f"reading the language model {text}", flush=True)
-    llm, tokenizer = _read_language_model(text)
-    print(f"reading the vision tower {vision}", flush=True)
-    tower = _read_vision_tower(vision)
-    print("joining them", flush=True)
-    llm.config.name_or_path = tower.config.name_or_path = ""  # a folder of this machine; training.json says it
-    config = FoveatedVLMConfig(
-        vision_config=tower.config,
-        text_config=llm.config,
-        query_dim=query_dim,
-        visual_norm=visual_norm,  # type: ignore[arg-type]
-        visual_scale=visual_scale,
-        image_size=image_size,
-        image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
-    )
-    model = FoveatedVLM(config).eval()
-    model.llm.load_state_dict(llm.state_dict())
-    model.encoder.dino.load_state_dict(tower.state_dict())
-    part = out.with_name(out.name + ".part")  # so that `out` is there whole or not at all
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    training = {"step": 0, "seed": seed, "text": text, "vision": vision}
-    training["num_parameters"] = sum(p.numel() for p in model.parameters())
-    training["num_text_parameters"] = sum(p.numel() for p in model.llm.parameters())
-    (part / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    os.replace(part, out)
-    return model
-
-
-def _read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The causal language model in float32 and its tokenizer."""
-    source: dict[str, Any] = {"pretrained_model_name_or_path": text, "local_files_only": Path(text).exists()}
-    if text.endswith(".gguf"):
-        if not Path(text).is_file():
-            raise CheckpointError(f"there is no GGUF file {text}")
-        if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
-            raise CheckpointError(
-                f"to read {text}, {' and '.join(missing)} must be installed: pip install -r requirements-gguf.txt"
-            )
-        source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
-    try:
-        llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-    except Exception as error:  # transformers, tokenizers and gguf raise many kinds
-        raise CheckpointError(f"{text} is no language model with a tokenizer ({_first_line(error)})") from error
-    for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights
-        if hasattr(llm.config, of_the_file):
-            delattr(llm.config, of_the_file)
-    if len(tokenizer) > llm.config.vocab_size:
-        raise CheckpointError(f"{text}: {len(tokenizer)} tokens, but embeddings for {llm.config.vocab_size}")
-    return llm, tokenizer
-
-
-def _read_vision_tower(vision: str) -> Dinov2Model:
-    if vision.startswith("random:"):
-        name = vision.removeprefix("random:")
-        if name not in DINOV2:
-            raise CheckpointError(f"there is no {vision}; known are {', '.join(f'random:{known}' for known in DINOV2)}")
-        return Dinov2Model(Dinov2Config(**DINOV2[name], use_mask_token=False))
-    local: dict[str, Any] = {"local_files_only": Path(vision).exists()}
-    try:
-        kind = AutoConfig.from_pretrained(vision, **local).model_type
-        if kind != Dinov2Config.model_type:
-            raise CheckpointError(f"{vision} is a {kind}; the vision tower must be a dinov2")
-        return Dinov2Model.from_pretrained(vision, **local, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{vision} is no vision tower that can be loaded ({_first_line(error)})") from error
 
 
 _ASSEMBLE_HELP = """\

@@ -5,7 +5,8 @@ Two layouts. *Released*: `encoder.dino.*`, `encoder.query_input_proj.weight`, `e
 tokens are only scaled, and the caption follows them. *Legacy*: `coarse_token`, `fine_token`, `no_text_token`
 and `video_end_token` besides, and visual tokens are divided by one standard deviation of the whole batch.
 In both, queries walk through every layer of the vision tower, and frames are 224 pixels on a side with
-ImageNet's mean and standard deviation; an image counts as a video of 8 equal frames.
+ImageNet's mean and standard deviation; an image counts as a video of 8 equal frames. Both are those of
+github.com/spsanps/nanoSmol, fVLM: released, and in its earlier research scripts.
 
 Sizes are read from the weights. How many heads share a width cannot be: that, and the rest of a config, comes
 from a table of the towers that such checkpoints are made of. This module knows nothing of files.
@@ -102,6 +103,11 @@ _REQUIRED = (
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message names it, what is wrong and what would be right."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in one line; its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def clean_state_dict(loaded: Any, name: str) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """The foveated vision-language model: one visual token a frame, by a query that the language model chooses.
 
 `FoveatedVLM` holds the weights and the forward modes; `FoveatedStream` watches one frame at a time. How a
-ViT is walked is in `towers.py`, how a caption is scored in `scoring.py`; where videos come from and what a
-gap is, this module does not know.
+ViT is walked is in `towers.py`, how a caption is scored in `scoring.py`, masks are in `inputs.py`; where videos
+come from and what a gap is, this module does not know.
 
 With h_t the language model's last hidden state at visual position t and look(t, q) the walk of query q
 through the ViT over frame t's keys and values:
@@ -34,7 +34,8 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 from transformers.utils.generic import ModelOutput
 
 from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
-from fvlm_lib.scoring import IGNORED_LABEL, sample_nll
+from fvlm_lib.inputs import CaptionInputs, checked_frame_mask, mask_before_caption, padding_mask
+from fvlm_lib.scoring import sample_nll
 from fvlm_lib.towers import PatchCache, encode, look, open_tower
 
 
@@ -127,7 +128,7 @@ class FoveatedVLM(PreTrainedModel):
         pixel_values (B, T, 3, height, width); frame_mask (B, T), 1 where there is a frame. Returns a
         `PatchCache` with leading dimensions (B, T).
         """
-        frame_mask = _checked_frame_mask(pixel_values, frame_mask)
+        frame_mask = checked_frame_mask(pixel_values, frame_mask)
         # absent frames may hold anything, NaN included; it must not reach a product, not even times zero
         pixel_values = pixel_values.masked_fill(~frame_mask[..., None, None, None], 0.0)
         return encode(open_tower(self.encoder.dino), pixel_values, None if self.config.deep_query else 1)
@@ -154,7 +155,7 @@ class FoveatedVLM(PreTrainedModel):
             # one number for whatever this call holds, the unbiased std and the 1e-6 as published; absent
             # frames, which the published code did not have, do not count
             held = z if frame_mask is None else z[frame_mask]
-            z = z / (held.std() + 1e-6)
+            z = z / (held.std() + 1e-6) if held.numel() else z
         z = z * self.config.visual_scale
         if frame_mask is not None:
             z = z.masked_fill(~frame_mask[..., None], 0.0)
@@ -181,7 +182,7 @@ class FoveatedVLM(PreTrainedModel):
             mode = self.fine_token if fine else self.coarse_token
             before = torch.cat([self.no_text_token, mode], dim=1)  # (1, 2, D)
             embeds = torch.cat([before.expand(z.shape[0], -1, -1), z], dim=1)
-        padding = _padding(frame_mask, before=embeds.shape[1] - z.shape[1])
+        padding = padding_mask(frame_mask, before=embeds.shape[1] - z.shape[1])
         return self._run_llm(embeds, padding)[:, -z.shape[1] :]
 
     def _before_caption(self, z: Tensor, fine: bool) -> Tensor:
@@ -197,7 +198,7 @@ class FoveatedVLM(PreTrainedModel):
         first = self.q_init.expand(hidden.shape[0], 1, -1)
         return torch.cat([first, self.llm_to_query(hidden[:, :-1])], dim=1)
 
-    def _output(self, hidden: Tensor, text: _Text, **fields: Any) -> FoveatedVLMOutput:
+    def _output(self, hidden: Tensor, text: CaptionInputs, **fields: Any) -> FoveatedVLMOutput:
         """Score the caption from the hidden states (B, N, D) of all positions, the L text ones last."""
         index = text.predictors[..., None].expand(-1, -1, hidden.shape[-1])
         logits = self.llm.get_output_embeddings()(hidden.gather(1, index))  # (B, L, vocabulary)
@@ -274,7 +275,7 @@ class FoveatedVLM(PreTrainedModel):
         last pass is yielded, and the passes before it run over the visual tokens alone.
         """
         patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
-        text = _Text(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
+        text = CaptionInputs(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
         queries = self.q_static.expand(*frame_mask.shape, -1)  # (B, T, query_dim)
         for number in range(num_fine + 1):
             z, attentions = self.look(patch_cache, queries, frame_mask, output_attentions)  # (B, T, D)
@@ -311,7 +312,7 @@ class FoveatedVLM(PreTrainedModel):
         Arguments as in `forward_captioning`.
         """
         patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
-        text = _Text(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
+        text = CaptionInputs(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
         return self._score_watching(patch_cache, frame_mask, text, None, output_attentions)[0]
 
     def forward_modes(
@@ -335,14 +336,14 @@ class FoveatedVLM(PreTrainedModel):
             given = (None, input_ids, attention_mask, labels, frame_mask)
             passes = self.forward_passes(*given, num_fine=num_fine, patch_cache=patch_cache)
             return [*passes, self.forward_autoregressive(*given, patch_cache=patch_cache)]
-        text = _Text(input_ids, attention_mask, labels, frame_mask, mode_tokens=False)
+        text = CaptionInputs(input_ids, attention_mask, labels, frame_mask, mode_tokens=False)
         return self._score_watching(patch_cache, frame_mask, text, num_fine)
 
     def _score_watching(
         self,
         patch_cache: PatchCache,
         frame_mask: Tensor,
-        text: _Text,
+        text: CaptionInputs,
         num_fine: int | None,
         output_attentions: bool = False,
     ) -> list[FoveatedVLMOutput]:
@@ -385,7 +386,7 @@ class FoveatedVLM(PreTrainedModel):
         patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
         seen = self._watch(patch_cache, frame_mask, DynamicCache(config=self.llm.config))
         embeds = self._before_caption(seen.visual_tokens[:, 0], fine=True)
-        mask = _framed(frame_mask, self.config.mode_tokens)
+        mask = mask_before_caption(frame_mask, self.config.mode_tokens)
         if input_ids is not None:
             prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             embeds = torch.cat([embeds, self.get_input_embeddings()(input_ids).to(embeds.dtype)], dim=1)
@@ -402,7 +403,7 @@ class FoveatedVLM(PreTrainedModel):
             if pixel_values is None:
                 raise ValueError("pixel_values and patch_cache are both None; one of them is needed")
             patch_cache = self.encode_frames(pixel_values, frame_mask)
-        return patch_cache, _checked_frame_mask(patch_cache.keys[0], frame_mask)
+        return patch_cache, checked_frame_mask(patch_cache.keys[0], frame_mask)
 
     def _begin(self, batch_size: int, past: DynamicCache) -> list[Tensor]:
         """Read into `past` what precedes the first frame: the fine token, if any. Its hidden state (B, 1, D)."""
@@ -430,7 +431,7 @@ class FoveatedVLM(PreTrainedModel):
         if modes > 1:
             query = torch.cat([static, query[:, 1:]], dim=1)
         hidden = self._begin(batch * modes, past)
-        padding = _padding(frame_mask, before=len(hidden))
+        padding = padding_mask(frame_mask, before=len(hidden))
         if padding is not None:
             padding = padding.repeat_interleave(modes, dim=0)
         queries, tokens, attentions = [], [], []
@@ -462,70 +463,6 @@ class _Watched:
     visual_tokens: Tensor
     hidden: list[Tensor]
     attentions: tuple[Tensor, ...]
-
-
-class _Text:
-    """The caption's side of a batch: ids, labels, masks, and which position predicts each text token.
-
-    `padding` (B, N) of all positions is None where nothing is padded, since the language model then takes a
-    faster path.
-    """
-
-    def __init__(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        frame_mask: Tensor,
-        mode_tokens: bool,
-    ) -> None:
-        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, length >= 1)")
-        if input_ids.shape[0] != frame_mask.shape[0]:
-            raise ValueError(f"{input_ids.shape[0]} captions for {frame_mask.shape[0]} videos; one each is needed")
-        text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        text_mask = text_mask.bool()
-        if labels is None:
-            labels = input_ids.masked_fill(~text_mask, IGNORED_LABEL)
-        elif ((labels != IGNORED_LABEL) & ~text_mask).any():
-            raise ValueError("labels scores a position where attention_mask is 0; set it to -100 there")
-        mask = torch.cat([_framed(frame_mask, mode_tokens), text_mask], dim=1)  # (B, N)
-        self.input_ids = input_ids
-        self.labels = labels
-        self.padding = None if mask.all() else mask
-        # a text token is predicted by the last position before it that is not padding
-        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-        last_seen = places.masked_fill(~mask, -1).cummax(dim=1).values
-        self.predictors = last_seen[:, -input_ids.shape[1] - 1 : -1]  # (B, L)
-
-
-def _framed(frame_mask: Tensor, mode_tokens: bool) -> Tensor:
-    """The mask (B, T) of what precedes a caption, or (B, 1 + T + 1) with mode tokens around the frames."""
-    return F.pad(frame_mask, (1, 1), value=True) if mode_tokens else frame_mask
-
-
-def _padding(frame_mask: Tensor, before: int) -> Tensor | None:
-    """The mask (B, before + T) of frames behind `before` other positions; None where nothing is padded."""
-    return None if frame_mask.all() else F.pad(frame_mask, (before, 0), value=True)
-
-
-def _checked_frame_mask(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """frame_mask as bool (B, T) for `frames` (B, T, ...), all ones for None; ValueError where it can't be."""
-    if frames.ndim != 5 or frames.shape[1] == 0:
-        raise ValueError(
-            f"pixel_values has shape {tuple(frames.shape)}; it must be (batch, frames >= 1, 3, height, width)"
-        )
-    if frame_mask is None:
-        return torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
-    frame_mask = frame_mask.bool()
-    if frame_mask.shape != frames.shape[:2]:
-        raise ValueError(f"frame_mask has shape {tuple(frame_mask.shape)}; the frames need {tuple(frames.shape[:2])}")
-    if not frame_mask[:, 0].all():
-        sample = int((~frame_mask[:, 0]).nonzero()[0])
-        raise ValueError(f"frame_mask of sample {sample} starts with 0; every video needs a first frame")
-    if (frame_mask[:, 1:] & ~frame_mask[:, :-1]).any():
-        raise ValueError("frame_mask has a gap; a video's frames must come first, its padding behind them")
-    return frame_mask
 
 
 class FoveatedStream:

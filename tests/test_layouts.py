@@ -541,6 +541,18 @@ def test_the_legacy_norm_mixes_samples_and_the_others_do_not(legacy):
         legacy.config.visual_norm = "legacy"
 
 
+def test_frames_that_no_sample_has_change_nothing(legacy):
+    _, _, batch = inputs((3, 2))
+    longer = {
+        **batch,
+        "pixel_values": torch.nn.functional.pad(batch["pixel_values"], (0,) * 7 + (2,), value=float("nan")),
+    }
+    longer["frame_mask"] = torch.nn.functional.pad(batch["frame_mask"], (0, 2))
+    for mode in ("captioning", "autoregressive"):
+        found, wanted = legacy(**longer, mode=mode), legacy(**batch, mode=mode)
+        torch.testing.assert_close(found.nll, wanted.nll, rtol=0, atol=1e-12)
+
+
 def test_a_legacy_stream_captions_like_the_whole_video(legacy):
     _, _, batch = inputs((3,))
     pixels, prompt = batch["pixel_values"], batch["input_ids"][:, :2]
