@@ -57,7 +57,7 @@ def plot_mode_losses(ax: Axes, losses: Mapping[str, Mapping[str, float]]) -> Axe
 
 
 def plot_position_losses(ax: Axes, table: pd.DataFrame, modes: Sequence[str]) -> Axes:
-    """Loss by caption position; table: mode, position, mean, low, high (`gap.position_losses`)."""
+    """Loss by caption position; table: mode, position, mean, low, high (`samples.position_losses`)."""
     for mode in modes:
         rows = table[table["mode"] == mode].sort_values("position")
         name, colour = mode_style(mode)

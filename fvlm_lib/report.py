@@ -55,7 +55,8 @@ def read_results(batch: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, str
 
 def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One row a checkpoint: id, run, step, sizes, training FLOPs, losses and gap each with _low and _high
-    (nats a token, gap_percent in percent), numerical_floor, verdict, number of samples.
+    (nats a token, gap_percent in percent), numerical_floor, verdict, number of samples scored
+    and skipped.
 
     What a checkpoint does not tell of its training is empty; its run is then its id.
     """
@@ -70,20 +71,21 @@ def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             row[f"{name}_low"], row[f"{name}_high"] = result[name]["low"], result[name]["high"]
         for key in ("numerical_floor", "verdict", "verdict_unit", "num_samples", "num_tokens"):
             row[key] = result[key]
-        rows.append(row)
+        rows.append(row | {"skipped": len(result["skipped"])})
     return pd.DataFrame(rows).sort_values(["run", "step"], kind="stable", ignore_index=True)
 
 
 def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it: `value [low, high]`, losses and gaps in nats a token.
 
-    The percentage is left out where the training loss is too near zero for it to mean anything.
+    The percentage is left out where the training loss is too near zero for it to mean anything; `skipped`
+    counts samples that could not be used, and is there only if there are any.
     """
 
     def cells(name: str, form: str) -> list[str]:
         return [_interval(row, name, form) for _, row in table.iterrows()]
 
-    return pd.DataFrame(
+    readable = pd.DataFrame(
         {
             "run": table["run"],
             "step": ["" if pd.isna(step) else _whole(step) for step in table["step"]],
@@ -98,6 +100,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
             "verdict": table["verdict"],
         }
     )
+    return readable.assign(skipped=table["skipped"]) if table["skipped"].any() else readable
 
 
 # ---- the findings ------------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
 def gap_difference(samples: pd.DataFrame, reference: pd.DataFrame, num_fine: int = 1, seed: int = 0) -> Estimate:
     """Gap of `samples` minus gap of `reference`, nats a token, paired sample by sample.
 
-    Both are `gap.score_videos` tables. Raises ValueError where they hold different samples.
+    Both are tables of `samples.read_samples`. Raises ValueError where they hold different samples.
     """
     if list(samples["sample"]) != list(reference["sample"]):
         raise ValueError("the two tables hold different samples; evaluate both on the same ones")
