@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from captioned import write_folder
 from conftest import DEMO, ROOT
 
 from fvlm_lib.batch import data_stamp, gap_file, matching_files, read_batch
+from fvlm_lib.gap import evaluate_inference_gap
 from fvlm_lib.runs import run_status
 
 GAP = {
@@ -264,22 +266,22 @@ def test_killed_and_started_again_only_what_was_running_is_lost(tmp_path):
 
 def test_killed_among_shards_only_the_running_ones_are_lost(tmp_path):
     """kill -9 when a shard is finished; run again, the table is that of one shard and no finished one is repeated."""
-    write_folder(tmp_path, 14)
+    write_folder(tmp_path, 8)
     gap = {"data": {"kind": "folder", "path": str(tmp_path)}, "num_samples": None, "batch_size": 2}
     late = {"late": CHECKPOINTS["late"]}
     (tmp_path / "sharded").mkdir()
-    folder = project(tmp_path / "sharded", late, gap=gap, shards=7)
+    folder = project(tmp_path / "sharded", late, gap=gap, shards=4)
     process = subprocess.Popen(
         command("--cores", "1", "--", gap_file("late")), cwd=folder, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     shards = folder / "results" / "gap" / "shards"
     deadline = time.monotonic() + 120
-    while len(list(shards.glob("*.parquet"))) < 3:  # two are surely finished, the third may be
+    while len(list(shards.glob("*.parquet"))) < 2:  # one is surely finished, the second may be
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    finished = sorted(shards.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)[:2]
+    finished = sorted(shards.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)[:1]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = [path.stat().st_mtime_ns for path in finished]
@@ -289,14 +291,13 @@ def test_killed_among_shards_only_the_running_ones_are_lost(tmp_path):
     assert again.returncode == 0, again.stderr
     assert [path.stat().st_mtime_ns for path in finished] == before
 
-    (tmp_path / "whole").mkdir()
-    whole = project(tmp_path / "whole", late, gap=gap)
-    assert snakemake(whole, "--", gap_file("late")).returncode == 0
-    one, other = (json.loads((where / gap_file("late")).read_text()) for where in (whole, folder))
-    assert one == other
-    tables = [pd.read_parquet(where / "results" / "gap" / "late.parquet") for where in (whole, folder)]
+    result = json.loads((folder / gap_file("late")).read_text())
+    whole = tmp_path / "whole.parquet"
+    measured = evaluate_inference_gap(**result["parameters"], table=whole, progress=False)
+    assert {name: result[name] for name in asdict(measured)} == json.loads(json.dumps(asdict(measured)))
+    tables = [pd.read_parquet(path) for path in (whole, folder / "results" / "gap" / "late.parquet")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-    assert tables[0]["sample"].tolist() == list(range(14))
+    assert tables[0]["sample"].tolist() == list(range(8))
 
 
 def test_a_result_of_other_parameters_stops_the_aggregation(batch):
