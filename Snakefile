@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import asdict
 
 from fvlm_lib.batch import data_stamp, gap_file, read_batch
 from fvlm_lib.notebooks import code_hash
@@ -34,7 +35,8 @@ GAP_NOTEBOOK = "notebooks/gap_analysis.ipynb"
 SCALING_NOTEBOOK = "notebooks/scaling_analysis.ipynb"
 CHANGES_NOTEBOOK = "notebooks/changed_patches.ipynb"
 BENCHMARK_NOTEBOOK = "notebooks/differential_benchmark.ipynb"
-NOTEBOOKS = (GAP_NOTEBOOK, SCALING_NOTEBOOK, CHANGES_NOTEBOOK, BENCHMARK_NOTEBOOK)
+PREDICT_NOTEBOOK = "notebooks/predict_sequence.ipynb"
+NOTEBOOKS = (GAP_NOTEBOOK, SCALING_NOTEBOOK, CHANGES_NOTEBOOK, BENCHMARK_NOTEBOOK, PREDICT_NOTEBOOK)
 HASHES = {notebook: code_hash(Path(notebook)) for notebook in NOTEBOOKS}
 GAPS = [gap_file(id) for id in BATCH.checkpoints]
 AGGREGATED = [
@@ -55,6 +57,8 @@ DIFFERENTIAL = [
     *expand("plots/changes/{sequence}.png", sequence=BATCH.sequences),
     *expand("results/differential/{sequence}--{tower}.parquet", sequence=BATCH.sequences, tower=BATCH.towers),
     *expand("plots/differential/{sequence}--{tower}.png", sequence=BATCH.sequences, tower=BATCH.towers),
+    *expand("results/predict/{sequence}--{vlm}.parquet", sequence=BATCH.sequences, vlm=BATCH.vlms),
+    *expand("plots/predict/{sequence}--{vlm}.png", sequence=BATCH.sequences, vlm=BATCH.vlms),
 ]
 
 
@@ -62,6 +66,7 @@ wildcard_constraints:
     id=r"[A-Za-z0-9][A-Za-z0-9_.-]*?",
     sequence="|".join(map(re.escape, BATCH.sequences)) or "none",
     tower="|".join(map(re.escape, BATCH.towers)) or "none",
+    vlm="|".join(map(re.escape, BATCH.vlms)) or "none",
     scatteritem=r"\d+-of-\d+",
 
 
@@ -175,6 +180,30 @@ rule differential:
     shell:
         f"exec {PYTHON} -m fvlm_lib.runs {BENCHMARK_NOTEBOOK}"
         " --output papermill_runs/differential_{wildcards.sequence}--{wildcards.tower}.ipynb"
+        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+
+
+def predict_run(wc):
+    """What the notebook on answers of one sequence and vision-language model is given, as JSON."""
+    name = f"{wc.sequence}--{wc.vlm}"
+    outputs = {"result": f"results/predict/{name}.parquet", "figure": f"plots/predict/{name}.png"}
+    settings = {"settings": asdict(BATCH.settings)}
+    return json.dumps({"sequence": BATCH.sequences[wc.sequence], **settings, **BATCH.vlms[wc.vlm], **outputs})
+
+
+rule predict:
+    input:
+        lambda wc: frames(BATCH.sequences[wc.sequence]),
+    output:
+        result="results/predict/{sequence}--{vlm}.parquet",
+        figure="plots/predict/{sequence}--{vlm}.png",
+    params:
+        run=predict_run,
+        code=lambda wc: HASHES[PREDICT_NOTEBOOK],
+    threads: lambda wc: BATCH.vlms[wc.vlm].get("threads", 1)
+    shell:
+        f"exec {PYTHON} -m fvlm_lib.runs {PREDICT_NOTEBOOK}"
+        " --output papermill_runs/predict_{wildcards.sequence}--{wildcards.vlm}.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
 
 

@@ -18,9 +18,11 @@ from typing import Any
 
 from braceexpand import braceexpand
 
+from fvlm_lib.settings import DifferentialSettings, read_settings
+
 GAP_SCHEMA = 2  # of results/gap/*.json
 KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential"}
-DIFFERENTIAL_KEYS = {"sequences", "towers", "changes"}
+DIFFERENTIAL_KEYS = {"sequences", "towers", "vlms", "settings"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
 TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -31,8 +33,9 @@ class Batch:
     """One batch: `checkpoints` id -> folder; `training` id -> what the config adds to its training.json;
     `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
-    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `changes`: those of
-    the notebook on changed patches."""
+    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of
+    the notebook that asks that model about every frame; `settings`: what the notebooks on changed patches and on
+    answers are run with."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -42,7 +45,22 @@ class Batch:
     knowledge: str | None = None
     sequences: dict[str, str] = field(default_factory=dict)
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    changes: dict[str, Any] = field(default_factory=dict)
+    vlms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: DifferentialSettings = field(default_factory=DifferentialSettings)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings as parameters of the notebook on changed patches, which knows no tower: a patch size that
+        is the tower's own is left to the notebook's default."""
+        parameters = {
+            "threshold": self.settings.diff_threshold,
+            "metric": self.settings.metric,
+            "reference": self.settings.reference,
+            "max_changed_patches": self.settings.max_changed_patches,
+        }
+        return (
+            parameters if self.settings.patch_size is None else {**parameters, "patch_size": self.settings.patch_size}
+        )
 
     def gap_parameters(self, checkpoint_id: str) -> dict[str, Any]:
         """What checkpoint `checkpoint_id` is evaluated with; a result must hold exactly these."""
@@ -140,7 +158,8 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
         raise ValueError(f"{name}: shards is {shards!r}; it must be a whole number from 1")
     sequences, towers = dict(differential.get("sequences") or {}), dict(differential.get("towers") or {})
-    for other_id in (*sequences, *towers):
+    vlms = dict(differential.get("vlms") or {})
+    for other_id in (*sequences, *towers, *vlms):
         _check_id(name, other_id)
     return Batch(
         checkpoints=checkpoints,
@@ -151,7 +170,8 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         knowledge=config.get("knowledge"),
         sequences=sequences,
         towers=towers,
-        changes=dict(differential.get("changes") or {}),
+        vlms=vlms,
+        settings=_settings(name, differential.get("settings")),
     )
 
 
@@ -179,6 +199,16 @@ def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str
                 f"{path} was made with {key} = {made!r}, the config says {wanted!r}; remove it and run `bash run.sh`"
             )
     return result
+
+
+def _settings(name: str, path: Any) -> DifferentialSettings:
+    if path is None:
+        return DifferentialSettings()
+    if not isinstance(path, str):
+        raise ValueError(
+            f"{name}: differential: settings is {path!r}; it must be a file such as config/differential.yaml"
+        )
+    return read_settings(path)
 
 
 def _check_id(name: str, given: Any) -> None:

@@ -125,7 +125,7 @@ class DifferentialVisionEncoder:
             raise ValueError(f"context_radius is {context_radius}; it must be 0 or more patches")
         if patch_size is not None and grid_size is not None:
             raise ValueError("patch_size and grid_size are both given; one follows from the other")
-        self.vision = _open_vision(model_or_tower, pack_weights)
+        self.vision = open_vision(model_or_tower, pack_weights)
         self.tracker = ChangeTracker(diff_threshold, metric, reference, image_mean, image_std)
         self.max_changed_patches = max_changed_patches
         self.context_radius = context_radius
@@ -246,7 +246,7 @@ class DifferentialVisionEncoder:
             cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
             features = self.vision.select(cache.read())
             # as a copy: without a projector they would be one tensor, written to in updates
-            self._cache, self._features, self._tokens = cache, features, self.vision.project(features).clone()
+            self._cache, self._features, self._tokens = cache, features, self.vision.finish(features).clone()
         return self._tokens.shape[1]
 
     def _update(self, images: Tensor, mask: Tensor) -> tuple[Tensor, int]:
@@ -263,7 +263,7 @@ class DifferentialVisionEncoder:
         features = self.vision.select(update(tower, cache, patches, mask, self.tolerance))
         new = (features != self._features).any(dim=-1)[0]  # (tokens,)
         if new.any():
-            self._tokens[:, new] = self.vision.project(features[:, new])
+            self._tokens[:, : new.numel()][:, new] = self.vision.project(features[:, new])
         self._features = features
         return mask, int(new.sum())
 
@@ -284,11 +284,17 @@ class DifferentialVisionEncoder:
         had = vars(owner).get(name)
 
         def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if pixel_values.ndim == 5:  # LLaVA-OneVision's crops of an image
+                if pixel_values.shape[1] > 1:
+                    raise ValueError(f"an image has {pixel_values.shape[1]} crops; only a single one can be encoded")
+                pixel_values = pixel_values[:, 0]
             tokens = self.encode(pixel_values)
             if name == "encode_images":
                 return tokens
             assert isinstance(tokens, Tensor)
-            return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
+            config: Any = model.config
+            joined = config.model_type == "fast_vlm"  # others give a list, one entry an image
+            return BaseModelOutputWithPooling(pooler_output=tokens if joined else list(tokens))  # type: ignore[arg-type]
 
         setattr(owner, name, get_image_features)
         try:
@@ -304,12 +310,13 @@ class DifferentialVisionEncoder:
 
 
 @dataclass(frozen=True)
-class _Vision:
+class Vision:
     """A model's way from pixels to tokens.
 
     tower: opened for partial updates; None where there is no adapter. select: drops the global tokens from the
-    tower's (N, P, D) if the model does. project: into the language model's width. own: the whole way from
-    pixels (N, C, height, width) to tokens (N, tokens, width), as the model itself goes it.
+    tower's (N, P, D) if the model does. project: into the language model's width. newline: the embedding (width)
+    that LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels (N, C, height, width) to
+    tokens (N, tokens, width), as the model itself goes it.
     """
 
     module: nn.Module
@@ -318,6 +325,14 @@ class _Vision:
     project: Callable[[Tensor], Tensor]
     own: Callable[[Tensor], Tensor]
     dtype: torch.dtype
+    newline: Tensor | None
+
+    def finish(self, features: Tensor) -> Tensor:
+        """All tokens (N, tokens, width) of an image from its selected features (N, P, D)."""
+        tokens = self.project(features)
+        if self.newline is None:
+            return tokens
+        return torch.cat([tokens, self.newline.to(tokens).expand(tokens.shape[0], 1, -1)], dim=1)
 
 
 def _image_call(model: Any) -> str | None:
@@ -325,7 +340,10 @@ def _image_call(model: Any) -> str | None:
     return next((name for name in ("get_image_features", "encode_images") if hasattr(model, name)), None)
 
 
-def _open_vision(model: nn.Module, pack_weights: bool) -> _Vision:
+def open_vision(model: nn.Module, pack_weights: bool = False) -> Vision:
+    """Find a model's vision tower, projector and feature layer; a tower alone gives its own tokens.
+
+    LLaVA-OneVision's images are taken as one crop each. Raises ValueError for models that join several layers."""
     inner: Any = getattr(model, "model", model)
     config: Any = getattr(model, "config", None)
     call = _image_call(inner)
@@ -343,21 +361,28 @@ def _open_vision(model: nn.Module, pack_weights: bool) -> _Vision:
         tower = None
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
 
+    single_crop = getattr(config, "model_type", None) == "llava_onevision"
+
     def own(images: Tensor) -> Tensor:
-        output = own_call(images.to(dtype))
+        options: dict[str, Any] = {}
+        if single_crop:  # it makes one crop of an image where a prompt has several
+            sizes = torch.tensor([images.shape[-2:]] * len(images))
+            options = {"image_sizes": sizes, "batch_num_images": [2] * len(images)}
+        output = own_call(images.to(dtype), **options)
         if call == "get_image_features":
             output = output.pooler_output
         elif not isinstance(output, Tensor):
             output = output.last_hidden_state
         return output if isinstance(output, Tensor) else torch.stack(list(output))
 
-    return _Vision(
+    return Vision(
         module=module,
         tower=tower,
         select=lambda features: features[:, 1:] if drops_cls else features,
         project=projector or (lambda features: features),
         own=own,
         dtype=dtype,
+        newline=getattr(inner, "image_newline", None) if single_crop else None,
     )
 
 

@@ -104,7 +104,13 @@ def plot_change_frequency(ax: Axes, frame: np.ndarray, frequency: np.ndarray) ->
     return ax
 
 
-PATHS = {"cached": _PALETTE[7], "partial": _PALETTE[2], "full": _PALETTE[3], "skipped": _PALETTE[8]}
+PATHS = {
+    "cached": _PALETTE[7],
+    "partial": _PALETTE[2],
+    "full": _PALETTE[3],
+    "skipped": _PALETTE[8],
+    "fallback": (0.0, 0.0, 0.0),
+}
 
 
 def plot_change_timeline(ax: Axes, table: pd.DataFrame) -> Axes:
@@ -119,6 +125,22 @@ def plot_change_timeline(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.set_xlabel("frame")
     ax.set_ylabel("changed share of patches")
     ax.legend(title="path", frameon=False)
+    return ax
+
+
+def plot_first_token_times(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Time to first token a frame, differential (coloured by path) and full; table as `vlm_bench.measure_answers`
+    gives it, of one sequence."""
+    ax.plot(table["frame"], table["first_token_ms_full"], "x-", color="0.4", lw=0.8, ms=4, label="every frame in full")
+    ax.plot(table["frame"], table["first_token_ms"], "-", color="0.75", lw=0.8, zorder=0)
+    for path, colour in PATHS.items():
+        rows = table[table["path"] == path]
+        if len(rows):
+            ax.plot(rows["frame"], rows["first_token_ms"], "o", color=colour, ms=4, label=f"differential: {path}")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("frame")
+    ax.set_ylabel("time to first token, ms")
+    ax.legend(frameon=False, fontsize="small", ncols=2)
     return ax
 
 

@@ -30,9 +30,14 @@ from fvlm_lib.updates import Propagate
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RANDOM_CLIP = "random:clip-vit-large-patch14-336"
+RANDOM_TINY = "random:clip-tiny"
 _RANDOM = {
     RANDOM_CLIP: CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14,
+    ),
+    RANDOM_TINY: CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=224,
         patch_size=14,
     ),
 }  # fmt: skip
@@ -61,7 +66,7 @@ class LoadedTower:
 
 
 def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTower:
-    """A vision tower: the folder of a foveated checkpoint (its DINOv2), "random:clip-vit-large-patch14-336" (for
+    """A vision tower: the folder of a foveated checkpoint (its DINOv2), a random one (RANDOM_CLIP, RANDOM_TINY: for
     times; the errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads.
 
     image_size (height, width): for towers that take any; None is the tower's own. Only a hub id that is no
@@ -72,7 +77,8 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
     if spec in _RANDOM:
         torch.manual_seed(0)
         model: Any = CLIPVisionModel(_RANDOM[spec]).eval()
-        return LoadedTower(spec, model, (336, 336), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        size = model.config.image_size
+        return LoadedTower(spec, model, (size, size), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     if spec.startswith("random:"):
         raise CheckpointError(f"there is no {spec}; known are {', '.join(_RANDOM)}")
     folder = Path(spec)

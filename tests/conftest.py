@@ -63,3 +63,21 @@ def trained():
     from fvlm_lib.checkpoints import load_checkpoint
 
     return load_checkpoint(DEMO / "S-S" / "step_3000")
+
+
+@pytest.fixture(scope="session")
+def vlm_folders(tmp_path_factory):
+    """Folders of a tiny random LLaVA, LLaVA-OneVision and FastVLM, by architecture."""
+    from vlm_folders import save_fast_vlm, save_llava, save_onevision
+
+    root = tmp_path_factory.mktemp("vlms")
+    savers = {"llava": save_llava, "llava_onevision": save_onevision, "fast_vlm": save_fast_vlm}
+    return {name: save(root / name) for name, save in savers.items()}
+
+
+@pytest.fixture(scope="session")
+def vlms(vlm_folders):
+    """The models in those folders, loaded once."""
+    from fvlm_lib.vlms import load_vlm
+
+    return {name: load_vlm(str(folder)) for name, folder in vlm_folders.items()}

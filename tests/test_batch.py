@@ -24,6 +24,7 @@ from conftest import DEMO, ROOT
 from fvlm_lib.batch import data_stamp, gap_file, matching_files, read_batch
 from fvlm_lib.gap import evaluate_inference_gap
 from fvlm_lib.runs import run_status
+from fvlm_lib.settings import DifferentialSettings, write_settings
 
 GAP = {
     "data": {"kind": "procedural", "split": "test"}, "num_samples": 8, "batch_size": 4, "num_fine": [1],
@@ -55,6 +56,9 @@ def test_the_demo_config_is_right_and_its_files_exist():
         ({"gap": {**GAP, "data": "procedural"}}, "gap has data 'procedural'"),
         ({"shards": 0}, "shards is 0"),
         ({"shard": 2}, "unknown key 'shard'"),
+        ({"differential": {"changes": {}}}, "unknown key 'changes'; known are sequences, settings, towers"),
+        ({"differential": {"settings": {"metric": "max"}}}, "settings is .*must be a file"),
+        ({"differential": {"settings": "nowhere.yaml"}}, "no settings file nowhere.yaml"),
     ],
 )
 def test_a_wrong_config_is_named(change, message):
@@ -201,6 +205,31 @@ def test_changed_code_of_a_notebook_runs_what_depends_on_it(batch):
     jobs = planned(batch)
     assert "gap_table.csv" in jobs
     assert not any(name.startswith(("early", "late")) for name in jobs)
+
+
+def test_a_changed_setting_runs_the_changed_patches_alone(tmp_path):
+    """What the panel writes is what the batch runs with; the benchmark stays as it is."""
+    settings = tmp_path / "differential.yaml"
+    write_settings(settings, DifferentialSettings())
+    idle = tmp_path / "idle"
+    idle.mkdir()
+    for file in sorted((ROOT / "data" / "screens" / "idle").glob("frame_000[01].png")):
+        shutil.copy(file, idle)
+    tower = {"tower": str(DEMO / "S-S" / "step_3000"), "image_size": [32, 32], "tolerances": [0.0]}
+    differential = {"settings": str(settings), "sequences": {"idle": str(idle)}, "towers": {"demo": tower}}
+    (tmp_path / "batch").mkdir()
+    folder = project(tmp_path / "batch", {}, differential=differential)
+    assert snakemake(folder).returncode == 0
+    assert planned(folder) == set()
+    write_settings(settings, DifferentialSettings(), "another comment")
+    assert planned(folder) == set()
+
+    write_settings(settings, DifferentialSettings(diff_threshold=0.3, patch_size=100, max_changed_patches=7))
+    assert planned(folder) == {"idle.parquet", "idle.png"}
+    assert snakemake(folder).returncode == 0
+    assert pd.read_parquet(folder / "results" / "changes" / "idle.parquet")["total"].tolist() == [8 * 13] * 2
+    run = json.loads((folder / "papermill_runs" / "changes_idle.run.json").read_text())
+    assert {"threshold": 0.3, "patch_size": 100, "max_changed_patches": 7}.items() <= run["parameters"].items()
 
 
 def test_a_lost_intermediate_is_made_again(batch):
