@@ -1,13 +1,15 @@
 """How a time is measured here: warmed up, synchronised, in turn within one run, medians with quartiles.
 
 `time_in_turn` is for any calls. As a command, `python -m fvlm_lib.bench` measures what one evaluation of all
-forward modes costs beside coarse->fine alone, since they share one vision encode.
+forward modes costs beside coarse->fine alone, since they share one vision encode. It gives the model random
+pixels and tokens of the size it wants: what they show makes no difference to the time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from fvlm_lib.checkpoints import load_checkpoint
 from fvlm_lib.gap import pick_device
-from fvlm_lib.videos import ProceduralVideos
+from fvlm_lib.modeling_fvlm import FoveatedVLM
 
 
 def synchronize() -> None:
@@ -66,15 +68,34 @@ def summarize_times(times: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(table).loc[list(dict.fromkeys(times["name"]))]
 
 
+def peak_memory() -> int:
+    """The most bytes of main memory that this process has held at once, all libraries and weights included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def random_batch(model: FoveatedVLM, batch_size: int, num_frames: int, num_tokens: int) -> dict[str, torch.Tensor]:
+    """Random frames of the model's own size and random captions without padding, on the model's device."""
+    generator = torch.Generator().manual_seed(0)
+    size, vocabulary = model.config.image_size, model.config.text_config.vocab_size
+    pixels = torch.randn(batch_size, num_frames, 3, size, size, generator=generator)
+    input_ids = torch.randint(vocabulary, (batch_size, num_tokens), generator=generator)
+    return {"pixel_values": pixels.to(model.device, model.dtype), "input_ids": input_ids.to(model.device)}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fvlm_lib.bench",
         description="Time one evaluation of all modes (coarse, fine 1 to 3, autoregressive) on one shared vision "
         "encode, beside coarse->fine alone and beside each mode with an encode of its own. Last line: JSON.",
-        epilog="example: python -m fvlm_lib.bench --checkpoint checkpoints/demo/S-S/step_3000",
+        epilog="example: python -m fvlm_lib.bench --checkpoint checkpoints/demo/S-S/step_3000; at real size: "
+        "--checkpoint FOLDER --batch-size 4 --threads 2 --repeats 10, FOLDER made by python -m fvlm_lib.checkpoints "
+        "assemble",
     )
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", required=True, help="folder, state dict file or hub id")
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
+    parser.add_argument("--num-frames", type=int, default=8, help="of a video, default %(default)s")
+    parser.add_argument("--num-tokens", type=int, default=20, help="of a caption, default %(default)s")
     parser.add_argument("--repeats", type=int, default=20, help="default %(default)s")
     parser.add_argument("--warmup", type=int, default=3, help="default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
@@ -86,11 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    batch = ProceduralVideos(split="test", grid=grid).batch(0, args.batch_size)
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    pixels = batch.pop("pixel_values")
-    text: dict[str, Any] = dict(batch)
+    text: dict[str, Any] = random_batch(model, args.batch_size, args.num_frames, args.num_tokens)
+    pixels = text.pop("pixel_values")
 
     def all_modes(share: bool) -> None:
         cache = model.encode_frames(pixels) if share else None
@@ -107,9 +125,14 @@ def main(argv: list[str] | None = None) -> int:
     }
     with torch.no_grad():
         table = summarize_times(time_in_turn(calls, args.repeats, args.warmup), "coarse->fine")
-    print(f"{args.checkpoint}, batch {args.batch_size}, {tuple(pixels.shape[1:])}, {args.threads} thread(s)")
+    size = sum(p.numel() for p in model.parameters())
+    print(
+        f"{args.checkpoint} ({size:,} parameters, {model.dtype}), batch {args.batch_size}, random frames "
+        f"{tuple(pixels.shape[1:])}, {args.num_tokens} tokens, {args.threads} thread(s)"
+    )
     print(table.round(3).to_markdown())
-    facts = {"benchmark": "shared_encode", "checkpoint": args.checkpoint, "n": args.repeats}
+    print(f"peak memory {peak_memory() / 2**30:.2f} GiB")
+    facts = {"benchmark": "shared_encode", **vars(args), "n": args.repeats, "peak_bytes": peak_memory()}
     print(json.dumps(facts | {name: row.round(4).to_dict() for name, row in table.iterrows()}))
     return 0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import pickle
@@ -47,6 +48,7 @@ from fvlm_lib.layouts import (
     CheckpointError,
     clean_state_dict,
     read_config,
+    stored_name,
 )
 from fvlm_lib.modeling_fvlm import FoveatedVLM
 
@@ -200,7 +202,7 @@ def _from_pretrained(
 ) -> FoveatedVLM:
     """The model of `config`, with `weights` or, for None, those in the folder `path`.
 
-    transformers renames here what it calls otherwise than its version 4 did, the vision tower's attention.
+    transformers renames here what it calls otherwise than its version 4 did: see `stored_name`.
     """
     try:
         with _quiet_transformers():
@@ -216,11 +218,22 @@ def _from_pretrained(
         model, info = loaded
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({_first_line(error)})") from error
-    problems = {kind.removesuffix("_keys"): sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    if problems:
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items())
-        raise CheckpointError(f"{path}: the weights do not fit the config ({listed})")
+    if problems := _problems(info):
+        raise CheckpointError(f"{path}: the weights do not fit the config ({problems})")
     return model
+
+
+def _problems(info: dict[str, Any]) -> str:
+    """The keys that did not fit, by the names they have in files; "" where all did."""
+    parts = []
+    for kind, keys in info.items():
+        if kind == "mismatched_keys":
+            names = [f"{stored_name(key)} is {[*found]}, not {[*wanted]}" for key, found, wanted in sorted(keys)]
+        else:
+            names = [stored_name(str(key)) for key in sorted(keys)]
+        if names:
+            parts.append(f"{kind.removesuffix('_keys')}: {', '.join(names)}")
+    return "; ".join(parts)
 
 
 @contextlib.contextmanager
@@ -303,14 +316,14 @@ def _read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
     if text.endswith(".gguf"):
         if not Path(text).is_file():
             raise CheckpointError(f"there is no GGUF file {text}")
+        if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+            raise CheckpointError(
+                f"to read {text}, {' and '.join(missing)} must be installed: pip install -r requirements-gguf.txt"
+            )
         source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
     try:
         llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-    except ImportError as error:
-        raise CheckpointError(
-            f"{text} needs packages that are not installed ({_first_line(error)}); pip install -r requirements-gguf.txt"
-        ) from error
     except Exception as error:  # transformers, tokenizers and gguf raise many kinds
         raise CheckpointError(f"{text} is no language model with a tokenizer ({_first_line(error)})") from error
     for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights

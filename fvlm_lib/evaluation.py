@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,25 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 from fvlm_lib.modeling_fvlm import FoveatedVLM, FoveatedVLMOutput
-from fvlm_lib.samples import sample_schema, write_samples
+from fvlm_lib.samples import number_columns, sample_schema
 from fvlm_lib.scoring import IGNORED_LABEL, token_nll
 from fvlm_lib.video_files import VideoBatch
 from fvlm_lib.videos import Videos
-
-
-def score_videos(
-    model: FoveatedVLM,
-    videos: Videos,
-    start: int,
-    stop: int,
-    table: Path,
-    batch_size: int = 32,
-    num_fine: Sequence[int] = (1, 2, 3),
-    progress: bool = True,
-) -> None:
-    """Score samples start..stop-1 as `score_batches` does, into a file, which appears when all are scored."""
-    rows = score_batches(model, videos, start, stop, batch_size, num_fine, progress)
-    write_samples(table, rows, _schema(num_fine))
 
 
 def score_batches(
@@ -73,7 +57,7 @@ def score_batches(
                 rows.append({"num_frames": 0, "num_tokens": 0, "name": skipped.name, "sample": skipped.sample})
                 rows[-1]["skipped"] = skipped.reason
             rows.sort(key=lambda row: row["sample"])
-            yield pa.Table.from_pylist(rows, _schema(num_fine))
+            yield pa.Table.from_pylist(rows, sample_schema(scored_modes(num_fine)))
             bar.update(len(rows))
 
 
@@ -113,8 +97,25 @@ def _score_batch(
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _schema(num_fine: Sequence[int]) -> pa.Schema:
-    return sample_schema(["coarse", *(f"fine_{k}" for k in num_fine), "autoregressive"])
+def scored_modes(num_fine: Sequence[int]) -> list[str]:
+    """The modes that `score_batches` scores, as the table's columns name them."""
+    return ["coarse", *(f"fine_{k}" for k in num_fine), "autoregressive"]
+
+
+def score_videos(
+    model: FoveatedVLM,
+    videos: Videos,
+    start: int,
+    stop: int,
+    batch_size: int = 32,
+    num_fine: Sequence[int] = (1, 2, 3),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The numbers of those of samples start..stop-1 that can be scored, as `samples.read_samples` reads them."""
+    tables = score_batches(model, videos, start, stop, batch_size, num_fine, progress)
+    columns = number_columns(sample_schema(scored_modes(num_fine)))
+    numbers = pa.concat_tables(table.select(columns).filter(pc.field("num_tokens") > 0) for table in tables)
+    return numbers.to_pandas()
 
 
 def float64_copy(model: FoveatedVLM) -> FoveatedVLM:
@@ -140,8 +141,7 @@ def numerical_floor(
     """What rounding does to the gap, nats a token: sum over those scored of samples 0..count-1 of |gap in the
     model's dtype - gap in float64|, over their tokens. Absolute values, so that errors do not cancel."""
     rows = per_sample[per_sample["sample"] < count]
-    tables = score_batches(float64_copy(model), videos, 0, count, batch_size, (num_fine,), progress=False)
-    exact = pa.concat_tables(tables).filter(pc.field("num_tokens") > 0)
+    exact = score_videos(float64_copy(model), videos, 0, count, batch_size, (num_fine,), progress=False)
     column = f"nll_fine_{num_fine}"
     gap = rows["nll_autoregressive"].to_numpy() - rows[column].to_numpy()
     exact_gap = exact["nll_autoregressive"].to_numpy() - exact[column].to_numpy()

@@ -22,7 +22,7 @@ import yaml
 
 from fvlm_lib.batch import GAP_SCHEMA
 from fvlm_lib.checkpoints import load_checkpoint, load_tokenizer, read_training
-from fvlm_lib.evaluation import numerical_floor, score_videos
+from fvlm_lib.evaluation import numerical_floor, score_batches, scored_modes
 from fvlm_lib.modeling_fvlm import FoveatedVLM
 from fvlm_lib.samples import (
     join_samples,
@@ -30,6 +30,8 @@ from fvlm_lib.samples import (
     query_distances,
     read_samples,
     read_skipped,
+    sample_schema,
+    write_samples,
 )
 from fvlm_lib.stats import Estimate, bootstrap, difference, percent_difference, ratio
 from fvlm_lib.video_files import SkippedVideo
@@ -164,85 +166,76 @@ def shard_bounds(num_samples: int, batch_size: int, shard: int, num_shards: int)
     return min(first * batch_size, num_samples), min(last * batch_size, num_samples)
 
 
+def open_evaluation(
+    checkpoint: str | Path, data: Mapping[str, Any], dtype: str | None = None, device: str = "auto"
+) -> tuple[FoveatedVLM, Videos]:
+    """A checkpoint's model and the videos it is evaluated on.
+
+    data: what `open_videos` takes; of videos on disk, the checkpoint says what its captions are read with (its
+    tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
+    dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}; it must be null or one of {', '.join(DTYPES)}")
+    stored_in = getattr(torch, dtype) if dtype else None
+    model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
+    if data.get("kind") not in FILE_KINDS:
+        return model, open_videos(data)
+    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
+    positions = model.config.text_config.max_position_embeddings
+    positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
+    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint), positions)
+
+
 def evaluate_inference_gap(
-    checkpoint: str | Path | FoveatedVLM,
-    data: Mapping[str, Any] | Videos,
+    model: FoveatedVLM,
+    videos: Videos,
     table: str | Path,
     num_samples: int | None = None,
     batch_size: int = 32,
     num_fine: Sequence[int] = (1, 2, 3),
-    dtype: str | None = None,
-    device: str = "auto",
     seed: int = 0,
     floor_samples: int = 64,
     shards: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Gap:
-    """Evaluate one checkpoint on the first samples of some videos; writes the per-sample table (Parquet).
+    """Evaluate a model on the first `num_samples` of some videos, and write the per-sample table (Parquet).
 
-    data: videos, or what `open_videos` makes them of. table: the file to write, see `samples.py`.
-    num_samples: None takes them all, and 512 of procedural ones. num_fine: numbers of fine passes to score;
-    the first is the training mode. dtype: None as stored. device: "auto" takes CUDA, then MPS, then CPU.
-    seed: of the bootstrap. floor_samples: how many samples are evaluated again in float64 for the numerical
-    floor (0: none; MPS has no float64, so it needs 0). shards: tables of all samples, scored before in parts
-    (`score_shard`); then nothing else is scored here, and they are joined.
+    table: the file to write, see `samples.py`. num_samples: None takes them all, and 512 of procedural ones.
+    num_fine: numbers of fine passes to score; the first is the training mode. seed: of the bootstrap.
+    floor_samples: how many samples are evaluated again in float64 for the numerical floor (0: none; MPS has no
+    float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
+    else is scored here, and they are joined.
     """
     table = Path(table)
-    model = _open_model(checkpoint, device, dtype)
-    videos = open_dataset(data, checkpoint, model)
     count = _count_samples(videos, num_samples)
     if count < 2:
         raise ValueError(f"num_samples is {count}; an interval needs at least 2")
     if shards:
         join_samples(shards, table, count)
     else:
-        score_videos(model, videos, 0, count, table, batch_size, num_fine, progress)
-    rows, skipped = read_samples(table), read_skipped(table)
-    floor = None
+        rows = score_batches(model, videos, 0, count, batch_size, num_fine, progress)
+        write_samples(table, rows, sample_schema(scored_modes(num_fine)))
+    scored, floor = read_samples(table), None
     if floor_samples:
-        floor = numerical_floor(model, videos, rows, batch_size, num_fine[0], min(floor_samples, count))
-    return summarize_gap(rows, floor, seed=seed, skipped=skipped)
+        floor = numerical_floor(model, videos, scored, batch_size, num_fine[0], min(floor_samples, count))
+    return summarize_gap(scored, floor, seed=seed, skipped=read_skipped(table))
 
 
 def score_shard(
+    model: FoveatedVLM,
+    videos: Videos,
     table: str | Path,
     shard: int,
     num_shards: int,
-    checkpoint: str | Path,
-    data: Mapping[str, Any],
     num_samples: int | None = None,
     batch_size: int = 32,
     num_fine: Sequence[int] = (1, 2, 3),
-    dtype: str | None = None,
-    device: str = "auto",
 ) -> None:
     """Score part `shard` (1 to num_shards) of an evaluation and write its table; arguments as there."""
-    model = _open_model(checkpoint, device, dtype)
-    videos = open_dataset(data, checkpoint, model)
     start, stop = shard_bounds(_count_samples(videos, num_samples), batch_size, shard, num_shards)
-    score_videos(model, videos, start, stop, Path(table), batch_size, num_fine)
-
-
-def open_dataset(data: Mapping[str, Any] | Videos, checkpoint: str | Path | FoveatedVLM, model: FoveatedVLM) -> Videos:
-    """The videos that `data` describes, as this checkpoint takes them: its tokenizer, context and frames, where
-    `data` says nothing else."""
-    if not isinstance(data, Mapping):
-        return data
-    if data.get("kind") not in FILE_KINDS or isinstance(checkpoint, FoveatedVLM):
-        return open_videos(data)
-    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
-    context = model.config.text_config.max_position_embeddings
-    context -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
-    return open_videos({**wanted, **data}, load_tokenizer(checkpoint), context)
-
-
-def _open_model(checkpoint: str | Path | FoveatedVLM, device: str, dtype: str | None) -> FoveatedVLM:
-    if isinstance(checkpoint, FoveatedVLM):
-        return checkpoint.eval()
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; it must be null or one of {', '.join(DTYPES)}")
-    stored_in = getattr(torch, dtype) if dtype else None
-    return load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
+    rows = score_batches(model, videos, start, stop, batch_size, num_fine)
+    write_samples(Path(table), rows, sample_schema(scored_modes(num_fine)))
 
 
 def _count_samples(videos: Videos, num_samples: int | None) -> int:
@@ -321,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Measure the train/inference gap of one foveated checkpoint.",
         epilog="example: python -m fvlm_lib.gap --checkpoint checkpoints/demo/S-S/step_3000 --output gap.json",
     )
-    parser.add_argument("--checkpoint", required=True, help="folder with config.json and model.safetensors")
+    parser.add_argument("--checkpoint", required=True, help="folder, state dict file or hub id")
     parser.add_argument(
         "--output", required=True, type=Path, help="JSON to write; the per-sample .parquet goes beside it"
     )
@@ -350,13 +343,16 @@ def main(argv: list[str] | None = None) -> int:
     output, shard = args.pop("output"), args.pop("shard")
     try:
         parameters = {**args, "data": yaml.safe_load(args["data"])}
-        if shard:
-            of_summary = ("seed", "floor_samples")
-            shared = {key: value for key, value in parameters.items() if key not in of_summary}
-            score_shard(output, *_read_shard(shard), **shared)
+        part = _read_shard(shard) if shard else None
+        opened = {name: args.pop(name) for name in ("checkpoint", "dtype", "device")}
+        del args["data"]
+        model, videos = open_evaluation(data=parameters["data"], **opened)
+        if part:
+            del args["seed"], args["floor_samples"]  # of the summary
+            score_shard(model, videos, output, *part, **args)
             return 0
         table = output.with_suffix(".parquet")
-        gap = evaluate_inference_gap(table=table, **parameters)
+        gap = evaluate_inference_gap(model, videos, table, **args)
         write_gap(output, gap, table, parameters)
     except (ValueError, TypeError, OSError, FloatingPointError, yaml.YAMLError) as error:
         print(f"gap: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,6 +85,7 @@ SMOLLM2: dict[str, dict[str, Any]] = {
 _DINO, _LLM = "encoder.dino.", "llm."
 _POSITIONS = _DINO + "embeddings.position_embeddings"
 _PATCHES = _DINO + "embeddings.patch_embeddings.projection.weight"
+_ATTENTION = {"q": "attention.query", "k": "attention.key", "v": "attention.value", "o": "output.dense"}
 _EMBEDDING, _HEAD = _LLM + "model.embed_tokens.weight", _LLM + "lm_head.weight"
 # what tells a foveated VLM from any other state dict, and what the config is read from
 _REQUIRED = (
@@ -190,6 +192,16 @@ def _drop_tied_head(weights: dict[str, Tensor], name: str) -> None:
             )
         del weights[_HEAD]
         logger.info("%s: left out %s, which equals the embedding it is tied to", name, _HEAD)
+
+
+def stored_name(key: str) -> str:
+    """The name in a file of the model's key `key`: transformers 4's for the vision tower's attention.
+
+    transformers 5 renames these itself, both ways, when it reads and writes; only messages need this.
+    """
+    if not key.startswith(_DINO):
+        return key
+    return re.sub(r"attention\.([qkvo])_proj\.", lambda found: f"attention.{_ATTENTION[found[1]]}.", key)
 
 
 def _vision_config(weights: Mapping[str, Tensor], name: str) -> Dinov2Config:

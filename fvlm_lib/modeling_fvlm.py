@@ -133,15 +133,19 @@ class FoveatedVLM(PreTrainedModel):
         return encode(open_tower(self.encoder.dino), pixel_values, None if self.config.deep_query else 1)
 
     def look(
-        self, patch_cache: PatchCache, queries: Tensor, frame_mask: Tensor | None = None
+        self,
+        patch_cache: PatchCache,
+        queries: Tensor,
+        frame_mask: Tensor | None = None,
+        output_attentions: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Visual tokens (..., D) that `queries` (..., query_dim) take from the frames of `patch_cache`.
 
         Tokens are zero where frame_mask (...) is False. Also returns the queries' attention (..., heads,
-        tokens of a frame), per ViT layer.
+        tokens of a frame) per ViT layer, () without `output_attentions`.
         """
         embedded = self.encoder.query_input_proj(queries)
-        seen, attentions = look(open_tower(self.encoder.dino), patch_cache, embedded)
+        seen, attentions = look(open_tower(self.encoder.dino), patch_cache, embedded, output_attentions)
         z = self.dino_to_llm(self.encoder.output_proj(seen))
         if self.config.visual_norm == "token":
             z = z * torch.rsqrt(z.pow(2).mean(dim=-1, keepdim=True) + torch.finfo(z.dtype).tiny)
@@ -272,7 +276,7 @@ class FoveatedVLM(PreTrainedModel):
         text = _Text(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
         queries = self.q_static.expand(*frame_mask.shape, -1)  # (B, T, query_dim)
         for number in range(num_fine + 1):
-            z, attentions = self.look(patch_cache, queries, frame_mask)  # (B, T, D)
+            z, attentions = self.look(patch_cache, queries, frame_mask, output_attentions)  # (B, T, D)
             last, fine = number == num_fine, number > 0
             if last or not score_last_only:
                 before = self._before_caption(z, fine)
@@ -308,10 +312,10 @@ class FoveatedVLM(PreTrainedModel):
         patch_cache, frame_mask = self._watched(pixel_values, frame_mask, patch_cache)
         text = _Text(input_ids, attention_mask, labels, frame_mask, self.config.mode_tokens)
         past = DynamicCache(config=self.llm.config)
-        seen = self._watch(patch_cache, frame_mask, past)
-        before = self._before_caption(seen.visual_tokens, fine=True)[:, seen.hidden.shape[1] :]  # not yet read
-        embeds = torch.cat([before, self.get_input_embeddings()(text.input_ids).to(before.dtype)], dim=1)
-        hidden = torch.cat([seen.hidden, self._run_llm(embeds, text.padding, past)], dim=1)  # (B, N, D)
+        seen = self._watch(patch_cache, frame_mask, past, output_attentions)
+        unread = self._before_caption(seen.visual_tokens, fine=True)[:, len(seen.hidden) :]  # the last frame's
+        embeds = torch.cat([unread, self.get_input_embeddings()(text.input_ids).to(unread.dtype)], dim=1)
+        hidden = torch.cat([*seen.hidden, self._run_llm(embeds, text.padding, past)], dim=1)  # (B, N, D)
         return self._output(
             hidden,
             text,
@@ -364,37 +368,43 @@ class FoveatedVLM(PreTrainedModel):
             return []
         return [self._run_llm(self.fine_token.expand(batch_size, -1, -1), None, past)]
 
-    def _watch(self, patch_cache: PatchCache, frame_mask: Tensor, past: DynamicCache) -> _Watched:
-        """Watch autoregressively, filling `past` with one position a frame, behind `_begin`."""
+    def _watch(
+        self, patch_cache: PatchCache, frame_mask: Tensor, past: DynamicCache, output_attentions: bool = False
+    ) -> _Watched:
+        """Watch autoregressively, filling `past` with one position a frame, behind `_begin`.
+
+        The last frame's token is left to be read with what follows it, since no query comes of it.
+        """
         query = self.q_init.expand(frame_mask.shape[0], -1)  # (B, query_dim)
         hidden = self._begin(frame_mask.shape[0], past)
         padding = _padding(frame_mask, before=len(hidden))
         queries, tokens, attentions = [], [], []
-        for t in range(frame_mask.shape[1]):
-            z, attention = self.look(patch_cache.frame(t), query, frame_mask[:, t])  # (B, D)
-            mask = None if padding is None else padding[:, : len(hidden) + 1]
-            h = self._run_llm(z[:, None], mask, past)  # (B, 1, D)
+        num_frames = frame_mask.shape[1]
+        for t in range(num_frames):
+            z, attention = self.look(patch_cache.frame(t), query, frame_mask[:, t], output_attentions)  # (B, D)
             queries.append(query)
             tokens.append(z)
-            hidden.append(h)
             attentions.append(attention)
-            query = self.llm_to_query(h[:, 0])
+            if t + 1 < num_frames:
+                mask = None if padding is None else padding[:, : len(hidden) + 1]
+                hidden.append(self._run_llm(z[:, None], mask, past))  # (B, 1, D)
+                query = self.llm_to_query(hidden[-1][:, 0])
         return _Watched(
             queries=torch.stack(queries, dim=1),
             visual_tokens=torch.stack(tokens, dim=1),
-            hidden=torch.cat(hidden, dim=1),
+            hidden=hidden,
             attentions=tuple(torch.stack(layer, dim=1) for layer in zip(*attentions, strict=True)),
         )
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """What watching autoregressively leaves: (B, T, ·) each, attentions per ViT layer; `hidden` (B, T, D), or
-    (B, 1 + T, D) with the fine token's."""
+    """What watching autoregressively leaves: (B, T, ·) each, attentions per ViT layer; `hidden` (B, 1, D) of
+    each position that was read."""
 
     queries: Tensor
     visual_tokens: Tensor
-    hidden: Tensor
+    hidden: list[Tensor]
     attentions: tuple[Tensor, ...]
 
 

@@ -34,6 +34,11 @@ def sample_schema(modes: Sequence[str]) -> pa.Schema:
     return pa.schema([*columns, ("skipped", pa.string())])
 
 
+def number_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold one number a sample."""
+    return [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+
+
 def write_samples(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """Write tables as they come into one Parquet file, which appears only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +89,7 @@ def join_samples(paths: Sequence[str | Path], output: Path, num_samples: int) ->
 
 def read_samples(path: str | Path) -> pd.DataFrame:
     """The scored samples, their numbers alone: `sample`, `num_frames`, `num_tokens` and the `nll_<mode>`."""
-    schema = pq.read_schema(path)
-    columns = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+    columns = number_columns(pq.read_schema(path))
     return pq.read_table(path, columns=columns, filters=[("num_tokens", ">", 0)]).to_pandas()
 
 

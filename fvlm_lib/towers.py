@@ -318,6 +318,7 @@ def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = No
     for i, block in enumerate(tower.blocks):
         k, v = block.keys_values(x)
         if i >= first:
+            k, v = k.contiguous(), v.contiguous()  # once here, not in every look
             keys.append(k.unflatten(0, leading))
             values.append(v.unflatten(0, leading))
         if i + 1 < len(tower.blocks):
@@ -327,17 +328,24 @@ def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = No
     return PatchCache(tuple(keys), tuple(values), tower.num_global_tokens)
 
 
-def look(tower: Tower, cache: PatchCache, query: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def look(
+    tower: Tower, cache: PatchCache, query: Tensor, output_attentions: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A query's walk through the layers of the cache: it attends to the patches, they never see it.
 
     query (..., D) with the cache's leading dimensions. Returns the foveated token (..., D) after the final
-    norm, and per layer the attention over the frame's tokens (..., H, P), rows summing to 1.
+    norm, and with `output_attentions` per layer the attention over the frame's tokens (..., H, P), rows
+    summing to 1, else ().
     """
     x = query.unsqueeze(-2)  # (..., 1, D)
     attentions = []
     for block, k, v in zip(tower.blocks[-len(cache.keys) :], cache.keys, cache.values, strict=True):
         q = block.heads(block.q_proj(block.norm1(x)))  # (..., H, 1, d)
-        attention = torch.softmax(q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5, dim=-1)  # (..., H, 1, P)
-        x = block.finish(x, (attention @ v).transpose(-3, -2).flatten(-2))
-        attentions.append(attention.squeeze(-2))
+        # the fast kernels take four dimensions, and read the keys where they lie
+        folded = [part.reshape(-1, *part.shape[-3:]) for part in (q, k, v)]
+        attended = F.scaled_dot_product_attention(folded[0], folded[1], folded[2]).reshape(q.shape)
+        x = block.finish(x, attended.transpose(-3, -2).flatten(-2))
+        if output_attentions:
+            scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (..., H, 1, P)
+            attentions.append(torch.softmax(scores, dim=-1).squeeze(-2))
     return tower.final_norm(x).squeeze(-2), tuple(attentions)

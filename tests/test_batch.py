@@ -22,7 +22,7 @@ from captioned import write_folder
 from conftest import DEMO, ROOT
 
 from fvlm_lib.batch import data_stamp, gap_file, matching_files, read_batch
-from fvlm_lib.gap import evaluate_inference_gap
+from fvlm_lib.gap import evaluate_inference_gap, open_evaluation
 from fvlm_lib.runs import run_status
 from fvlm_lib.settings import DifferentialSettings, write_settings
 
@@ -322,7 +322,8 @@ def test_killed_among_shards_only_the_running_ones_are_lost(tmp_path):
 
     result = json.loads((folder / gap_file("late")).read_text())
     whole = tmp_path / "whole.parquet"
-    measured = evaluate_inference_gap(**result["parameters"], table=whole, progress=False)
+    model, videos = open_evaluation(late["late"], gap["data"])
+    measured = evaluate_inference_gap(model, videos, whole, None, 2, [1], floor_samples=2, progress=False)
     assert {name: result[name] for name in asdict(measured)} == json.loads(json.dumps(asdict(measured)))
     tables = [pd.read_parquet(path) for path in (whole, folder / "results" / "gap" / "late.parquet")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from captioned import write_folder, write_tar
@@ -20,17 +19,11 @@ VIDEOS = ProceduralVideos(split="test")
 CHECKPOINT = DEMO / "S-S" / "step_3000"
 
 
-def score(model, stop: int, batch_size: int, num_fine=(1, 2, 3), videos=VIDEOS) -> pd.DataFrame:
-    """All columns of samples 0..stop-1, in memory."""
-    tables = evaluation.score_batches(model, videos, 0, stop, batch_size, num_fine, progress=False)
-    return pa.concat_tables(tables).to_pandas()
-
-
 @pytest.fixture(scope="module")
 def table(trained, tmp_path_factory):
     """The per-sample table of 48 samples, as a file."""
     path = tmp_path_factory.mktemp("table") / "gap.parquet"
-    evaluation.score_videos(trained, VIDEOS, 0, 48, path, batch_size=16, progress=False)
+    gap.evaluate_inference_gap(trained, VIDEOS, path, 48, 16, floor_samples=0, progress=False)
     return path
 
 
@@ -84,7 +77,7 @@ def test_the_first_query_is_shared_and_later_ones_are_not(table):
 
 def test_batches_do_not_change_a_loss_in_float64(trained):
     exact = evaluation.float64_copy(trained)
-    tables = [score(exact, 7, size, (1,)) for size in (1, 3, 7)]
+    tables = [evaluation.score_videos(exact, VIDEOS, 0, 7, size, (1,), progress=False) for size in (1, 3, 7)]
     for table in tables[1:]:
         np.testing.assert_allclose(table["nll_autoregressive"], tables[0]["nll_autoregressive"], atol=1e-9)
 
@@ -95,16 +88,15 @@ def test_the_numerical_floor_is_small_and_grows_with_coarser_arithmetic(trained,
     import copy
 
     half = copy.deepcopy(trained).bfloat16()
-    rough = score(half, 16, 16, (1,))
+    rough = evaluation.score_videos(half, VIDEOS, 0, 16, 16, (1,), progress=False)
     assert evaluation.numerical_floor(half, VIDEOS, rough, 16, 1, 16) > 100 * floor
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3, 7])
-def test_shards_join_to_the_same_table_to_the_last_digit(scored, table, tmp_path, num_shards):
-    data = {"kind": "procedural", "split": "test"}
+def test_shards_join_to_the_same_table_to_the_last_digit(trained, scored, table, tmp_path, num_shards):
     paths = [tmp_path / f"{k}.parquet" for k in range(1, num_shards + 1)]
     for k, path in enumerate(paths, start=1):  # of 7 parts of 3 batches, 4 are empty
-        gap.score_shard(path, k, num_shards, CHECKPOINT, data, num_samples=48, batch_size=16)
+        gap.score_shard(trained, VIDEOS, path, k, num_shards, num_samples=48, batch_size=16)
     joined = tmp_path / "joined.parquet"
     samples.join_samples(paths[::-1], joined, 48)
     pd.testing.assert_frame_equal(pd.read_parquet(joined), scored, check_exact=True)
@@ -159,7 +151,7 @@ def test_nan_names_the_sample():
             return batch
 
     with pytest.raises(FloatingPointError, match="coarse loss of sample 5, train-0-5, is nan"):
-        score(model, 8, 4, videos=OneBroken())
+        evaluation.score_videos(model, OneBroken(), 0, 8, 4, progress=False)
 
 
 def test_command_line(tmp_path, capsys):

@@ -190,7 +190,8 @@ def test_a_query_that_is_a_patch_token_walks_like_that_patch(model):
     pixels = tiny_batch()["pixel_values"][:, 0]
     dino = model.encoder.dino
     tower = open_tower(dino)
-    seen, attentions = look(tower, encode(tower, pixels), tower.embed(pixels)[:, 0])
+    seen, attentions = look(tower, encode(tower, pixels), tower.embed(pixels)[:, 0], output_attentions=True)
+    assert len(attentions) == 3
     torch.testing.assert_close(seen, dino(pixels).last_hidden_state[:, 0], rtol=0, atol=EXACT)
     for attention in attentions:
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))

@@ -420,8 +420,8 @@ def test_a_look_into_an_updated_cache_is_a_look_into_a_fresh_one(registers):
     put(tower, cache, new, SOME, 0.0)
     fresh = encode(tower, mixed(old, new, SOME))
     query = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    seen, attentions = look(tower, cache, query)
-    wanted, wanted_attentions = look(tower, fresh, query)
+    seen, attentions = look(tower, cache, query, output_attentions=True)
+    wanted, wanted_attentions = look(tower, fresh, query, output_attentions=True)
     torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-10)
     torch.testing.assert_close(attentions, wanted_attentions, rtol=0, atol=1e-10)
 
