@@ -247,23 +247,26 @@ def fit_losses(
     """Scaling laws of training and inference loss, against steps and against training FLOPs.
 
     Returns fits by "<loss> by <column>". Intervals come from refits on resampled evaluation samples, the
-    same resamples for every checkpoint. Checkpoints that do not tell step or FLOPs are left out.
+    same resamples for every checkpoint. Checkpoints that do not tell the column or their size are left out.
     """
-    table = table.dropna(subset=["step", "training_flops", "num_parameters"]).reset_index(drop=True)
     numerators = {"loss_training_fine": None, "loss_inference_fine": "nll_autoregressive"}
-    fits = {}
+    fits: dict[str, list[ScalingFit]] = {}
     for loss, column in numerators.items():
-        replicates = []
+        replicates = {}
         for checkpoint_id in table["id"]:
             rows = samples[checkpoint_id]
             numerator = column or next(name for name in rows if name.startswith("nll_fine_"))
             columns = {name: rows[name].to_numpy() for name in (numerator, "num_tokens")}
             mean = resample_statistics(columns, {"loss": ratio(numerator, "num_tokens")}, num_bootstrap, seed)
-            replicates.append(mean["loss"])
+            replicates[checkpoint_id] = mean["loss"]
         for x in ("step", "training_flops"):
-            fits[f"{loss} by {x}"] = fit_scaling_laws(
-                table, x, loss, params="num_parameters", group="run", replicates=np.stack(replicates, axis=1)
-            )
+            known = table.dropna(subset=[x, "num_parameters"]).reset_index(drop=True)
+            fits[f"{loss} by {x}"] = []
+            if len(known):
+                resampled = np.stack([replicates[checkpoint_id] for checkpoint_id in known["id"]], axis=1)
+                fits[f"{loss} by {x}"] = fit_scaling_laws(
+                    known, x, loss, params="num_parameters", group="run", replicates=resampled
+                )
     return fits
 
 
