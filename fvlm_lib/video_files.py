@@ -86,7 +86,11 @@ class FolderSource:
             raise ValueError(
                 f"{folder} has no {CAPTIONS_FILE}; it needs one, a JSON object with file and caption a line"
             )
-        lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        try:
+            content = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text ({error})") from error
+        lines = enumerate(content.split("\n"), start=1)  # a caption may hold what splitlines takes for a line's end
         self.videos = [self._read_line(folder, f"{file}, line {n}", line) for n, line in lines if line.strip()]
         if not self.videos:
             raise ValueError(f"{file} lists no videos")

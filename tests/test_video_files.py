@@ -251,6 +251,14 @@ def test_a_wrong_list_of_captions_is_named(tmp_path, content, message):
         FolderSource(tmp_path)
 
 
+def test_captions_are_utf_8(tmp_path):
+    (tmp_path / "captions.jsonl").write_text('{"file": "0.mkv", "caption": "red\u2028dog"}\n', encoding="utf-8")
+    assert FolderSource(tmp_path).videos[0].caption == "red\u2028dog"
+    (tmp_path / "captions.jsonl").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"captions\.jsonl is not UTF-8 text"):
+        FolderSource(tmp_path)
+
+
 def test_a_pattern_that_matches_nothing_is_named(stored):
     with pytest.raises(ValueError, match=r"no file matches '.*/3.tar' \(of '.*/\{0..3\}.tar'\)"):
         TarSource(f"{stored}/{{0..3}}.tar")
