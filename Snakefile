@@ -14,7 +14,7 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from fvlm_lib.batch import data_stamp, gap_file, read_batch
+from fvlm_lib.batch import data_stamp, gap_file, paper_files, read_batch
 from fvlm_lib.notebooks import code_hash
 
 if not workflow.configfiles:
@@ -24,6 +24,8 @@ CONFIGFILE = os.path.relpath(workflow.configfiles[-1])
 try:
     BATCH = read_batch(config, CONFIGFILE)
     DATA = data_stamp(BATCH.gap.get("data", {}), CONFIGFILE)
+    PAPER = BATCH.paper_parameters()
+    PAPER_FILES = paper_files(PAPER)
 except ValueError as error:
     sys.exit(str(error))
 if workflow.is_main_process:
@@ -36,7 +38,15 @@ SCALING_NOTEBOOK = "notebooks/scaling_analysis.ipynb"
 CHANGES_NOTEBOOK = "notebooks/changed_patches.ipynb"
 BENCHMARK_NOTEBOOK = "notebooks/differential_benchmark.ipynb"
 PREDICT_NOTEBOOK = "notebooks/predict_sequence.ipynb"
-NOTEBOOKS = (GAP_NOTEBOOK, SCALING_NOTEBOOK, CHANGES_NOTEBOOK, BENCHMARK_NOTEBOOK, PREDICT_NOTEBOOK)
+PAPER_NOTEBOOK = "notebooks/paper_figures.ipynb"
+NOTEBOOKS = (
+    GAP_NOTEBOOK,
+    SCALING_NOTEBOOK,
+    CHANGES_NOTEBOOK,
+    BENCHMARK_NOTEBOOK,
+    PREDICT_NOTEBOOK,
+    PAPER_NOTEBOOK,
+)
 HASHES = {notebook: code_hash(Path(notebook)) for notebook in NOTEBOOKS}
 GAPS = [gap_file(id) for id in BATCH.checkpoints]
 AGGREGATED = [
@@ -53,7 +63,7 @@ AGGREGATED = [
 if not BATCH.checkpoints:
     AGGREGATED = []
 DIFFERENTIAL = [
-    *expand("results/changes/{sequence}.parquet", sequence=BATCH.sequences),
+    *expand("results/changes/{sequence}.{suffix}", sequence=BATCH.sequences, suffix=("parquet", "npz")),
     *expand("plots/changes/{sequence}.png", sequence=BATCH.sequences),
     *expand("results/differential/{sequence}--{tower}.parquet", sequence=BATCH.sequences, tower=BATCH.towers),
     *expand("plots/differential/{sequence}--{tower}.png", sequence=BATCH.sequences, tower=BATCH.towers),
@@ -105,6 +115,7 @@ rule all:
         expand("plots/gap/{id}.png", id=BATCH.checkpoints),
         AGGREGATED,
         DIFFERENTIAL,
+        PAPER_FILES,
 
 
 if BATCH.shards > 1:
@@ -151,6 +162,7 @@ rule changes:
         lambda wc: frames(BATCH.sequences[wc.sequence]),
     output:
         result="results/changes/{sequence}.parquet",
+        maps="results/changes/{sequence}.npz",
         figure="plots/changes/{sequence}.png",
     params:
         run=changes_run,
@@ -219,4 +231,19 @@ rule scaling:
         code=lambda wc: HASHES[SCALING_NOTEBOOK],
     shell:
         f"exec {PYTHON} -m fvlm_lib.runs {SCALING_NOTEBOOK} --output papermill_runs/scaling_analysis.ipynb"
+        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+
+
+rule paper:
+    input:
+        GAPS,
+        AGGREGATED,
+        DIFFERENTIAL,
+    output:
+        PAPER_FILES,
+    params:
+        run=lambda wc: json.dumps(PAPER),
+        code=lambda wc: HASHES[PAPER_NOTEBOOK],
+    shell:
+        f"exec {PYTHON} -m fvlm_lib.runs {PAPER_NOTEBOOK} --output papermill_runs/paper_figures.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -21,11 +21,18 @@ from braceexpand import braceexpand
 from fvlm_lib.settings import DifferentialSettings, read_settings
 
 GAP_SCHEMA = 2  # of results/gap/*.json
-KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential"}
+KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential", "paper"}
 DIFFERENTIAL_KEYS = {"sequences", "towers", "vlms", "settings"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
 TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
+# The paper's figures and tables, and the list of ids that each is made once for (None: once in all).
+PAPER_FIGURES = {
+    "gap_training": None, "gap_passes": None, "mode_losses": None, "position_losses": None, "scaling_laws": None,
+    "changes": "sequences", "policies": "towers",
+}  # fmt: skip
+PAPER_TABLES = {"gap_table": None, "scaling_fits": None, "policies": "towers"}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+PaperNames = dict[str, tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Batch:
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
     screenshots; `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of
     the notebook that asks that model about every frame; `settings`: what the notebooks on changed patches and on
-    answers are run with."""
+    answers are run with; `paper`: parameters of the notebook of the paper's figures."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -47,6 +54,7 @@ class Batch:
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
     vlms: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: DifferentialSettings = field(default_factory=DifferentialSettings)
+    paper: dict[str, Any] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -79,6 +87,28 @@ class Batch:
     def missing_checkpoints(self) -> list[str]:
         """Ids whose folder or file is not there (an id of a model hub looks like a missing folder too)."""
         return [name for name, path in self.checkpoints.items() if not Path(path).exists()]
+
+    def paper_parameters(self) -> dict[str, Any]:
+        """What the notebook of the paper's figures is given: by default all figures and tables that this batch has
+        results for. Raises ValueError for a sequence or tower that is not in the batch."""
+        has = {None: self.checkpoints, "sequences": self.sequences, "towers": self.sequences and self.towers}
+        for key, known in (("sequences", self.sequences), ("towers", self.towers), ("recordings", self.sequences)):
+            if unknown := [name for name in self.paper.get(key) or [] if name not in known]:
+                raise ValueError(
+                    f"paper: {key} names {unknown[0]!r}, which is not in this config; "
+                    f"it has {', '.join(known) or 'none'}"
+                )
+        return {
+            "figures": [name for name, ids in PAPER_FIGURES.items() if has[ids]],
+            "tables": [name for name, ids in PAPER_TABLES.items() if has[ids]],
+            "sequences": list(self.sequences),
+            "towers": list(self.towers),
+            "recordings": list(self.sequences),
+            "formats": ["pdf", "png"],
+            "output": "plots/paper",
+            "table_output": "results/paper",
+            **{name: value for name, value in self.paper.items() if value is not None},
+        }
 
     def weights(self, checkpoint_id: str) -> list[str]:
         """The checkpoint's files that exist; a missing one is for its own run to report, not for the batch."""
@@ -172,11 +202,37 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         towers=towers,
         vlms=vlms,
         settings=_settings(name, differential.get("settings")),
+        paper=dict(config.get("paper") or {}),
     )
 
 
-def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A gap result, checked: of GAP_SCHEMA, and made with exactly these parameters.
+def paper_names(known: Mapping[str, str | None], wanted: Iterable[str], ids: Mapping[str, Sequence[str]]) -> PaperNames:
+    """The file names (without suffix) of figures or tables: name -> (which of `known`, the id it is of or None).
+
+    known: PAPER_FIGURES or PAPER_TABLES. ids: the lists of `sequences` and `towers`. Raises ValueError for a name
+    that is not known.
+    """
+    names: PaperNames = {}
+    for kind in wanted:
+        if kind not in known:
+            raise ValueError(f"there is no figure or table {kind!r} for the paper; known are {', '.join(known)}")
+        which = known[kind]
+        names |= {f"{kind}_{id}": (kind, id) for id in ids[which]} if which else {kind: (kind, None)}
+    return names
+
+
+def paper_files(parameters: Mapping[str, Any]) -> list[str]:
+    """All files that the notebook of the paper's figures writes, given its parameters."""
+    figures = paper_names(PAPER_FIGURES, parameters["figures"], parameters)
+    tables = paper_names(PAPER_TABLES, parameters["tables"], parameters)
+    return [
+        *(f"{parameters['output']}/{name}.{suffix}" for name in figures for suffix in (*parameters["formats"], "json")),
+        *(f"{parameters['table_output']}/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
+    ]
+
+
+def read_gap_result(path: str | Path, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A gap result, checked: of GAP_SCHEMA, and made with exactly these parameters (None: with any).
 
     Raises ValueError, or FileNotFoundError, naming the file and what makes it anew.
     """
@@ -192,6 +248,8 @@ def read_gap_result(path: str | Path, parameters: Mapping[str, Any]) -> dict[str
             f"{path} has schema {result.get('schema')}, this version reads {GAP_SCHEMA}; remove it and run "
             "`bash run.sh`"
         )
+    if parameters is None:
+        return result
     for key in sorted(set(parameters) | set(result["parameters"])):
         made, wanted = result["parameters"].get(key), parameters.get(key)
         if made != wanted:

@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fvlm_lib.bench",
         description="Time one evaluation of all modes (coarse, fine 1 to 3, autoregressive) on one shared vision "
-        "encode, beside coarse->fine alone and beside each mode with an encode of its own. Last line: JSON.",
+        "encode, as `gap` does it, beside coarse->fine alone, and beside the modes one after the other with a shared "
+        "encode and with two. Inputs are random. Last line: JSON.",
         epilog="example: python -m fvlm_lib.bench --checkpoint checkpoints/demo/S-S/step_3000; at real size: "
         "--checkpoint FOLDER --batch-size 4 --threads 2 --repeats 10, FOLDER made by python -m fvlm_lib.checkpoints "
         "assemble",
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     text: dict[str, Any] = random_batch(model, args.batch_size, args.num_frames, args.num_tokens)
     pixels = text.pop("pixel_values")
 
-    def all_modes(share: bool) -> None:
+    def in_turn(share: bool) -> None:
         cache = model.encode_frames(pixels) if share else None
         frames = None if share else pixels
         for _ in model.forward_passes(frames, **text, num_fine=3, patch_cache=cache):
@@ -120,8 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     calls = {
         "coarse->fine": lambda: model.forward_captioning(pixels, **text),
         "encode alone": lambda: model.encode_frames(pixels),
-        "all modes, shared encode": lambda: all_modes(share=True),
-        "all modes, two encodes": lambda: all_modes(share=False),
+        "all modes, shared encode": lambda: model.forward_modes(pixels, **text, num_fine=3),
+        "all modes in turn, shared encode": lambda: in_turn(share=True),
+        "all modes in turn, two encodes": lambda: in_turn(share=False),
     }
     with torch.no_grad():
         table = summarize_times(time_in_turn(calls, args.repeats, args.warmup), "coarse->fine")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -162,3 +164,40 @@ def typical_frame(table: pd.DataFrame) -> int:
     """Of the frames with a partial update, the one with the median number of changes; 0 if there is none."""
     partial = table[table["path"] == "partial"].sort_values("changed")
     return int(partial["frame"].iloc[len(partial) // 2]) if len(partial) else 0
+
+
+@dataclass(frozen=True)
+class ChangeMaps:
+    """Which patches of a recording were encoded anew, with the setting that says so, for figures.
+
+    masks: bool (T, grid_h, grid_w), a frame each. frame: index of the one frame whose picture is kept, as
+    `screenshot`, uint8 (H, W, 3). patch_size: pixels. threshold, metric, reference: as in `ChangeTracker`.
+    """
+
+    masks: np.ndarray
+    frame: int
+    screenshot: np.ndarray
+    patch_size: int
+    threshold: float
+    metric: str
+    reference: str
+
+    def frequency(self) -> np.ndarray:
+        """(grid_h, grid_w): the share of the frames after the first in which a patch was encoded anew."""
+        return self.masks[1:].mean(axis=0) if len(self.masks) > 1 else np.zeros(self.masks.shape[1:])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write all fields to one compressed .npz."""
+        np.savez_compressed(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> ChangeMaps:
+        """Read what `save` wrote. Raises ValueError for a file that is missing or holds something else."""
+        try:
+            with np.load(path) as content:
+                values = {name: content[name] for name in cls.__dataclass_fields__}
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing; `bash run.sh` makes it") from None
+        except (KeyError, ValueError, EOFError, OSError, BadZipFile) as error:
+            raise ValueError(f"{path} holds no change maps ({error}); remove it and run `bash run.sh`") from error
+        return cls(**{name: value if value.ndim else value.item() for name, value in values.items()})

@@ -132,8 +132,8 @@ def _local(path_or_id: str | Path) -> Path:
     # a misspelt path is no hub id: its first folder is there
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).exists():
         raise CheckpointError(
-            f"there is no checkpoint {path}; name a folder with config.json and model.safetensors, a state dict "
-            f"({', '.join(STATE_DICTS)}), or a hub id such as owner/name"
+            f"there is no checkpoint folder {path}, nor a file of that name; name a folder with config.json and "
+            f"model.safetensors, a state dict ({', '.join(STATE_DICTS)}), or a hub id such as owner/name"
         )
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))

@@ -68,8 +68,7 @@ def _score_batch(
     """Rows of the batch's scored samples; `inputs` are the batch's on the model's device."""
     patch_cache = model.encode_frames(inputs["pixel_values"], inputs["frame_mask"])
     shared: dict[str, Any] = {**inputs, "pixel_values": None, "patch_cache": patch_cache}
-    coarse, *fine = model.forward_passes(**shared, num_fine=max(num_fine))
-    autoregressive = model.forward_autoregressive(**shared)
+    coarse, *fine, autoregressive = model.forward_modes(**shared, num_fine=max(num_fine))
     outputs: dict[str, FoveatedVLMOutput] = {"coarse": coarse}
     outputs |= {f"fine_{k}": fine[k - 1] for k in num_fine}
     outputs["autoregressive"] = autoregressive

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from fvlm_lib.patches import expand_mask
 from fvlm_lib.scaling import ScalingFit, predict_loss
@@ -35,35 +37,46 @@ def mode_style(mode: str) -> tuple[str, tuple[float, float, float]]:
 
 
 def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each training run, the same for the same set of names; five differ."""
-    styles = (_SERIES[i % len(_SERIES)] for i in range(len(set(names))))
+    """Colour and marker of each training run, the same for the same set of names. Five colours, five markers;
+    after the fifth run the same colours come again with other markers, so that 25 runs differ."""
+    count = len(_SERIES)
     return {
-        name: {"color": colour, "marker": marker}
-        for name, (colour, marker) in zip(sorted(set(names)), styles, strict=True)
+        name: {"color": _SERIES[i % count][0], "marker": _SERIES[(i + i // count) % count][1]}
+        for i, name in enumerate(sorted(set(names)))
     }
 
 
-def plot_mode_losses(ax: Axes, losses: Mapping[str, Mapping[str, float]]) -> Axes:
-    """Mean loss of each mode with its interval; losses: mode -> {value, low, high}, nats a token."""
+def plot_mode_losses(ax: Axes, losses: Mapping[str, Mapping[str, float]], log: bool = False) -> Axes:
+    """Mean loss of each mode with its interval; losses: mode -> {value, low, high}, nats a token. log: its axis."""
     for place, (mode, loss) in enumerate(losses.items()):
         name, colour = mode_style(mode)
         error = [[loss["value"] - loss["low"]], [loss["high"] - loss["value"]]]
         ax.errorbar(loss["value"], place, xerr=error, fmt="o", color=colour, capsize=3, label=name)
     ax.set_yticks(range(len(losses)), [mode_style(mode)[0] for mode in losses])
     ax.set_ylim(len(losses) - 0.5, -0.5)
-    ax.set_xlim(left=0)
+    if log:
+        ax.set_xscale("log")
+    else:
+        ax.set_xlim(left=0)
     ax.set_xlabel("loss, nats a token")
     return ax
 
 
-def plot_position_losses(ax: Axes, table: pd.DataFrame, modes: Sequence[str]) -> Axes:
-    """Loss by caption position; table: mode, position, mean, low, high (`samples.position_losses`)."""
+def plot_position_losses(ax: Axes, table: pd.DataFrame, modes: Sequence[str], log: bool = False) -> Axes:
+    """Loss by caption position; table: mode, position, mean, low, high (`samples.position_losses`). log: the axis of
+    the loss; an interval that reaches below zero then ends at the axis."""
     for mode in modes:
         rows = table[table["mode"] == mode].sort_values("position")
         name, colour = mode_style(mode)
         ax.plot(rows["position"] + 1, rows["mean"], "o-", color=colour, label=name, markersize=4)
-        ax.fill_between(rows["position"] + 1, rows["low"], rows["high"], color=colour, alpha=0.2, lw=0)
-    ax.set_ylim(bottom=0)
+        low = rows["low"].clip(lower=rows["mean"] / 100) if log else rows["low"]
+        ax.fill_between(rows["position"] + 1, low, rows["high"], color=colour, alpha=0.2, lw=0)
+    if log:
+        ax.set_yscale("log")
+        ax.set_ylim(bottom=table.loc[table["mode"].isin(modes), "mean"].min() / 2)
+    else:
+        ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("caption position")
     ax.set_ylabel("loss, nats a token")
     return ax
@@ -85,9 +98,10 @@ def plot_changed_patches(ax: Axes, frame: np.ndarray, mask: np.ndarray, patch_si
     height, width = frame.shape[:2]
     pixels = expand_mask(mask, height, width, patch_size)
     ax.imshow(np.where(pixels[..., None], frame, (frame * 0.35 + 255 * 0.65).astype(np.uint8)))
+    linewidth = rcParams["axes.linewidth"]
     for row, column in zip(*np.nonzero(mask), strict=True):
         corner = (column * patch_size - 0.5, row * patch_size - 0.5)
-        ax.add_patch(Rectangle(corner, patch_size, patch_size, fill=False, color=_PALETTE[3], lw=0.8))
+        ax.add_patch(Rectangle(corner, patch_size, patch_size, fill=False, color=_PALETTE[3], lw=linewidth))
     ax.set_axis_off()
     return ax
 
@@ -109,7 +123,7 @@ PATHS = {
     "partial": _PALETTE[2],
     "full": _PALETTE[3],
     "skipped": _PALETTE[8],
-    "fallback": (0.0, 0.0, 0.0),
+    "fallback": (0.2, 0.2, 0.2),
 }
 
 
@@ -149,11 +163,16 @@ POLICIES = {"exact match": (_PALETTE[7], "o"), "pseudocode": (_PALETTE[8], "s"),
 
 def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
     """Speed-up of the whole sequence against mean token error, a point a policy; table as
-    `stream_bench.summarize_policies` gives it. Errors below 1e-6 stand at 1e-6."""
+    `stream_bench.summarize_policies` gives it, or `bootstrap_policies`, with intervals. Errors below 1e-6 stand
+    at 1e-6."""
     gated_shades = iter(sns.color_palette("crest", int(table["policy"].str.startswith("gated").sum())))
     for _, row in table.iterrows():
         colour, marker = POLICIES.get(row["policy"]) or (next(gated_shades), "D")
-        ax.plot(max(row["error_mean"], 1e-6), row["total_speedup"], marker, color=colour, label=row["policy"])
+        x, y = max(row["error_mean"], 1e-6), row["total_speedup"]
+        ax.plot(x, y, marker, color=colour, label=row["policy"])
+        if "error_mean_low" in row and pd.notna(row["error_mean_low"]):
+            ax.hlines(y, max(row["error_mean_low"], 1e-6), max(row["error_mean_high"], 1e-6), color=colour, lw=0.8)
+            ax.vlines(x, row["total_speedup_low"], row["total_speedup_high"], color=colour, lw=0.8)
     gated = table[table["policy"].str.startswith("gated")].sort_values("error_mean")
     ax.plot(gated["error_mean"].clip(lower=1e-6), gated["total_speedup"], color="0.6", lw=1, zorder=0)
     ax.axhline(1, color="0.4", lw=0.8, zorder=0)
@@ -186,6 +205,21 @@ def _known(ax: Axes, table: pd.DataFrame, x: str) -> pd.DataFrame:
     else:
         ax.set_xscale("log")
     return rows
+
+
+def plot_gap_passes(ax: Axes, table: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]] | None = None) -> Axes:
+    """What is left of the gap after so many fine passes, a line a checkpoint; table: run, label, passes, value,
+    low, high (nats a token). styles: of more runs than these, from `series_styles`."""
+    styles = styles or series_styles(table["run"])
+    for (run, label), rows in table.groupby(["run", "label"]):
+        rows = rows.sort_values("passes")
+        error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+        ax.errorbar(rows["passes"], rows["value"], yerr=error, **styles[str(run)], capsize=3, label=label)
+    ax.axhline(0, color="0.4", lw=0.8, zorder=0)
+    ax.set_xticks(sorted(table["passes"].unique()))
+    ax.set_xlabel("fine passes")
+    ax.set_ylabel("gap, nats a token")
+    return ax
 
 
 AXES = {"step": "training step", "training_flops": "training FLOPs"}

@@ -7,6 +7,8 @@ is fitted in `scaling.py`. `python -m fvlm_lib.report CONFIG` prints the table o
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -268,6 +270,31 @@ def fit_losses(
                     known, x, loss, params="num_parameters", group="run", replicates=resampled
                 )
     return fits
+
+
+def read_fits(path: str | Path) -> dict[str, list[ScalingFit]]:
+    """The fits of `fit_losses` from results/scaling_fits.json. Raises ValueError where it is missing or of another
+    version. The end of an interval that overflowed is infinite."""
+    try:
+        content = json.loads(Path(path).read_text())
+        return {name: [_read_fit(fit) for fit in group] for name, group in content.items()}
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; `bash run.sh` makes it") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no scaling fits ({error}); remove it and run `bash run.sh`") from error
+
+
+def _read_fit(content: Mapping[str, Any]) -> ScalingFit:
+    parameters = {
+        name: Estimate(**{key: math.inf if number is None else number for key, number in estimate.items()})
+        for name, estimate in content["parameters"].items()
+    }
+    return ScalingFit(**{**content, "parameters": parameters, "at_bound": tuple(content["at_bound"])})
+
+
+def drawn_fits(fits: Sequence[ScalingFit]) -> list[ScalingFit]:
+    """Of the fits those that a figure shows: power laws that explain at least `GOOD_R2` of the variance."""
+    return [fit for fit in fits if fit.form == "power" and (fit.r2 or 0) >= GOOD_R2]
 
 
 def fits_table(fits: Mapping[str, Sequence[ScalingFit]]) -> pd.DataFrame:

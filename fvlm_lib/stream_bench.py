@@ -26,6 +26,7 @@ from fvlm_lib.checkpoints import CheckpointError, load_checkpoint
 from fvlm_lib.differential import DifferentialVisionEncoder
 from fvlm_lib.patches import Metric, expand_mask
 from fvlm_lib.screens import ScreenSequence
+from fvlm_lib.stats import bootstrap, ratio
 from fvlm_lib.updates import Propagate
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -261,4 +262,24 @@ def summarize_policies(rows: pd.DataFrame) -> pd.DataFrame:
     )
     for path in ("cached", "partial", "full", "skipped"):
         table[path] = grouped["path"].agg(lambda paths, path=path: (paths == path).mean())
+    return table.reset_index()
+
+
+def bootstrap_policies(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """`summarize_policies`, with 95% intervals of total_speedup and error_mean as columns _low and _high.
+
+    Whole recordings are resampled, for frames of one recording are alike; of few recordings the intervals are
+    rather too narrow. NaN where there is but one.
+    """
+    table = summarize_policies(rows).set_index(["tower", "policy"])
+    later = rows[rows["frame"] > 0].assign(frames=1)
+    statistics = {"total_speedup": ratio("ms_full", "ms"), "error_mean": ratio("error_mean", "frames")}
+    for name in statistics:
+        table[[f"{name}_low", f"{name}_high"]] = np.nan
+    for which, of_policy in later.groupby(["tower", "policy"]):
+        sums = of_policy.groupby("sequence")[["ms_full", "ms", "error_mean", "frames"]].sum()
+        if len(sums) > 1:
+            columns = {str(name): column.to_numpy() for name, column in sums.items()}
+            for name, estimate in bootstrap(columns, statistics, seed=seed).items():
+                table.loc[which, [f"{name}_low", f"{name}_high"]] = [estimate.low, estimate.high]
     return table.reset_index()

@@ -333,19 +333,24 @@ def look(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A query's walk through the layers of the cache: it attends to the patches, they never see it.
 
-    query (..., D) with the cache's leading dimensions. Returns the foveated token (..., D) after the final
-    norm, and with `output_attentions` per layer the attention over the frame's tokens (..., H, P), rows
-    summing to 1, else ().
+    query (..., D) with the cache's leading dimensions, or (..., N, D) for N queries that look at the same frame
+    and do not see each other. Returns the foveated token (..., D), or (..., N, D), after the final norm, and
+    with `output_attentions` per layer the attention over the frame's tokens (..., H, P), or (..., N, H, P),
+    rows summing to 1, else ().
     """
-    x = query.unsqueeze(-2)  # (..., 1, D)
+    single = query.ndim == cache.keys[0].ndim - 2
+    x = query.unsqueeze(-2) if single else query  # (..., N, D)
     attentions = []
     for block, k, v in zip(tower.blocks[-len(cache.keys) :], cache.keys, cache.values, strict=True):
-        q = block.heads(block.q_proj(block.norm1(x)))  # (..., H, 1, d)
+        q = block.heads(block.q_proj(block.norm1(x)))  # (..., H, N, d)
         # the fast kernels take four dimensions, and read the keys where they lie
         folded = [part.reshape(-1, *part.shape[-3:]) for part in (q, k, v)]
         attended = F.scaled_dot_product_attention(folded[0], folded[1], folded[2]).reshape(q.shape)
         x = block.finish(x, attended.transpose(-3, -2).flatten(-2))
         if output_attentions:
-            scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (..., H, 1, P)
-            attentions.append(torch.softmax(scores, dim=-1).squeeze(-2))
-    return tower.final_norm(x).squeeze(-2), tuple(attentions)
+            scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (..., H, N, P)
+            attentions.append(torch.softmax(scores, dim=-1).transpose(-3, -2))
+    token = tower.final_norm(x)
+    if single:
+        return token.squeeze(-2), tuple(attention.squeeze(-3) for attention in attentions)
+    return token, tuple(attentions)

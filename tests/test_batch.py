@@ -160,6 +160,13 @@ def test_a_batch_writes_all_that_is_promised(done):
         assert len(pd.read_csv(done / "results" / name / "points.csv")) == 2
     for name in ("gap_analysis.png", "gap_analysis.pdf", "scaling_laws.png", "scaling_laws.pdf", "gap/late.png"):
         assert (done / "plots" / name).stat().st_size > 1000
+    for name in ("gap_training", "gap_passes", "mode_losses", "position_losses", "scaling_laws"):
+        facts = json.loads((done / "plots" / "paper" / f"{name}.json").read_text())
+        assert all((done / "plots" / "paper" / file).stat().st_size > 1000 for file in facts["files"])
+        assert facts["n"]["evaluation samples"] == 8
+        assert facts["sources"][0] == "results/gap_table.csv"
+    for name in ("gap_table", "scaling_fits"):
+        assert "\\toprule" in (done / "results" / "paper" / f"{name}.tex").read_text()
     table = pd.read_csv(done / "results" / "gap_table.csv")
     assert table["id"].tolist() == ["early", "late"]
     result = json.loads((done / gap_file("late")).read_text())
@@ -225,7 +232,9 @@ def test_a_changed_setting_runs_the_changed_patches_alone(tmp_path):
     assert planned(folder) == set()
 
     write_settings(settings, DifferentialSettings(diff_threshold=0.3, patch_size=100, max_changed_patches=7))
-    assert planned(folder) == {"idle.parquet", "idle.png"}
+    again = planned(folder)
+    assert {"idle.parquet", "idle.npz", "idle.png"} <= again
+    assert not any("--" in name for name in again)  # of the benchmark
     assert snakemake(folder).returncode == 0
     assert pd.read_parquet(folder / "results" / "changes" / "idle.parquet")["total"].tolist() == [8 * 13] * 2
     run = json.loads((folder / "papermill_runs" / "changes_idle.run.json").read_text())
@@ -249,7 +258,7 @@ def test_a_failed_run_leaves_its_notebook_and_the_others_their_results(tmp_path)
     failed = snakemake(folder)
     assert failed.returncode != 0
     assert (folder / gap_file("early")).exists()
-    for name, reason in (("broken", "weights cannot be read"), ("nowhere", "there is no checkpoint nowhere")):
+    for name, reason in (("broken", "weights cannot be read"), ("nowhere", "no checkpoint folder nowhere")):
         assert not (folder / gap_file(name)).exists()
         assert (folder / "papermill_runs" / f"gap_{name}.ipynb").exists()
         assert run_status(folder / "papermill_runs" / f"gap_{name}.run.json") == "failed"

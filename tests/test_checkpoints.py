@@ -131,7 +131,7 @@ def test_a_hub_id_is_fetched_and_a_misspelt_path_is_not(tmp_path, monkeypatch, o
         tmp_path / "someone",
         Path("someone/some-model"),
     ):
-        with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
             load_checkpoint(path)
 
 

@@ -170,7 +170,7 @@ def test_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "nowhere"], "there is no checkpoint nowhere"),
+        (["--checkpoint", "nowhere"], "no checkpoint folder nowhere"),
         (["--num-samples", "0"], "num_samples is 0"),
         (["--num-samples", "1"], "num_samples is 1"),
         (["--num-fine", "0"], "num_fine is (0,)"),

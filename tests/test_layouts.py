@@ -300,6 +300,8 @@ def model_losses(model, batch: dict, num_fine: int) -> dict[str, list[float]]:
         found["autoregressive"] = model.forward_autoregressive(**batch)
         # the way a single mode is asked for must not matter
         assert torch.allclose(model(**batch).nll, found["fine_1"].nll, rtol=0, atol=1e-12)
+        for output, other in zip(found.values(), model.forward_modes(**batch, num_fine=num_fine), strict=True):
+            assert torch.allclose(output.nll, other.nll, rtol=0, atol=1e-12)
     return {mode: output.nll.tolist() for mode, output in found.items()}
 
 

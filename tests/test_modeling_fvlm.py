@@ -243,6 +243,39 @@ def test_passes_yield_what_captioning_returns(model):
     assert [a.shape for a in two.attentions] == [(3, 5, 2, 5)] * 3  # (B, T, heads, CLS + 4 patches)
 
 
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_modes_side_by_side_are_the_modes_one_by_one(model, trained64, weights, padded):
+    used, batch = (model, tiny_batch()) if weights == "random" else (trained64, demo_batch(3))
+    if padded:
+        batch["frame_mask"] = torch.ones(batch["pixel_values"].shape[:2], dtype=torch.long)
+        batch["frame_mask"][1, 3:] = 0
+        batch["frame_mask"][2, 1:] = 0
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][0, 2:] = 0
+    with torch.no_grad():
+        wanted = [*used.forward_passes(**batch, num_fine=3), used.forward_autoregressive(**batch)]
+        found = used.forward_modes(**batch, num_fine=3)
+    assert len(found) == 5
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.nll, other.nll, rtol=0, atol=EXACT)
+        for name in ("queries", "visual_tokens", "logits"):
+            wanted_value = getattr(other, name)
+            if name == "queries" and padded:  # behind a video's end they ask nothing
+                keep = batch["frame_mask"].bool()
+                torch.testing.assert_close(one.queries[keep], wanted_value[keep], rtol=0, atol=EXACT)
+            else:
+                torch.testing.assert_close(getattr(one, name), wanted_value, rtol=0, atol=EXACT)
+        assert torch.equal(one.num_tokens, other.num_tokens)
+
+
+def test_one_frame_in_all_modes(model):
+    batch = tiny_batch(frames=1)
+    coarse, fine, inference = model.forward_modes(**batch)
+    assert torch.equal(coarse.nll, model.forward_captioning(**batch, use_fine=False).nll)
+    torch.testing.assert_close(fine.nll, inference.nll, rtol=0, atol=EXACT)
+
+
 def test_gradients_reach_every_parameter_of_the_queries():
     model = tiny_model().train()
     batch = tiny_batch(dtype=torch.float32)

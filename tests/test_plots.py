@@ -100,3 +100,36 @@ def test_a_column_that_no_checkpoint_tells_is_said_in_the_figure():
             assert ax.get_xscale() == scale
     assert not left.texts
     assert right.texts[0].get_text() == "no checkpoint tells its training_flops"
+
+
+def test_intervals_of_policies_are_drawn_where_there_are_some(ax):
+    table = pd.DataFrame({"policy": ["none", "gated 0.1"], "error_mean": [0.1, 0.05], "total_speedup": [3.0, 2.0]})
+    intervals = {"error_mean_low": [0.05, np.nan], "error_mean_high": [0.2, np.nan]}
+    intervals |= {"total_speedup_low": [2.5, np.nan], "total_speedup_high": [4.0, np.nan]}
+    plots.plot_speed_error(ax, table.assign(**intervals))
+    error, speed = (collection.get_segments()[0].tolist() for collection in ax.collections)
+    assert error == [[0.05, 3], [0.2, 3]]
+    assert speed == [[0.1, 2.5], [0.1, 4]]
+
+
+def test_the_gap_left_after_passes_goes_by_passes_with_its_interval(ax):
+    table = pd.DataFrame({"run": "a", "label": "a", "passes": [2, 1], "value": [0.1, 0.5], "low": [0.0, 0.3]})
+    plots.plot_gap_passes(ax, table.assign(high=[0.3, 0.6]), plots.series_styles(["0", "a"]))
+    line, _, (bars,) = ax.containers[0].lines
+    assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.1]]
+    assert bars.get_segments()[0][:, 1].tolist() == [pytest.approx(0.3), pytest.approx(0.6)]
+    assert line.get_color() == plots.series_styles(["0", "a"])["a"]["color"]
+    assert ax.get_xticks().tolist() == [1, 2]
+
+
+def test_losses_on_log_axes_cut_nothing_off(ax):
+    table = pd.DataFrame({"mode": "coarse", "position": [0, 1], "mean": [1e-4, 2.0], "low": [-1.0, 1.0]})
+    plots.plot_position_losses(ax, table.assign(high=[1.0, 3.0]), ["coarse"], log=True)
+    low, high = ax.get_ylim()
+    assert low < 1e-4 and high > 3
+    _, other = plt.subplots()
+    losses = {"coarse": {"value": 9.0, "low": 8.0, "high": 12.0}, "fine_1": {"value": 1e-3, "low": 1e-4, "high": 2e-3}}
+    plots.plot_mode_losses(other, losses, log=True)
+    low, high = other.get_xlim()
+    assert low < 1e-4 and high > 12
+    plt.close(other.figure)

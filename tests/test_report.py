@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pandas as pd
 import pytest
 
 from fvlm_lib import batch, gap, report
-from fvlm_lib.scaling import predict_loss
+from fvlm_lib.scaling import json_ready, predict_loss
+from fvlm_lib.stats import Estimate
 from fvlm_lib.video_files import SkippedVideo
 
 PARAMETERS = {"checkpoint": "x", "num_samples": 200}
@@ -115,6 +118,23 @@ def test_scaling_fits_recover_the_planted_law(tmp_path):
     report.write_points(table, tmp_path)
     points = pd.read_csv(tmp_path / "training_loss" / "points.csv")
     assert points["loss"].tolist() == table["loss_training_fine"].tolist()
+
+
+def test_fits_are_read_back_and_only_good_power_laws_are_drawn(tmp_path):
+    table, tables = ladder(tmp_path, {"S": [0.0] * 4, "M": [0.0] * 4}, {"S": 100, "M": 400}, training=2.0)
+    fits = report.fit_losses(table, tables, num_bootstrap=5)
+    power = fits["loss_training_fine by step"][0]
+    endless = replace(power, parameters={**power.parameters, "a": Estimate(1.0, 0.5, math.inf)})
+    fits["loss_training_fine by step"][0] = endless
+    path = tmp_path / "fits.json"
+    path.write_text(json.dumps({name: [json_ready(asdict(fit)) for fit in group] for name, group in fits.items()}))
+    assert report.read_fits(path) == fits
+    poor = replace(power, r2=0.49)
+    assert report.drawn_fits([poor, *fits["loss_training_fine by step"]]) == [
+        fit for fit in fits["loss_training_fine by step"] if fit.form == "power"
+    ]
+    with pytest.raises(ValueError, match=r"none\.json is missing; `bash run\.sh` makes it"):
+        report.read_fits(tmp_path / "none.json")
 
 
 def test_markdown_has_every_answer_and_row(tmp_path):

@@ -13,7 +13,14 @@ from conftest import DEMO, ROOT
 from fvlm_lib import stream_bench
 from fvlm_lib.checkpoints import CheckpointError
 from fvlm_lib.screens import read_sequence
-from fvlm_lib.stream_bench import Policy, load_tower, measure_policies, policies, summarize_policies
+from fvlm_lib.stream_bench import (
+    Policy,
+    bootstrap_policies,
+    load_tower,
+    measure_policies,
+    policies,
+    summarize_policies,
+)
 
 SCREENS = ROOT / "data" / "screens"
 TOWER = str(DEMO / "S-S-multi" / "step_3000")
@@ -100,3 +107,23 @@ def test_no_tower_is_an_error(spec, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match=spec):
         load_tower(spec)
+
+
+def test_intervals_of_policies_are_over_whole_recordings():
+    """Frames of a recording are alike: of two recordings, however long, every resample mean is one of three."""
+    one = {"tower": "t", "policy": "none", "path": "partial", "changed": 1, "total": 4, "error_max": 1.0, "drift": 0.0}
+    rows = pd.DataFrame(
+        [
+            {**one, "sequence": name, "frame": frame, "ms": 1.0, "ms_full": speed, "error_mean": error}
+            for name, speed, error in (("slow", 2.0, 0.1), ("fast", 6.0, 0.3))
+            for frame in range(50)
+        ]
+    )
+    table = bootstrap_policies(rows).iloc[0]
+    shared = summarize_policies(rows)
+    assert table[list(shared)].tolist() == shared.iloc[0].tolist()
+    assert (table["total_speedup_low"], table["total_speedup"], table["total_speedup_high"]) == (2, 4, 6)
+    assert (table["error_mean_low"], table["error_mean_high"]) == (pytest.approx(0.1), pytest.approx(0.3))
+    alone = bootstrap_policies(rows[rows["sequence"] == "fast"]).iloc[0]
+    assert alone["total_speedup"] == 6
+    assert np.isnan(alone["total_speedup_low"])
