@@ -14,7 +14,7 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from fvlm_lib.batch import gap_file, paper_files, read_batch
+from fvlm_lib.batch import data_stamp, gap_file, paper_files, read_batch
 from fvlm_lib.notebooks import code_hash
 
 if not workflow.configfiles:
@@ -23,10 +23,15 @@ if not workflow.configfiles:
 CONFIGFILE = os.path.relpath(workflow.configfiles[-1])
 try:
     BATCH = read_batch(config, CONFIGFILE)
+    DATA = data_stamp(BATCH.gap.get("data", {}), CONFIGFILE)
     PAPER = BATCH.paper_parameters()
     PAPER_FILES = paper_files(PAPER)
 except ValueError as error:
     sys.exit(str(error))
+if workflow.is_main_process:
+    for id in BATCH.missing_checkpoints():
+        where = f"{CONFIGFILE}: checkpoint {id}: there is no {BATCH.checkpoints[id]}"
+        print(f"{where}; unless that is an id of a model hub, its run will fail", file=sys.stderr)
 PYTHON = shlex.quote(sys.executable)
 GAP_NOTEBOOK = "notebooks/gap_analysis.ipynb"
 SCALING_NOTEBOOK = "notebooks/scaling_analysis.ipynb"
@@ -72,7 +77,16 @@ wildcard_constraints:
     sequence="|".join(map(re.escape, BATCH.sequences)) or "none",
     tower="|".join(map(re.escape, BATCH.towers)) or "none",
     vlm="|".join(map(re.escape, BATCH.vlms)) or "none",
-    shard=r"\d+",
+    scatteritem=r"\d+-of-\d+",
+
+
+scattergather:
+    shards=BATCH.shards,
+
+
+def shard_files(id):
+    """Where the parts of a sharded evaluation are kept; none for one shard."""
+    return gather.shards(f"results/gap/shards/{id}.{{scatteritem}}.parquet") if BATCH.shards > 1 else []
 
 
 def gap_run(wc):
@@ -81,7 +95,7 @@ def gap_run(wc):
         {
             **BATCH.gap_parameters(wc.id),
             "training": BATCH.training[wc.id],
-            "shards": BATCH.shard_files(wc.id),
+            "shards": shard_files(wc.id),
             "result": gap_file(wc.id),
             "figure": f"plots/gap/{wc.id}.png",
         }
@@ -96,7 +110,7 @@ def frames(folder):
 rule all:
     input:
         GAPS,
-        [path for id in BATCH.checkpoints for path in BATCH.shard_files(id)],
+        [path for id in BATCH.checkpoints for path in shard_files(id)],
         expand("results/gap/{id}.parquet", id=BATCH.checkpoints),
         expand("plots/gap/{id}.png", id=BATCH.checkpoints),
         AGGREGATED,
@@ -110,25 +124,27 @@ if BATCH.shards > 1:
         input:
             lambda wc: BATCH.weights(wc.id),
         output:
-            f"results/gap/shards/{{id}}.{{shard}}-of-{BATCH.shards}.parquet",
+            "results/gap/shards/{id}.{scatteritem}.parquet",
         params:
             run=lambda wc: shlex.join(BATCH.gap_arguments(wc.id)),
+            shard=lambda wc: wc.scatteritem.replace("-of-", "/"),
+            data=lambda wc: DATA,
             code=lambda wc: HASHES[GAP_NOTEBOOK],
         shell:
-            f"exec {PYTHON} -m fvlm_lib.gap {{params.run}} --shard {{wildcards.shard}}/{BATCH.shards}"
-            " --output {output:q}"
+            f"exec {PYTHON} -m fvlm_lib.gap {{params.run}} --shard {{params.shard}} --output {{output:q}}"
 
 
 rule gap:
     input:
         weights=lambda wc: BATCH.weights(wc.id),
-        shards=lambda wc: BATCH.shard_files(wc.id),
+        shards=lambda wc: shard_files(wc.id),
     output:
         result="results/gap/{id}.json",
         table="results/gap/{id}.parquet",
         figure="plots/gap/{id}.png",
     params:
         run=gap_run,
+        data=lambda wc: DATA,
         code=lambda wc: HASHES[GAP_NOTEBOOK],
     shell:
         f"exec {PYTHON} -m fvlm_lib.runs {GAP_NOTEBOOK} --output papermill_runs/gap_{{wildcards.id}}.ipynb"

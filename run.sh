@@ -9,6 +9,7 @@ bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the
     --configfile config/mine.yaml       another batch
     -n                                  only say what would run
     --cores 8                           more jobs at once
+    --profile profiles/slurm            on a Slurm cluster
 bash run.sh retrain [seed]          train the demo ladder anew, into checkpoints/retrained (20 to 40 minutes)
 bash run.sh lab [jupyter arguments] open JupyterLab on the notebooks
 bash run.sh setup                   only make .venv
@@ -51,12 +52,19 @@ retrain)
 esac
 
 config=config/demo.yaml
+profile="--profile profiles/local"
+dry_run=""
 previous=""
 for argument in "$@"; do
     case "$previous" in --configfile | --configfiles) config=$argument ;; esac
-    case "$argument" in --configfile=*) config=${argument#*=} ;; -n | --dry-run | --dryrun) exec snakemake --profile profiles/local "$@" ;; esac
+    case "$argument" in
+    --configfile=*) config=${argument#*=} ;;
+    --profile | --profile=*) profile="" ;;
+    -n | --dry-run | --dryrun) dry_run=1 ;;
+    esac
     previous=$argument
 done
+if [ "$dry_run" ]; then exec snakemake $profile "$@"; fi
 
 # A batch that was killed outright leaves a lock, which is removed here; one that still runs keeps it.
 mkdir -p .snakemake
@@ -69,7 +77,7 @@ trap 'rm -f .snakemake/run.pid' EXIT
 if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ]; then snakemake --profile profiles/local --unlock; fi
 
 status=0
-snakemake --profile profiles/local "$@" || status=$?
+snakemake $profile "$@" || status=$?
 echo
 python -m fvlm_lib.report "$config" || status=1
 python -m fvlm_lib.runs --report papermill_runs

@@ -6,16 +6,21 @@ nothing heavy, since the Snakefile reads it at every start.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
+from braceexpand import braceexpand
+
 from fvlm_lib.settings import DifferentialSettings, read_settings
 
-GAP_SCHEMA = 1  # of results/gap/*.json
+GAP_SCHEMA = 2  # of results/gap/*.json
 KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential", "paper"}
 DIFFERENTIAL_KEYS = {"sequences", "towers", "vlms", "settings"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
@@ -78,12 +83,9 @@ class Batch:
                 arguments += [f"--{key.replace('_', '-')}", *texts]
         return arguments
 
-    def shard_files(self, checkpoint_id: str) -> list[str]:
-        """Where the parts of a sharded evaluation are kept; none for one shard."""
-        if self.shards == 1:
-            return []
-        names = [f"{checkpoint_id}.{k}-of-{self.shards}.parquet" for k in range(1, self.shards + 1)]
-        return [f"results/gap/shards/{name}" for name in names]
+    def missing_checkpoints(self) -> list[str]:
+        """Ids whose folder or file is not there (an id of a model hub looks like a missing folder too)."""
+        return [name for name, path in self.checkpoints.items() if not Path(path).exists()]
 
     def paper_parameters(self) -> dict[str, Any]:
         """What the notebook of the paper's figures is given: by default all figures and tables that this batch has
@@ -109,8 +111,43 @@ class Batch:
 
     def weights(self, checkpoint_id: str) -> list[str]:
         """The checkpoint's files that exist; a missing one is for its own run to report, not for the batch."""
-        folder = Path(self.checkpoints[checkpoint_id])
-        return sorted(str(path) for path in folder.glob("*") if path.suffix in (".safetensors", ".json"))
+        path = Path(self.checkpoints[checkpoint_id])
+        files = [path] if path.is_file() else path.glob("*")
+        return sorted(str(file) for file in files if file.suffix in (".safetensors", ".json", ".pt", ".pth", ".bin"))
+
+
+def matching_files(pattern: str | Sequence[str]) -> list[str]:
+    """The files that a pattern with braces and wildcards names, or a list of such; in its order, wildcards sorted.
+
+    Raises ValueError for a name in it, or a wildcard, that matches nothing.
+    """
+    files: list[str] = []
+    for given in [pattern] if isinstance(pattern, str) else pattern:
+        for name in braceexpand(given):
+            found = sorted(glob(name))
+            if not found:
+                raise ValueError(f"no file matches {name!r}" + (f" (of {given!r})" if name != given else ""))
+            files += found
+    return files
+
+
+def data_stamp(data: Mapping[str, Any], name: str = "the config") -> str:
+    """Changes when the evaluation data on disk does: names, sizes and times of tar shards, or of captions.jsonl.
+
+    Raises ValueError where there is no such file. Procedural videos have none, and an empty stamp.
+    """
+    kind, path = data.get("kind"), data.get("path")
+    if kind not in ("folder", "webdataset"):
+        return ""
+    if not path or not isinstance(path, str | list):
+        raise ValueError(f"{name}: data of kind {kind} has the path {path!r}; it must say where the videos are")
+    try:
+        files = [f"{path}/captions.jsonl"] if kind == "folder" else matching_files(path)
+        stats = [os.stat(file) for file in files]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: data: {error}") from error
+    content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in zip(files, stats, strict=True)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def gap_file(checkpoint_id: str) -> str:
@@ -142,6 +179,8 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         checkpoints[checkpoint_id], training[checkpoint_id] = path, values
     gap = dict(config.get("gap") or {})
     _check_keys(f"{name}: gap", gap, GAP_KEYS)
+    if "data" in gap and not isinstance(gap["data"], Mapping):
+        raise ValueError(f"{name}: gap has data {gap['data']!r}; it must be like {{kind: folder, path: data/mine}}")
     if entries and (missing := sorted(GAP_KEYS - set(gap))):
         raise ValueError(f"{name}: gap lacks {', '.join(missing)}")
     shards = config.get("shards", 1)

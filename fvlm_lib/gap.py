@@ -1,38 +1,46 @@
 """The train/inference gap of one checkpoint: how much worse a caption's loss is when frames are watched in
 turn, as at inference, than with the parallel approximation that was trained.
 
-Two halves. `score_videos` runs a model and returns a table with one row a sample, sums and counts apart.
-`summarize_gap` turns such a table, from one process or joined from many, into losses, gap, intervals and a
-verdict. How a mode works is in `modeling_fvlm.py`; which checkpoints to compare is the batch's business.
+`summarize_gap` turns the rows of `evaluation.py`, from one process or joined from many, into losses, gap,
+intervals and a verdict. Which checkpoints to compare is the batch's business.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
-from torch import nn
-from tqdm import tqdm
 
 from fvlm_lib.batch import GAP_SCHEMA
-from fvlm_lib.checkpoints import load_checkpoint, read_training
-from fvlm_lib.modeling_fvlm import FoveatedVLM, FoveatedVLMOutput
-from fvlm_lib.scoring import token_nll
+from fvlm_lib.checkpoints import load_checkpoint, load_tokenizer, read_training
+from fvlm_lib.evaluation import numerical_floor, score_batches, scored_modes
+from fvlm_lib.modeling_fvlm import FoveatedVLM
+from fvlm_lib.samples import (
+    join_samples,
+    position_losses,
+    query_distances,
+    read_samples,
+    read_skipped,
+    sample_schema,
+    write_samples,
+)
 from fvlm_lib.stats import Estimate, bootstrap, difference, percent_difference, ratio
-from fvlm_lib.videos import ProceduralVideos, open_videos
+from fvlm_lib.video_files import SkippedVideo
+from fvlm_lib.videos import FILE_KINDS, ProceduralVideos, Videos, open_videos
 
 SMALL, LARGE = 5.0, 15.0  # percent of the training loss; the classes of the verdict
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
+SHOWN_SKIPPED = 5
 NEAR_ZERO_LOSS = 0.1  # nats a token; below it a percentage says nothing, and 5% and 15% of one nat judge
 
 
@@ -45,6 +53,7 @@ class Gap:
     autoregressive one; gap_nats = inference - training, gap_percent of the training loss, both signed.
     gap_to_passes: for each K, autoregressive - fine_K.
     verdict, verdict_unit, verdict_reason: see `judge`.
+    num_samples, num_tokens: that were scored; skipped: the samples that could not be.
     numerical_floor: mean over tokens of the absolute difference that rounding makes to a sample's gap
     (against the same evaluation in float64); a smaller gap is noise. None where it was not measured.
     """
@@ -62,114 +71,20 @@ class Gap:
     verdict_reason: str
     num_samples: int
     num_tokens: int
-
-
-# ---- one row a sample --------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def score_videos(
-    model: FoveatedVLM,
-    videos: ProceduralVideos,
-    start: int,
-    stop: int,
-    batch_size: int = 32,
-    num_fine: Sequence[int] = (1, 2, 3),
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Score samples start..stop-1 in every mode, with one vision encode a batch for all of them.
-
-    Returns one row a sample: `sample`, `num_frames`, `num_tokens`; `nll_<mode>` (nats, summed over the
-    caption) and `token_nll_<mode>` (its list, a token) for coarse, fine_K and autoregressive;
-    `query_distance` (a frame: relative L2 of the training query, from the first `num_fine`, to the
-    inference query).
-
-    Raises FloatingPointError, naming the sample, for a loss that is not a finite number.
-    """
-    if not num_fine or min(num_fine) < 1:
-        raise ValueError(f"num_fine is {tuple(num_fine)}; it must list at least one number of passes >= 1")
-    if stop <= start:
-        raise ValueError(f"samples {start} to {stop} hold nothing to score; num_samples must be at least 1")
-    parameter = next(model.parameters())
-    tables = []
-    with tqdm(total=stop - start, desc="scoring", unit="video", disable=not progress) as bar:
-        for first in range(start, stop, batch_size):
-            batch = videos.batch(first, min(first + batch_size, stop))
-            batch = {key: value.to(parameter.device) for key, value in batch.items()}
-            batch["pixel_values"] = batch["pixel_values"].to(parameter.dtype)
-            tables.append(_score_batch(model, batch, first, num_fine))
-            bar.update(len(tables[-1]))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _score_batch(
-    model: FoveatedVLM, batch: dict[str, torch.Tensor], first: int, num_fine: Sequence[int]
-) -> pd.DataFrame:
-    patch_cache = model.encode_frames(batch["pixel_values"], batch["frame_mask"])
-    inputs: dict[str, Any] = {**batch, "pixel_values": None, "patch_cache": patch_cache}
-    coarse, *fine, autoregressive = model.forward_modes(**inputs, num_fine=max(num_fine))
-    outputs: dict[str, FoveatedVLMOutput] = {"coarse": coarse}
-    outputs |= {f"fine_{k}": fine[k - 1] for k in num_fine}
-    outputs["autoregressive"] = autoregressive
-
-    frame_counts = batch["frame_mask"].sum(dim=1).tolist()
-    inference = autoregressive.queries
-    distance = (outputs[f"fine_{num_fine[0]}"].queries - inference).norm(dim=-1) / inference.norm(dim=-1)  # (B, T)
-    table: dict[str, Any] = {
-        "sample": range(first, first + len(frame_counts)),
-        "num_frames": frame_counts,
-        "num_tokens": coarse.num_tokens.tolist(),
-        "query_distance": [row[:n].tolist() for row, n in zip(distance, frame_counts, strict=True)],
-    }
-    for mode, output in outputs.items():
-        if not output.nll.isfinite().all():
-            bad = int((~output.nll.isfinite()).nonzero()[0])
-            raise FloatingPointError(f"the {mode} loss of sample {first + bad} is {output.nll[bad].item()}")
-        scored = output.labels != -100
-        nll = token_nll(output.logits, output.labels)
-        table[f"nll_{mode}"] = output.nll.double().tolist()
-        table[f"token_nll_{mode}"] = [row[keep].tolist() for row, keep in zip(nll, scored, strict=True)]
-    return pd.DataFrame(table)
-
-
-def float64_copy(model: FoveatedVLM) -> FoveatedVLM:
-    """A copy that computes in float64 throughout.
-
-    Llama-style RMSNorms cast to float32 inside whatever the model's dtype; they are replaced by torch's,
-    which compute the same in float64.
-    """
-    model = copy.deepcopy(model).double()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__.endswith("RMSNorm") and hasattr(child, "variance_epsilon"):
-                weight: Any = child.weight
-                norm = nn.RMSNorm(weight.shape, eps=float(child.variance_epsilon), dtype=torch.float64)  # type: ignore[arg-type]
-                norm.weight = weight
-                setattr(module, name, norm)
-    return model
-
-
-def numerical_floor(
-    model: FoveatedVLM, videos: ProceduralVideos, per_sample: pd.DataFrame, batch_size: int, num_fine: int, count: int
-) -> float:
-    """What rounding does to the gap, nats a token: sum over the first `count` samples of |gap in the
-    model's dtype - gap in float64|, over their tokens. Absolute values, so that errors do not cancel."""
-    rows = per_sample.head(count)
-    start = int(rows["sample"].iloc[0])
-    exact = score_videos(float64_copy(model), videos, start, start + len(rows), batch_size, (num_fine,), progress=False)
-    column = f"nll_fine_{num_fine}"
-    gap = rows["nll_autoregressive"].to_numpy() - rows[column].to_numpy()
-    exact_gap = exact["nll_autoregressive"].to_numpy() - exact[column].to_numpy()
-    return float(np.abs(gap - exact_gap).sum() / rows["num_tokens"].sum())
+    skipped: tuple[SkippedVideo, ...] = ()
 
 
 # ---- from rows to the gap ----------------------------------------------------------------------------
 
 
 def summarize_gap(
-    per_sample: pd.DataFrame, floor: float | None = None, num_resamples: int = 2000, seed: int = 0
+    per_sample: pd.DataFrame,
+    floor: float | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    skipped: Sequence[SkippedVideo] = (),
 ) -> Gap:
-    """Losses, gap, intervals (paired bootstrap over samples) and verdict from a `score_videos` table.
+    """Losses, gap, intervals (paired bootstrap over samples) and verdict from the scored rows of a table.
 
     The training mode is the first `fine_K` column. Raises ValueError where the table has none, or fewer
     than two samples.
@@ -203,6 +118,7 @@ def summarize_gap(
         verdict_reason=reason,
         num_samples=len(per_sample),
         num_tokens=int(per_sample["num_tokens"].sum()),
+        skipped=tuple(skipped),
     )
 
 
@@ -234,31 +150,6 @@ def _size(gap: float, scale: float) -> str:
     return "small" if gap < SMALL * scale else "moderate" if gap <= LARGE * scale else "large"
 
 
-def position_losses(per_sample: pd.DataFrame) -> pd.DataFrame:
-    """Mean loss by caption position and mode, tidy: mode, position (0 first), nats, low, high, count.
-
-    Intervals are normal ones, mean ± 1.96 standard errors.
-    """
-    columns = {name.removeprefix("token_nll_"): name for name in per_sample if name.startswith("token_nll_")}
-    tables = [_by_place(per_sample[column], "position").assign(mode=mode) for mode, column in columns.items()]
-    return pd.concat(tables, ignore_index=True)[["mode", "position", "mean", "low", "high", "count"]]
-
-
-def query_distances(per_sample: pd.DataFrame) -> pd.DataFrame:
-    """Mean relative distance of training to inference query by frame: frame, mean, low, high, count."""
-    return _by_place(per_sample["query_distance"], "frame")
-
-
-def _by_place(lists: pd.Series, place: str) -> pd.DataFrame:
-    """Mean and normal 95% interval of the i-th entries of a column of lists, for each i."""
-    values = lists.explode().astype(float)
-    index = values.groupby(level=0).cumcount().rename(place)
-    table = values.groupby(index.to_numpy()).agg(["mean", "std", "count"])
-    margin = 1.96 * table["std"].fillna(0.0) / np.sqrt(table["count"])
-    table["low"], table["high"] = table["mean"] - margin, table["mean"] + margin
-    return table.rename_axis(place).reset_index()[[place, "mean", "low", "high", "count"]]
-
-
 # ---- the whole evaluation ----------------------------------------------------------------------------
 
 
@@ -275,51 +166,85 @@ def shard_bounds(num_samples: int, batch_size: int, shard: int, num_shards: int)
     return min(first * batch_size, num_samples), min(last * batch_size, num_samples)
 
 
-def read_shards(paths: Sequence[str | Path], num_samples: int) -> pd.DataFrame:
-    """Join the tables of all shards; ValueError where samples 0..num_samples-1 are not there once each."""
-    table = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True).sort_values("sample")
-    if list(table["sample"]) != list(range(num_samples)):
-        raise ValueError(
-            f"the shards {', '.join(map(str, paths))} hold {len(table)} samples; they must hold samples 0 to "
-            f"{num_samples - 1} once each: remove them and run the batch again"
-        )
-    return table.reset_index(drop=True)
+def open_evaluation(
+    checkpoint: str | Path, data: Mapping[str, Any], dtype: str | None = None, device: str = "auto"
+) -> tuple[FoveatedVLM, Videos]:
+    """A checkpoint's model and the videos it is evaluated on.
+
+    data: what `open_videos` takes; of videos on disk, the checkpoint says what its captions are read with (its
+    tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
+    dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}; it must be null or one of {', '.join(DTYPES)}")
+    stored_in = getattr(torch, dtype) if dtype else None
+    model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
+    if data.get("kind") not in FILE_KINDS:
+        return model, open_videos(data)
+    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
+    positions = model.config.text_config.max_position_embeddings
+    positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
+    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint), positions)
 
 
 def evaluate_inference_gap(
-    checkpoint: str | Path | FoveatedVLM,
-    dataset: ProceduralVideos,
-    num_samples: int = 512,
+    model: FoveatedVLM,
+    videos: Videos,
+    table: str | Path,
+    num_samples: int | None = None,
     batch_size: int = 32,
     num_fine: Sequence[int] = (1, 2, 3),
-    dtype: torch.dtype | None = None,
-    device: str = "auto",
     seed: int = 0,
     floor_samples: int = 64,
     shards: Sequence[str | Path] = (),
     progress: bool = True,
-) -> tuple[Gap, pd.DataFrame]:
-    """Evaluate one checkpoint on the first `num_samples` of `dataset`: the gap and the per-sample table.
+) -> Gap:
+    """Evaluate a model on the first `num_samples` of some videos, and write the per-sample table (Parquet).
 
-    num_fine: numbers of fine passes to score; the first is the training mode. dtype: None as stored.
-    device: "auto" takes CUDA, then MPS, then CPU. seed: of the bootstrap. floor_samples: how many samples
-    are evaluated again in float64 for the numerical floor (0: none; MPS has no float64, so it needs 0).
-    shards: tables of all samples, scored before in parts (`--shard`); then nothing else is scored here.
+    table: the file to write, see `samples.py`. num_samples: None takes them all, and 512 of procedural ones.
+    num_fine: numbers of fine passes to score; the first is the training mode. seed: of the bootstrap.
+    floor_samples: how many samples are evaluated again in float64 for the numerical floor (0: none; MPS has no
+    float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
+    else is scored here, and they are joined.
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples is {num_samples}; an interval needs at least 2")
-    if isinstance(checkpoint, FoveatedVLM):
-        model = checkpoint.eval()
-    else:
-        model = load_checkpoint(checkpoint, device=pick_device(device), dtype=dtype)
+    table = Path(table)
+    count = _count_samples(videos, num_samples)
+    if count < 2:
+        raise ValueError(f"num_samples is {count}; an interval needs at least 2")
     if shards:
-        per_sample = read_shards(shards, num_samples)
+        join_samples(shards, table, count)
     else:
-        per_sample = score_videos(model, dataset, 0, num_samples, batch_size, num_fine, progress)
-    floor = None
+        rows = score_batches(model, videos, 0, count, batch_size, num_fine, progress)
+        write_samples(table, rows, sample_schema(scored_modes(num_fine)))
+    scored, floor = read_samples(table), None
     if floor_samples:
-        floor = numerical_floor(model, dataset, per_sample, batch_size, num_fine[0], floor_samples)
-    return summarize_gap(per_sample, floor, seed=seed), per_sample
+        floor = numerical_floor(model, videos, scored, batch_size, num_fine[0], min(floor_samples, count))
+    return summarize_gap(scored, floor, seed=seed, skipped=read_skipped(table))
+
+
+def score_shard(
+    model: FoveatedVLM,
+    videos: Videos,
+    table: str | Path,
+    shard: int,
+    num_shards: int,
+    num_samples: int | None = None,
+    batch_size: int = 32,
+    num_fine: Sequence[int] = (1, 2, 3),
+) -> None:
+    """Score part `shard` (1 to num_shards) of an evaluation and write its table; arguments as there."""
+    start, stop = shard_bounds(_count_samples(videos, num_samples), batch_size, shard, num_shards)
+    rows = score_batches(model, videos, start, stop, batch_size, num_fine)
+    write_samples(Path(table), rows, sample_schema(scored_modes(num_fine)))
+
+
+def _count_samples(videos: Videos, num_samples: int | None) -> int:
+    """How many samples are evaluated; ValueError where there are not so many."""
+    if isinstance(videos, ProceduralVideos):
+        return PROCEDURAL_SAMPLES if num_samples is None else num_samples
+    if num_samples is not None and num_samples > len(videos):
+        raise ValueError(f"num_samples is {num_samples}, but there are {len(videos)} videos; null takes them all")
+    return len(videos) if num_samples is None else num_samples
 
 
 def pick_device(device: str = "auto") -> str:
@@ -335,11 +260,11 @@ def pick_device(device: str = "auto") -> str:
 def write_gap(
     path: Path,
     gap: Gap,
-    per_sample: pd.DataFrame,
+    table: str | Path,
     parameters: dict[str, Any],
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write `path` (.json: the gap, its parameters, the checkpoint's training) and beside it the .parquet.
+    """Write `path` (JSON): the gap, means by position from its per-sample table, parameters, training.
 
     `parameters` are what the caller evaluated with; they are what a later reader checks. `training`: what
     to say of the checkpoint's training beyond its own training.json, or against it.
@@ -349,12 +274,11 @@ def write_gap(
         "schema": GAP_SCHEMA,
         "parameters": parameters,
         **asdict(gap),
-        "by_position": position_losses(per_sample).to_dict("records"),
-        "query_distance_by_frame": query_distances(per_sample).to_dict("records"),
+        "by_position": position_losses(table).to_dict("records"),
+        "query_distance_by_frame": query_distances(table).to_dict("records"),
         "training": read_training(parameters["checkpoint"]) | (training or {}),
         "torch": torch.__version__,
     }
-    per_sample.to_parquet(path.with_suffix(".parquet"), index=False)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(part, path)
@@ -377,6 +301,10 @@ def format_gap(gap: Gap) -> str:
         lines.append(f"{'numerical floor':<22}{gap.numerical_floor:9.1e}   nats a token")
     lines.append(f"{'verdict':<22}{gap.verdict} ({gap.verdict_reason})")
     lines.append(f"{gap.num_samples} samples, {gap.num_tokens} tokens, 95% intervals by paired bootstrap over samples")
+    if gap.skipped:
+        lines.append(f"{len(gap.skipped)} samples skipped:")
+        lines += [f"  {skipped.sample}, {skipped.name}: {skipped.reason}" for skipped in gap.skipped[:SHOWN_SKIPPED]]
+        lines += ["  ... (all of them are in the result)"] if len(gap.skipped) > SHOWN_SKIPPED else []
     return "\n".join(lines)
 
 
@@ -393,14 +321,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         default="{kind: procedural, split: test}",
-        help="the videos, as YAML (default '%(default)s'; also seed, num_objects, grid, num_frames, noise_std)",
+        help="the videos, as YAML: '{kind: folder, path: FOLDER}' with a captions.jsonl, '{kind: webdataset, path: "
+        "\"test-{00..31}.tar\"}', or procedural ones (default '%(default)s'); what else it takes is in "
+        "fvlm_lib.videos.open_videos",
     )
-    parser.add_argument("--num-samples", type=int, default=512, help="default %(default)s")
+    parser.add_argument(
+        "--num-samples", type=int, help=f"default: all of them; of procedural ones {PROCEDURAL_SAMPLES}"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument(
         "--num-fine", type=int, nargs="+", default=[1, 2, 3], help="fine passes; the first is the training mode"
     )
-    parser.add_argument("--dtype", choices=["float64", "float32", "bfloat16", "float16"], help="default: as stored")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--floor-samples", type=int, default=64, help="samples for the numerical floor; 0: none")
@@ -411,11 +343,17 @@ def main(argv: list[str] | None = None) -> int:
     output, shard = args.pop("output"), args.pop("shard")
     try:
         parameters = {**args, "data": yaml.safe_load(args["data"])}
-        if shard:
-            _write_shard(output, shard, parameters)
+        part = _read_shard(shard) if shard else None
+        opened = {name: args.pop(name) for name in ("checkpoint", "dtype", "device")}
+        del args["data"]
+        model, videos = open_evaluation(data=parameters["data"], **opened)
+        if part:
+            del args["seed"], args["floor_samples"]  # of the summary
+            score_shard(model, videos, output, *part, **args)
             return 0
-        gap, per_sample = evaluate_inference_gap(**evaluation_arguments(parameters))
-        write_gap(output, gap, per_sample, parameters)
+        table = output.with_suffix(".parquet")
+        gap = evaluate_inference_gap(model, videos, table, **args)
+        write_gap(output, gap, table, parameters)
     except (ValueError, TypeError, OSError, FloatingPointError, yaml.YAMLError) as error:
         print(f"gap: {error}", file=sys.stderr)
         return 2
@@ -423,25 +361,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def evaluation_arguments(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `evaluate_inference_gap` from parameters that JSON or YAML can hold."""
-    values = dict(parameters)
-    values["dataset"] = open_videos(values.pop("data"))
-    values["dtype"] = getattr(torch, values["dtype"]) if values["dtype"] else None
-    return values
-
-
-def _write_shard(output: Path, shard: str, parameters: dict[str, Any]) -> None:
+def _read_shard(shard: str) -> tuple[int, int]:
     try:
         number, num_shards = (int(part) for part in shard.split("/"))
     except ValueError:
         raise ValueError(f"--shard is {shard!r}; it must be K/N, such as 1/4") from None
-    values = evaluation_arguments(parameters)
-    start, stop = shard_bounds(values["num_samples"], values["batch_size"], number, num_shards)
-    model = load_checkpoint(values["checkpoint"], device=pick_device(values["device"]), dtype=values["dtype"])
-    table = score_videos(model, values["dataset"], start, stop, values["batch_size"], values["num_fine"])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(output, index=False)
+    return number, num_shards
 
 
 if __name__ == "__main__":

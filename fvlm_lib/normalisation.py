@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from fvlm_lib.gap import score_videos
+from fvlm_lib.evaluation import score_videos
 from fvlm_lib.modeling_fvlm import FoveatedVLM
 from fvlm_lib.stats import bootstrap, difference, ratio
 
@@ -35,7 +35,7 @@ def normalisation_report(
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Score the samples of `per_sample` (of `score_videos`, in batches of `batch_size`) again: one by one, and with
+    """Score the samples of `per_sample` (of `read_samples`, in batches of `batch_size`) again: one by one, and with
     a per-token norm.
 
     num_fine: fine passes of the training mode. seed: of the bootstrap. Returns one row an evaluation, in nats a
@@ -46,8 +46,7 @@ def normalisation_report(
     """
     if model.config.visual_norm != "legacy":
         raise ValueError(f"visual_norm is {model.config.visual_norm!r}; only of 'legacy' is there something to report")
-    start = int(per_sample["sample"].iloc[0])
-    span = (start, start + len(per_sample))
+    span = (int(per_sample["sample"].min()), int(per_sample["sample"].max()) + 1)
     tables = {
         f"as is, in batches of {batch_size}": per_sample,
         "one sample at a time": score_videos(model, dataset, *span, 1, (num_fine,), progress),

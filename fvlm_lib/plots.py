@@ -63,8 +63,8 @@ def plot_mode_losses(ax: Axes, losses: Mapping[str, Mapping[str, float]], log: b
 
 
 def plot_position_losses(ax: Axes, table: pd.DataFrame, modes: Sequence[str], log: bool = False) -> Axes:
-    """Loss by caption position; table: mode, position, mean, low, high (`gap.position_losses`). log: the axis of the
-    loss; an interval that reaches below zero then ends at the axis."""
+    """Loss by caption position; table: mode, position, mean, low, high (`samples.position_losses`). log: the axis of
+    the loss; an interval that reaches below zero then ends at the axis."""
     for mode in modes:
         rows = table[table["mode"] == mode].sort_values("position")
         name, colour = mode_style(mode)
@@ -195,15 +195,24 @@ def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
 def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step") -> Axes:
     """Gap against `x`, a line a run; table: run, `x`, gap_nats, gap_nats_low, gap_nats_high."""
     styles = series_styles(table["run"])
-    for run, rows in table.groupby("run"):
+    for run, rows in _known(ax, table, x).groupby("run"):
         rows = rows.sort_values(x)
         error = [rows["gap_nats"] - rows["gap_nats_low"], rows["gap_nats_high"] - rows["gap_nats"]]
         ax.errorbar(rows[x], rows["gap_nats"], yerr=error, **styles[str(run)], capsize=3, label=run)
     ax.axhline(0, color="0.4", lw=0.8, zorder=0)
-    ax.set_xscale("log")
     ax.set_xlabel(AXES.get(x, x))
     ax.set_ylabel("gap, nats a token")
     return ax
+
+
+def _known(ax: Axes, table: pd.DataFrame, x: str) -> pd.DataFrame:
+    """The rows that tell `x`, for which the axis becomes a log one; where none does, the axes say so."""
+    rows = table.dropna(subset=[x])
+    if rows.empty:
+        ax.text(0.5, 0.5, f"no checkpoint tells its {x}", ha="center", va="center", transform=ax.transAxes)
+    else:
+        ax.set_xscale("log")
+    return rows
 
 
 def plot_gap_passes(ax: Axes, table: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]] | None = None) -> Axes:
@@ -230,7 +239,10 @@ def plot_loss_scaling(ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Se
     Of the fits those are drawn whose group is a run of the table.
     """
     styles = series_styles(table["run"])
-    for run, rows in table.groupby("run"):
+    known = _known(ax, table, x)
+    if len(known):
+        ax.set_yscale("log")
+    for run, rows in known.groupby("run"):
         rows = rows.sort_values(x)
         error = [rows[loss] - rows[f"{loss}_low"], rows[f"{loss}_high"] - rows[loss]]
         ax.errorbar(rows[x], rows[loss], yerr=error, ls="none", **styles[str(run)], capsize=3, label=run)
@@ -238,8 +250,6 @@ def plot_loss_scaling(ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Se
         for fit in fits:
             if fit.fitted and fit.group == run:
                 ax.plot(grid, predict_loss(fit, grid), "--", color=styles[str(run)]["color"], lw=1)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
     ax.set_xlabel(AXES.get(x, x))
     ax.set_ylabel("loss, nats a token")
     return ax

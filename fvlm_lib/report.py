@@ -57,7 +57,8 @@ def read_results(batch: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, str
 
 def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One row a checkpoint: id, run, step, sizes, training FLOPs, losses and gap each with _low and _high
-    (nats a token, gap_percent in percent), numerical_floor, verdict, number of samples.
+    (nats a token, gap_percent in percent), numerical_floor, verdict, number of samples scored
+    and skipped.
 
     What a checkpoint does not tell of its training is empty; its run is then its id.
     """
@@ -72,20 +73,21 @@ def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             row[f"{name}_low"], row[f"{name}_high"] = result[name]["low"], result[name]["high"]
         for key in ("numerical_floor", "verdict", "verdict_unit", "num_samples", "num_tokens"):
             row[key] = result[key]
-        rows.append(row)
+        rows.append(row | {"skipped": len(result["skipped"])})
     return pd.DataFrame(rows).sort_values(["run", "step"], kind="stable", ignore_index=True)
 
 
 def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it: `value [low, high]`, losses and gaps in nats a token.
 
-    The percentage is left out where the training loss is too near zero for it to mean anything.
+    The percentage is left out where the training loss is too near zero for it to mean anything; `skipped`
+    counts samples that could not be used, and is there only if there are any.
     """
 
     def cells(name: str, form: str) -> list[str]:
         return [_interval(row, name, form) for _, row in table.iterrows()]
 
-    return pd.DataFrame(
+    readable = pd.DataFrame(
         {
             "run": table["run"],
             "step": ["" if pd.isna(step) else _whole(step) for step in table["step"]],
@@ -100,6 +102,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
             "verdict": table["verdict"],
         }
     )
+    return readable.assign(skipped=table["skipped"]) if table["skipped"].any() else readable
 
 
 # ---- the findings ------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
 def gap_difference(samples: pd.DataFrame, reference: pd.DataFrame, num_fine: int = 1, seed: int = 0) -> Estimate:
     """Gap of `samples` minus gap of `reference`, nats a token, paired sample by sample.
 
-    Both are `gap.score_videos` tables. Raises ValueError where they hold different samples.
+    Both are tables of `samples.read_samples`. Raises ValueError where they hold different samples.
     """
     if list(samples["sample"]) != list(reference["sample"]):
         raise ValueError("the two tables hold different samples; evaluate both on the same ones")
@@ -246,23 +249,26 @@ def fit_losses(
     """Scaling laws of training and inference loss, against steps and against training FLOPs.
 
     Returns fits by "<loss> by <column>". Intervals come from refits on resampled evaluation samples, the
-    same resamples for every checkpoint. Checkpoints that do not tell step or FLOPs are left out.
+    same resamples for every checkpoint. Checkpoints that do not tell the column or their size are left out.
     """
-    table = table.dropna(subset=["step", "training_flops", "num_parameters"]).reset_index(drop=True)
     numerators = {"loss_training_fine": None, "loss_inference_fine": "nll_autoregressive"}
-    fits = {}
+    fits: dict[str, list[ScalingFit]] = {}
     for loss, column in numerators.items():
-        replicates = []
+        replicates = {}
         for checkpoint_id in table["id"]:
             rows = samples[checkpoint_id]
             numerator = column or next(name for name in rows if name.startswith("nll_fine_"))
             columns = {name: rows[name].to_numpy() for name in (numerator, "num_tokens")}
             mean = resample_statistics(columns, {"loss": ratio(numerator, "num_tokens")}, num_bootstrap, seed)
-            replicates.append(mean["loss"])
+            replicates[checkpoint_id] = mean["loss"]
         for x in ("step", "training_flops"):
-            fits[f"{loss} by {x}"] = fit_scaling_laws(
-                table, x, loss, params="num_parameters", group="run", replicates=np.stack(replicates, axis=1)
-            )
+            known = table.dropna(subset=[x, "num_parameters"]).reset_index(drop=True)
+            fits[f"{loss} by {x}"] = []
+            if len(known):
+                resampled = np.stack([replicates[checkpoint_id] for checkpoint_id in known["id"]], axis=1)
+                fits[f"{loss} by {x}"] = fit_scaling_laws(
+                    known, x, loss, params="num_parameters", group="run", replicates=resampled
+                )
     return fits
 
 

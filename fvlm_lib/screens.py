@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import itertools
 import json
 import math
@@ -75,12 +76,15 @@ class ScreenSequence:
         return list(self)
 
 
-def read_frame(path: str | Path) -> np.ndarray:
-    """One image as uint8 (H, W, 3) RGB, whatever its mode. Raises ValueError, naming the file."""
-    if not Path(path).is_file():
+def read_frame(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """One image as uint8 (H, W, 3) RGB, whatever its mode. Raises ValueError, naming the file.
+
+    content: the file's bytes, where it is not on disk under that name (in an archive, say).
+    """
+    if content is None and not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             image.load()
     except Exception as error:  # of a dozen types, depending on the format and on where it is broken
         raise ValueError(f"{path}: is not a readable image ({error})") from error
@@ -130,7 +134,7 @@ def read_sequences(source: str | Path) -> list[ScreenSequence]:
     if path.is_file():
         return [read_sequence(path)]
     own = _images_in(path)
-    directories = sorted((d for d in path.iterdir() if d.is_dir() and d.name[0] != "."), key=_natural)
+    directories = sorted((d for d in path.iterdir() if d.is_dir() and d.name[0] != "."), key=natural_order)
     below = [directory for directory in directories if _images_in(directory)]
     if own and below:
         raise ValueError(f"{path}: has images and, in {below[0].name}, more images: must have one or the other")
@@ -265,10 +269,10 @@ def _images_in(directory: Path) -> tuple[Path, ...]:
     if not directory.is_dir():
         raise ValueError(f"{directory}: no such file or directory")
     shown = (file for file in directory.iterdir() if not file.name.startswith(".") and not file.is_dir())
-    return tuple(sorted((file for file in shown if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural))
+    return tuple(sorted((file for file in shown if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_order))
 
 
-def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Sort key in which numbers count as numbers; the plain name decides between 1 and 01."""
     parts = re.split(r"([0-9]+)", path.name.lower())  # text, number, text, ...
     numbered = [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

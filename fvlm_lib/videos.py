@@ -1,4 +1,5 @@
-"""Captioned videos. So far one kind: procedural ones, in which where to look next depends on what was seen.
+"""Captioned videos: whatever a config's `data` describes, and the procedural kind, in which where to look next
+depends on what was seen. Those on disk are the subject of `video_files.py`.
 
 `ProceduralVideos` draws objects that cross a grid of cells in straight lanes and turn back at the far side.
 Each object wears a new random colour and shape in every frame. One object is the target; only frame 0 tells
@@ -12,7 +13,7 @@ Batches are dicts of what the forward modes take: `pixel_values` (B, T, 3, H, W)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -20,12 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from fvlm_lib.frames import FrameOptions
+from fvlm_lib.video_files import FolderSource, TarSource, VideoBatch, VideoFiles
 
 DIRECTIONS = ("right", "left", "down", "up")
 COLOURS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
 CELL = 8  # pixels on a side
 SPLITS = ("train", "validation", "test")
+FILE_KINDS: dict[str, type[FolderSource] | type[TarSource]] = {"folder": FolderSource, "webdataset": TarSource}
 _BLOCK = 16  # samples drawn from one random stream; any slice of the set is made of whole blocks, then cut
 _RGB = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.float32)  # corners of the cube
 _BACKGROUND = np.float32(0.5)
@@ -111,10 +116,12 @@ class ProceduralVideos:
         colours = self.num_frames - 1
         return (math.log(4) + math.log(self.grid) + colours * math.log(8)) / (colours + 3)
 
-    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[VideoBatch]:
         """Samples start..stop-1 in order, `batch_size` at a time (the last batch may be smaller)."""
         for first in range(start, stop, batch_size):
-            yield self.batch(first, min(first + batch_size, stop))
+            samples = range(first, min(first + batch_size, stop))
+            names = [f"{self.split}-{self.seed}-{i}" for i in samples]
+            yield VideoBatch(self.batch(first, samples.stop), list(samples), names)
 
     def batch(self, start: int, stop: int) -> dict[str, Tensor]:
         """Samples start..stop-1 as one batch."""
@@ -169,16 +176,41 @@ class ProceduralVideos:
         return pixels, np.concatenate(caption, axis=1).astype(np.int64)
 
 
-def open_videos(data: dict[str, Any]) -> ProceduralVideos:
-    """The videos that a config's `data` describes: `kind` and the fields of that kind.
+Videos = ProceduralVideos | VideoFiles
+"""Any captioned videos: `batch(start, stop)` for the forward modes, `batches(...)` to score many. Those on disk have
+a length; procedural ones have no end."""
 
-    Raises ValueError naming an unknown kind or field, and what is known.
+
+def open_videos(
+    data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None, max_positions: int | None = None
+) -> Videos:
+    """The videos that a config's `data` describes: `kind`, and the options of that kind.
+
+    procedural: the fields of `ProceduralVideos`. folder, webdataset: `path` (a folder with captions.jsonl; tar
+    shards by name, braces, wildcards, or a list), the fields of `FrameOptions`, and `prompt`, `max_text_tokens`,
+    `skip_bad` and `workers` of `VideoFiles`; they take the checkpoint's tokenizer, and the number of positions
+    its language model has.
+
+    Raises ValueError naming an unknown kind or option and what is known, or a path that holds nothing.
     """
     options = dict(data)
     kind = options.pop("kind", None)
-    if kind != "procedural":
-        raise ValueError(f"data kind is {kind!r}; it must be 'procedural'")
-    known = {f.name for f in fields(ProceduralVideos)}
-    if unknown := sorted(set(options) - known):
-        raise ValueError(f"procedural videos have no option {unknown[0]!r}; they have {', '.join(sorted(known))}")
-    return ProceduralVideos(**options)
+    if kind == "procedural":
+        _check_options(kind, options, [f.name for f in fields(ProceduralVideos)])
+        return ProceduralVideos(**options)
+    if kind not in FILE_KINDS:
+        raise ValueError(f"data kind is {kind!r}; it must be 'procedural', {' or '.join(map(repr, FILE_KINDS))}")
+    frame_options = [f.name for f in fields(FrameOptions)]
+    _check_options(kind, options, ["path", "prompt", "max_text_tokens", "skip_bad", "workers", *frame_options])
+    if "path" not in options:
+        raise ValueError(f"data of kind {kind} has no path, which says where the videos are")
+    if tokenizer is None:
+        raise ValueError(f"data of kind {kind} has captions as text; they take the checkpoint's tokenizer")
+    frames = FrameOptions(**{name: options.pop(name) for name in frame_options if name in options})
+    source = FILE_KINDS[kind](options.pop("path"))
+    return VideoFiles(source, frames, tokenizer, max_positions=max_positions, **options)
+
+
+def _check_options(kind: str, options: Mapping[str, Any], known: list[str]) -> None:
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{kind} videos have no option {unknown[0]!r}; they have {', '.join(sorted(known))}")

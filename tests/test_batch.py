@@ -12,14 +12,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from captioned import write_folder
 from conftest import DEMO, ROOT
 
-from fvlm_lib.batch import gap_file, read_batch
+from fvlm_lib.batch import data_stamp, gap_file, matching_files, read_batch
+from fvlm_lib.gap import evaluate_inference_gap, open_evaluation
 from fvlm_lib.runs import run_status
 from fvlm_lib.settings import DifferentialSettings, write_settings
 
@@ -50,6 +53,7 @@ def test_the_demo_config_is_right_and_its_files_exist():
         ({"checkpoints": {"a": {"path": "x", "steps": 3}}}, "unknown key 'steps'"),
         ({"gap": {**GAP, "samples": 3}}, "unknown key 'samples'"),
         ({"gap": {k: v for k, v in GAP.items() if k != "seed"}}, "gap lacks seed"),
+        ({"gap": {**GAP, "data": "procedural"}}, "gap has data 'procedural'"),
         ({"shards": 0}, "shards is 0"),
         ({"shard": 2}, "unknown key 'shard'"),
         ({"differential": {"changes": {}}}, "unknown key 'changes'; known are sequences, settings, towers"),
@@ -67,6 +71,38 @@ def test_what_the_config_says_of_a_training_overrides():
     batch = read_batch({"checkpoints": {"a": entry}, "gap": GAP})
     assert batch.training["a"] == {"name": "mine", "step": 7}
     assert batch.gap_parameters("a") == {"checkpoint": "x", **GAP}
+
+
+def test_files_match_in_the_pattern_s_order(tmp_path):
+    for name in ("b.tar", "a0.tar", "a1.tar"):
+        (tmp_path / name).touch()
+    found = matching_files([f"{tmp_path}/b.tar", f"{tmp_path}/a{{1,0}}.tar", f"{tmp_path}/a*.tar"])
+    assert [Path(file).name for file in found] == ["b.tar", "a1.tar", "a0.tar", "a0.tar", "a1.tar"]
+
+
+def test_the_data_s_stamp_changes_with_the_data(tmp_path):
+    assert data_stamp(GAP["data"]) == ""
+    (tmp_path / "captions.jsonl").write_text("1")
+    (tmp_path / "0.tar").write_text("1")
+    for kind, path, file in (("folder", "", "captions.jsonl"), ("webdataset", "/*.tar", "0.tar")):
+        data = {"kind": kind, "path": f"{tmp_path}{path}"}
+        before = data_stamp(data)
+        assert data_stamp(data) == before
+        (tmp_path / file).write_text("12")
+        assert data_stamp(data) != before
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "folder", "path": "nowhere"}, "config: data: .*nowhere/captions.jsonl"),
+        ({"kind": "webdataset", "path": "no-{0..3}.tar"}, r"config: data: no file matches 'no-0.tar' \(of 'no-"),
+        ({"kind": "webdataset"}, "has the path None"),
+    ],
+)
+def test_data_that_is_not_there_is_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        data_stamp(data, "config")
 
 
 # ---- the Snakefile -----------------------------------------------------------------------------------
@@ -266,6 +302,43 @@ def test_killed_and_started_again_only_what_was_running_is_lost(tmp_path):
     assert all(path.exists() for path in results)
 
 
+def test_killed_among_shards_only_the_running_ones_are_lost(tmp_path):
+    """kill -9 when a shard is finished; run again, the table is that of one shard and no finished one is repeated."""
+    write_folder(tmp_path, 8)
+    gap = {"data": {"kind": "folder", "path": str(tmp_path)}, "num_samples": None, "batch_size": 2}
+    late = {"late": CHECKPOINTS["late"]}
+    (tmp_path / "sharded").mkdir()
+    folder = project(tmp_path / "sharded", late, gap=gap, shards=4)
+    process = subprocess.Popen(
+        command("--cores", "1", "--", gap_file("late")), cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    shards = folder / "results" / "gap" / "shards"
+    deadline = time.monotonic() + 120
+    while len(list(shards.glob("*.parquet"))) < 2:  # one is surely finished, the second may be
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    finished = sorted(shards.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)[:1]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = [path.stat().st_mtime_ns for path in finished]
+    assert not (folder / gap_file("late")).exists()
+    assert snakemake(folder, "--unlock").returncode == 0
+    again = snakemake(folder, "--", gap_file("late"))
+    assert again.returncode == 0, again.stderr
+    assert [path.stat().st_mtime_ns for path in finished] == before
+
+    result = json.loads((folder / gap_file("late")).read_text())
+    whole = tmp_path / "whole.parquet"
+    model, videos = open_evaluation(late["late"], gap["data"])
+    measured = evaluate_inference_gap(model, videos, whole, None, 2, [1], floor_samples=2, progress=False)
+    assert {name: result[name] for name in asdict(measured)} == json.loads(json.dumps(asdict(measured)))
+    tables = [pd.read_parquet(path) for path in (whole, folder / "results" / "gap" / "late.parquet")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert tables[0]["sample"].tolist() == list(range(8))
+
+
 def test_a_result_of_other_parameters_stops_the_aggregation(batch):
     result = batch / gap_file("late")
     content = json.loads(result.read_text())
@@ -274,6 +347,19 @@ def test_a_result_of_other_parameters_stops_the_aggregation(batch):
     failed = snakemake(batch)
     assert failed.returncode != 0
     assert "was made with num_samples = 99, the config says 8" in failed.stdout + failed.stderr
+
+
+def test_data_that_is_not_there_stops_the_batch_with_one_sentence(tmp_path):
+    folder = project(tmp_path, gap={"data": {"kind": "webdataset", "path": "data/test-{000..007}.tar"}})
+    failed = snakemake(folder, "-n")
+    assert failed.returncode != 0
+    assert "config.yaml: data: no file matches 'data/test-000.tar'" in failed.stdout + failed.stderr
+
+
+def test_a_missing_checkpoint_is_named_before_anything_runs(tmp_path):
+    planned_only = snakemake(project(tmp_path, {"a": "nowhere"}), "-n")
+    assert planned_only.returncode == 0
+    assert planned_only.stderr.count("checkpoint a: there is no nowhere") == 1
 
 
 def test_a_wrong_config_stops_with_one_sentence(tmp_path):

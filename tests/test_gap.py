@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from captioned import write_folder, write_tar
 from conftest import DEMO, tiny_model
 
-from fvlm_lib import gap
+from fvlm_lib import evaluation, gap, samples
 from fvlm_lib.stats import Estimate
 from fvlm_lib.videos import ProceduralVideos
 
@@ -19,8 +20,16 @@ CHECKPOINT = DEMO / "S-S" / "step_3000"
 
 
 @pytest.fixture(scope="module")
-def scored(trained) -> pd.DataFrame:
-    return gap.score_videos(trained, VIDEOS, 0, 48, batch_size=16, progress=False)
+def table(trained, tmp_path_factory):
+    """The per-sample table of 48 samples, as a file."""
+    path = tmp_path_factory.mktemp("table") / "gap.parquet"
+    gap.evaluate_inference_gap(trained, VIDEOS, path, 48, 16, floor_samples=0, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(table) -> pd.DataFrame:
+    return pd.read_parquet(table)
 
 
 def test_losses_are_sums_over_tokens_divided_once(trained, scored):
@@ -49,68 +58,56 @@ def test_the_gap_keeps_its_sign(scored):
     assert backward.gap_nats.value == -forward.gap_nats.value
 
 
-def test_token_losses_add_up_to_the_sample(scored):
+def test_token_losses_add_up_to_the_sample(scored, table):
     for mode in ("coarse", "fine_1", "fine_3", "autoregressive"):
         sums = scored[f"token_nll_{mode}"].map(sum)
         np.testing.assert_allclose(sums, scored[f"nll_{mode}"], rtol=1e-5, atol=1e-6)
-    positions = gap.position_losses(scored)
+    positions = samples.position_losses(table)
     coarse = positions[positions["mode"] == "coarse"]
     assert coarse["count"].tolist() == [48] * 10
     assert coarse["mean"].mean() == pytest.approx(gap.summarize_gap(scored).loss_coarse.value, abs=1e-6)
 
 
-def test_the_first_query_is_shared_and_later_ones_are_not(scored):
-    distances = gap.query_distances(scored)
+def test_the_first_query_is_shared_and_later_ones_are_not(table):
+    distances = samples.query_distances(table)
     assert len(distances) == 8
     assert distances["mean"][0] == 0
     assert distances["mean"][2] > 0.01
 
 
 def test_batches_do_not_change_a_loss_in_float64(trained):
-    exact = gap.float64_copy(trained)
-    tables = [gap.score_videos(exact, VIDEOS, 0, 7, size, (1,), progress=False) for size in (1, 3, 7)]
+    exact = evaluation.float64_copy(trained)
+    tables = [evaluation.score_videos(exact, VIDEOS, 0, 7, size, (1,), progress=False) for size in (1, 3, 7)]
     for table in tables[1:]:
         np.testing.assert_allclose(table["nll_autoregressive"], tables[0]["nll_autoregressive"], atol=1e-9)
 
 
 def test_the_numerical_floor_is_small_and_grows_with_coarser_arithmetic(trained, scored):
-    floor = gap.numerical_floor(trained, VIDEOS, scored, 16, 1, 16)
+    floor = evaluation.numerical_floor(trained, VIDEOS, scored, 16, 1, 16)
     assert 0 < floor < 1e-5
     import copy
 
     half = copy.deepcopy(trained).bfloat16()
-    rough = gap.score_videos(half, VIDEOS, 0, 16, 16, (1,), progress=False)
-    assert gap.numerical_floor(half, VIDEOS, rough, 16, 1, 16) > 100 * floor
+    rough = evaluation.score_videos(half, VIDEOS, 0, 16, 16, (1,), progress=False)
+    assert evaluation.numerical_floor(half, VIDEOS, rough, 16, 1, 16) > 100 * floor
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3, 7])
-def test_shards_join_to_the_same_table_to_the_last_digit(trained, scored, tmp_path, num_shards):
-    paths = []
-    for k in range(1, num_shards + 1):
-        start, stop = gap.shard_bounds(48, 16, k, num_shards)
-        if start == stop:
-            continue
-        paths.append(tmp_path / f"{k}.parquet")
-        gap.score_videos(trained, VIDEOS, start, stop, 16, progress=False).to_parquet(paths[-1])
-    joined = gap.read_shards(paths[::-1], 48)
-    pd.testing.assert_frame_equal(
-        joined.drop(columns=[c for c in joined if joined[c].dtype == object]),
-        scored.drop(columns=[c for c in scored if scored[c].dtype == object]),
-        check_exact=True,
-    )
-    assert gap.summarize_gap(joined) == gap.summarize_gap(scored)
+def test_shards_join_to_the_same_table_to_the_last_digit(trained, scored, table, tmp_path, num_shards):
+    paths = [tmp_path / f"{k}.parquet" for k in range(1, num_shards + 1)]
+    for k, path in enumerate(paths, start=1):  # of 7 parts of 3 batches, 4 are empty
+        gap.score_shard(trained, VIDEOS, path, k, num_shards, num_samples=48, batch_size=16)
+    joined = tmp_path / "joined.parquet"
+    samples.join_samples(paths[::-1], joined, 48)
+    pd.testing.assert_frame_equal(pd.read_parquet(joined), scored, check_exact=True)
+    for read in (samples.position_losses, samples.query_distances, samples.read_samples):
+        pd.testing.assert_frame_equal(read(joined), read(table), check_exact=True)
 
 
 def test_shards_cover_every_sample_once():
-    for samples, batch, shards in ((100, 16, 3), (1, 4, 5), (64, 64, 2), (7, 2, 4)):
-        bounds = [gap.shard_bounds(samples, batch, k, shards) for k in range(1, shards + 1)]
-        assert [i for start, stop in bounds for i in range(start, stop)] == list(range(samples))
-
-
-def test_a_missing_shard_is_an_error(scored, tmp_path):
-    scored.head(16).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet hold 16 samples; they must hold samples 0 to 47"):
-        gap.read_shards([tmp_path / "a.parquet"], 48)
+    for count, batch, shards in ((100, 16, 3), (1, 4, 5), (64, 64, 2), (7, 2, 4)):
+        bounds = [gap.shard_bounds(count, batch, k, shards) for k in range(1, shards + 1)]
+        assert [i for start, stop in bounds for i in range(start, stop)] == list(range(count))
 
 
 @pytest.mark.parametrize(
@@ -153,8 +150,8 @@ def test_nan_names_the_sample():
                     batch["pixel_values"][i - start] = float("nan")
             return batch
 
-    with pytest.raises(FloatingPointError, match="coarse loss of sample 5 is nan"):
-        gap.score_videos(model, OneBroken(), 0, 8, 4, progress=False)
+    with pytest.raises(FloatingPointError, match="coarse loss of sample 5, train-0-5, is nan"):
+        evaluation.score_videos(model, OneBroken(), 0, 8, 4, progress=False)
 
 
 def test_command_line(tmp_path, capsys):
@@ -175,6 +172,7 @@ def test_command_line(tmp_path, capsys):
     [
         (["--checkpoint", "nowhere"], "no checkpoint folder nowhere"),
         (["--num-samples", "0"], "num_samples is 0"),
+        (["--num-samples", "1"], "num_samples is 1"),
         (["--num-fine", "0"], "num_fine is (0,)"),
         (["--data", "{kind: films}"], "films"),
         (["--data", "{kind: procedural, num_frames: 0}"], "num_frames 0"),
@@ -189,3 +187,68 @@ def test_wrong_arguments_end_with_one_sentence(tmp_path, capsys, arguments, mess
     assert message in error
     assert error.startswith("gap: ")
     assert not output.exists()
+
+
+# ---- videos on disk ----------------------------------------------------------------------------------
+
+
+def run(output, data: dict, *arguments: str) -> int:
+    shared = ["--checkpoint", str(CHECKPOINT), "--batch-size", "4", "--num-fine", "1", "--floor-samples", "2"]
+    return gap.main([*shared, "--output", str(output), "--data", json.dumps(data), *arguments])
+
+
+def test_a_folder_and_tar_shards_of_the_same_videos_give_the_same_result(tmp_path):
+    write_folder(tmp_path, 10)
+    write_tar(tmp_path, 10)
+    for kind, path in {"folder": str(tmp_path), "webdataset": f"{tmp_path}/{{0..1}}.tar"}.items():
+        assert run(tmp_path / f"{kind}.json", {"kind": kind, "path": path, "max_frames": 8}) == 0
+    one, other = (json.loads((tmp_path / f"{kind}.json").read_text()) for kind in ("folder", "webdataset"))
+    del one["parameters"], other["parameters"]
+    assert one == other
+    assert one["num_samples"] == 10
+    # of videos as long as it was trained on the model knows the captions: it sees them, but for eight bits a colour
+    rows = pd.read_parquet(tmp_path / "folder.parquet").query("num_frames == 8")
+    assert rows["nll_fine_1"].sum() / rows["num_tokens"].sum() < 0.05
+
+
+def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shards(tmp_path, capsys):
+    write_folder(tmp_path, 10)
+    damaged = tmp_path / "5.mkv"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    data = {"kind": "folder", "path": str(tmp_path)}
+    assert run(tmp_path / "whole.json", data) == 2
+    assert "sample 5, 5.mkv: " in capsys.readouterr().err
+    assert not list(tmp_path.glob("whole*"))
+
+    data["skip_bad"] = True
+    assert run(tmp_path / "whole.json", data) == 0
+    printed = capsys.readouterr().out
+    assert "1 samples skipped" in printed
+    assert "5, 5.mkv: " in printed
+    result = json.loads((tmp_path / "whole.json").read_text())
+    assert result["num_samples"] == 9
+    assert [(row["sample"], row["name"]) for row in result["skipped"]] == [(5, "5.mkv")]
+    for k in range(1, 8):
+        assert run(tmp_path / f"{k}.parquet", data, "--shard", f"{k}/7") == 0
+    samples.join_samples([tmp_path / f"{k}.parquet" for k in range(1, 8)], tmp_path / "joined.parquet", 10)
+    whole, joined = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("whole", "joined"))
+    pd.testing.assert_frame_equal(whole, joined, check_exact=True)
+    assert whole["sample"].tolist() == list(range(10))
+    assert whole["skipped"].notna().tolist() == [i == 5 for i in range(10)]
+
+
+def test_a_checkpoint_without_tokenizer_is_named(tmp_path, capsys):
+    write_folder(tmp_path, 2)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).write_bytes((CHECKPOINT / name).read_bytes())
+    data = {"kind": "folder", "path": str(tmp_path)}
+    assert run(tmp_path / "gap.json", data, "--checkpoint", str(checkpoint)) == 2
+    assert f"{checkpoint} has no tokenizer" in capsys.readouterr().err
+
+
+def test_more_samples_than_there_are_is_an_error(tmp_path, capsys):
+    write_folder(tmp_path, 3)
+    assert run(tmp_path / "gap.json", {"kind": "folder", "path": str(tmp_path)}, "--num-samples", "4") == 2
+    assert "num_samples is 4, but there are 3 videos" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import torch
 from conftest import DEMO
 
 from fvlm_lib.checkpoints import load_checkpoint
-from fvlm_lib.gap import score_videos, summarize_gap
+from fvlm_lib.evaluation import score_videos
+from fvlm_lib.gap import summarize_gap
 from fvlm_lib.normalisation import normalisation_report, with_token_norm
 from fvlm_lib.videos import ProceduralVideos
 

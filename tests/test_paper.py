@@ -25,6 +25,7 @@ from fvlm_lib import changes, gap, paper, paper_figures, plots, report, scaling,
 from fvlm_lib.batch import PAPER_FIGURES, PAPER_TABLES, paper_files, read_batch
 from fvlm_lib.paper import Facts
 from fvlm_lib.paper_figures import Selection
+from fvlm_lib.samples import read_samples
 
 CHECKPOINTS = {
     "early": DEMO / "S-S" / "step_0100",
@@ -44,8 +45,11 @@ def results(tmp_path_factory) -> Path:
             "checkpoint": str(path), "data": {"kind": "procedural", "split": "test", "seed": 5}, "num_samples": 8,
             "batch_size": 8, "num_fine": [1, 2], "dtype": None, "device": "cpu", "seed": 0, "floor_samples": 0,
         }  # fmt: skip
-        measured, tables[name] = gap.evaluate_inference_gap(**gap.evaluation_arguments(parameters), progress=False)
-        gap.write_gap(folder / "gap" / f"{name}.json", measured, tables[name], parameters)
+        model, videos = gap.open_evaluation(path, parameters["data"])
+        rows = folder / "gap" / f"{name}.parquet"
+        measured = gap.evaluate_inference_gap(model, videos, rows, 8, 8, [1, 2], floor_samples=0, progress=False)
+        gap.write_gap(rows.with_suffix(".json"), measured, rows, parameters)
+        tables[name] = read_samples(rows)
     contents = {name: json.loads((folder / "gap" / f"{name}.json").read_text()) for name in CHECKPOINTS}
     table = report.gap_table(contents)
     table.to_csv(folder / "gap_table.csv", index=False)

@@ -86,6 +86,22 @@ def test_speed_and_error_of_each_policy_are_drawn(ax):
     assert points["none"] == [0.1, 3]
 
 
+def test_a_column_that_no_checkpoint_tells_is_said_in_the_figure():
+    table = pd.DataFrame({"run": ["a", "a"], "step": [1, 2], "training_flops": [None, None]})
+    for name in ("gap_nats", "loss"):
+        table[name] = table[f"{name}_low"] = table[f"{name}_high"] = 1.0
+    _, (left, right) = plt.subplots(1, 2)
+    for ax, x, scale in ((left, "step", "log"), (right, "training_flops", "linear")):
+        for draw in (
+            lambda ax, x: plots.plot_gap(ax, table, x),
+            lambda ax, x: plots.plot_loss_scaling(ax, table, x, "loss"),
+        ):
+            draw(ax, x)
+            assert ax.get_xscale() == scale
+    assert not left.texts
+    assert right.texts[0].get_text() == "no checkpoint tells its training_flops"
+
+
 def test_intervals_of_policies_are_drawn_where_there_are_some(ax):
     table = pd.DataFrame({"policy": ["none", "gated 0.1"], "error_mean": [0.1, 0.05], "total_speedup": [3.0, 2.0]})
     intervals = {"error_mean_low": [0.05, np.nan], "error_mean_high": [0.2, np.nan]}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ import pytest
 from fvlm_lib import batch, gap, report
 from fvlm_lib.scaling import json_ready, predict_loss
 from fvlm_lib.stats import Estimate
+from fvlm_lib.video_files import SkippedVideo
 
 PARAMETERS = {"checkpoint": "x", "num_samples": 200}
 
@@ -32,6 +35,13 @@ def samples(gap_nats: float, training: float = 1.0, noise: float = 0.05, seed: i
     return table
 
 
+def write(path: Path, table: pd.DataFrame, facts: dict | None = None, skipped: Sequence[SkippedVideo] = ()) -> None:
+    """The result of an evaluation with this per-sample table."""
+    table.to_parquet(path.with_suffix(".parquet"))
+    measured = gap.summarize_gap(table, skipped=skipped)
+    gap.write_gap(path, measured, path.with_suffix(".parquet"), PARAMETERS, facts)
+
+
 def ladder(tmp_path, gaps: dict[str, list[float]], sizes: dict[str, int], training: float = 1.0):
     """Table and samples of runs with the given gaps at steps 100, 200, ...; a name ending in -multi is multi-fine."""
     tables, results = {}, {}
@@ -44,7 +54,7 @@ def ladder(tmp_path, gaps: dict[str, list[float]], sizes: dict[str, int], traini
                 "training_flops": step * sizes[run], "multi_fine": run.endswith("-multi"),
             }  # fmt: skip
             path = tmp_path / f"{name}.json"
-            gap.write_gap(path, gap.summarize_gap(tables[name]), tables[name], PARAMETERS, facts)
+            write(path, tables[name], facts)
             results[name] = batch.read_gap_result(path, PARAMETERS)
     return report.gap_table(results), tables
 
@@ -148,7 +158,7 @@ def test_a_section_is_replaced_and_nothing_else(tmp_path):
 def test_a_result_of_other_parameters_or_schema_is_refused(tmp_path):
     path = tmp_path / "a.json"
     table = samples(0.1)
-    gap.write_gap(path, gap.summarize_gap(table), table, PARAMETERS)
+    write(path, table)
     with pytest.raises(ValueError, match=r"a\.json was made with num_samples = 200, the config says 100"):
         batch.read_gap_result(path, {**PARAMETERS, "num_samples": 100})
     content = json.loads(path.read_text())
@@ -160,3 +170,23 @@ def test_a_result_of_other_parameters_or_schema_is_refused(tmp_path):
         batch.read_gap_result(path, PARAMETERS)
     with pytest.raises(FileNotFoundError, match="missing"):
         batch.read_gap_result(tmp_path / "b.json", PARAMETERS)
+
+
+def test_skipped_samples_are_in_the_table(tmp_path):
+    skipped = {"a": [], "b": [SkippedVideo(3, "x.mp4", "it is damaged")]}
+    for name, left_out in skipped.items():
+        write(tmp_path / f"{name}.json", samples(0.1), {"step": 1}, left_out)
+    results = {name: batch.read_gap_result(tmp_path / f"{name}.json", PARAMETERS) for name in skipped}
+    assert results["b"]["skipped"] == [{"sample": 3, "name": "x.mp4", "reason": "it is damaged"}]
+    table = report.gap_table(results)
+    assert table["skipped"].tolist() == [0, 1]
+    assert report.readable_table(table)["skipped"].tolist() == [0, 1]
+    assert "skipped" not in report.readable_table(report.gap_table({"a": results["a"]}))
+
+
+def test_checkpoints_that_do_not_tell_their_training_are_left_out_of_the_fits(tmp_path):
+    table, tables = ladder(tmp_path, {"S": [0.1, 0.1, 0.1]}, {"S": 100})
+    for columns in (["training_flops"], ["step", "training_flops", "num_parameters", "num_text_parameters"]):
+        fits = report.fit_losses(table.assign(**dict.fromkeys(columns)), tables, num_bootstrap=5)
+        assert report.find_power_laws(fits).answer == "not asked: no run has three checkpoints"
+        report.fits_table(fits)
