@@ -74,8 +74,7 @@ def _score_batch(
     outputs["autoregressive"] = autoregressive
 
     frame_counts = inputs["frame_mask"].sum(dim=1).tolist()
-    inference = autoregressive.queries
-    distance = (outputs[f"fine_{num_fine[0]}"].queries - inference).norm(dim=-1) / inference.norm(dim=-1)  # (B, T)
+    distance = query_distance(outputs[f"fine_{num_fine[0]}"].queries, autoregressive.queries)
     columns: dict[str, Any] = {
         "sample": batch.samples,
         "name": batch.names,
@@ -94,6 +93,11 @@ def _score_batch(
         columns[f"nll_{mode}"] = output.nll.double().tolist()
         columns[f"token_nll_{mode}"] = [row[keep].tolist() for row, keep in zip(nll, scored, strict=True)]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def query_distance(training: torch.Tensor, inference: torch.Tensor) -> torch.Tensor:
+    """Relative L2 distance (B, T) of the training queries from the inference queries, both (B, T, query_dim)."""
+    return (training - inference).norm(dim=-1) / inference.norm(dim=-1)
 
 
 def scored_modes(num_fine: Sequence[int]) -> list[str]:

@@ -8,7 +8,7 @@ subject; averages over many videos are `gap.py`'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.evaluation import query_distance
 from fvlm_lib.modeling_fvlm import FoveatedVLM, FoveatedVLMOutput
 from fvlm_lib.patches import patch_grid
 from fvlm_lib.scoring import IGNORED_LABEL, token_nll
-from fvlm_lib.videos import ProceduralVideos
+from fvlm_lib.videos import ProceduralVideos, Videos
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class WatchedVideo:
 @torch.no_grad()
 def watch_video(
     model: FoveatedVLM,
-    videos: ProceduralVideos,
+    videos: Videos,
     index: int,
     num_fine: int = 1,
     progress: Callable[..., Iterable[Any]] = tqdm,
@@ -88,12 +90,14 @@ def watch_video(
     the model (the size of its frames, words it does not know).
     """
     batch: dict[str, Any] = videos.batch(index, index + 1)
-    pixels, labels = batch["pixel_values"], batch["input_ids"]
+    if not batch:
+        raise ValueError(f"video {index} is one of those that skip_bad leaves out; choose another")
+    pixels, input_ids = batch["pixel_values"], batch["input_ids"]
     vocabulary = model.config.text_config.vocab_size
-    if int(labels.max()) >= vocabulary:
+    if int(input_ids.max()) >= vocabulary:
         raise ValueError(
-            f"the caption of video {index} has token {int(labels.max())}, the model knows {vocabulary}; it was trained "
-            "on videos of another kind or grid"
+            f"the caption of video {index} has token {int(input_ids.max())}, the model knows {vocabulary}; it was "
+            "trained on videos of another kind or grid"
         )
     patch = model.config.vision_config.patch_size
     height, width = pixels.shape[-2:]
@@ -111,23 +115,32 @@ def watch_video(
         if step == "coarse and fine":
             coarse, *fine = model.forward_passes(**inputs, num_fine=num_fine, output_attentions=True)
             outputs |= {"coarse": coarse, f"fine_{num_fine}": fine[-1]}
+            scored = coarse.labels[0] != IGNORED_LABEL  # not the prompt, if there is one
         elif step == "autoregressive":
             outputs["autoregressive"] = model.forward_autoregressive(**inputs, output_attentions=True)
         else:
             watched = {key: inputs[key] for key in ("pixel_values", "patch_cache", "frame_mask")}
-            generated = model.generate(**watched, max_new_tokens=labels.shape[1], do_sample=False)[0].tolist()
-    training, inference = fine[-1].queries[0], outputs["autoregressive"].queries[0]  # (T, query_dim)
-    tokenizer = videos.tokenizer()
-    scored = coarse.labels[0] != IGNORED_LABEL
+            prompt_length = int(scored.nonzero()[0])
+            if prompt_length:
+                watched["input_ids"] = inputs["input_ids"][:, :prompt_length]
+            generated = model.generate(**watched, max_new_tokens=input_ids.shape[1], do_sample=False)[0].tolist()
+    tokenizer: PreTrainedTokenizerBase
+    mean: Sequence[float]
+    std: Sequence[float]
+    if isinstance(videos, ProceduralVideos):
+        tokenizer, mean, std = videos.tokenizer(), (0.5,) * 3, (0.5,) * 3
+    else:
+        tokenizer, mean, std = videos.tokenizer, videos.frames.image_mean, videos.frames.image_std
+    shown = pixels[0].permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)  # (T, height, width, 3)
     return WatchedVideo(
-        frames=((pixels[0].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy(),
+        frames=(shown * 255).round().clamp(0, 255).byte().numpy(),
         grid=grid,
         attentions={
             mode: torch.stack([layer[0].mean(dim=1) for layer in output.attentions or ()]).double().cpu().numpy()
             for mode, output in outputs.items()
         },
-        query_distance=((training - inference).norm(dim=-1) / inference.norm(dim=-1)).double().cpu().numpy(),
-        tokens=list(tokenizer.convert_ids_to_tokens(labels[0][scored.cpu()].tolist())),
+        query_distance=query_distance(fine[-1].queries, outputs["autoregressive"].queries)[0].double().cpu().numpy(),
+        tokens=list(tokenizer.convert_ids_to_tokens(input_ids[0][scored.cpu()].tolist())),
         losses={
             mode: token_nll(output.logits, output.labels)[0][scored].double().cpu().numpy()
             for mode, output in outputs.items()

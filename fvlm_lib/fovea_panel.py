@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 
 from fvlm_lib.checkpoints import load_checkpoint
 from fvlm_lib.fovea import WatchedVideo, find_checkpoints, watch_video
+from fvlm_lib.gap import open_evaluation
 from fvlm_lib.modeling_fvlm import FoveatedVLM
 from fvlm_lib.pictures import css_colour, to_png
 from fvlm_lib.plots import mode_style, plot_attention, plot_modes_by_frame
-from fvlm_lib.videos import open_videos
+from fvlm_lib.videos import Videos
 from fvlm_lib.widgets import Panel, Player
 
 ABOUT = """<div style='color:#666;line-height:1.4;max-width:1000px'>The paler a patch, the less the query attends to it;
@@ -47,7 +48,7 @@ class FoveaPanel(Panel):
         super().__init__()
         self.folder, self.data = Path(folder), dict(data or {"kind": "procedural", "split": "test"})
         self.watched: WatchedVideo | None = None
-        self._loaded: tuple[Path, FoveatedVLM] | None = None
+        self._opened: tuple[tuple[Path, Mapping[str, Any]], FoveatedVLM, Videos] | None = None
         self._make_widgets(video, num_fine)
         self.show_errors(partial(self._start, checkpoint))()
 
@@ -92,12 +93,13 @@ class FoveaPanel(Panel):
             return
         self.watched = None  # nothing of the last choice stands beside a new one that fails
         self.figure.value, self.captions.value = b"", ""
-        if self._loaded is None or self._loaded[0] != self.checkpoint.value:
+        wanted = (self.checkpoint.value, self.data)
+        if self._opened is None or self._opened[0] != wanted:
             for path in self.progress([self.checkpoint.value], desc="loading"):
-                self._loaded = path, load_checkpoint(path)
-        assert self._loaded is not None
-        videos = open_videos(self.data)
-        watched = watch_video(self._loaded[1], videos, self.video.value, self.num_fine.value, self.progress)
+                self._opened = wanted, *open_evaluation(path, self.data, device="cpu")
+        assert self._opened is not None
+        _, model, videos = self._opened
+        watched = watch_video(model, videos, self.video.value, self.num_fine.value, self.progress)
         layers = len(watched.attentions["coarse"])
         # not None for the mean: a Dropdown takes that for nothing chosen
         self.layer.options = [(f"all {layers} layers, mean", 0), *((f"layer {n}", n) for n in range(1, layers + 1))]

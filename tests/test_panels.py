@@ -256,7 +256,7 @@ def test_the_fovea_panel_runs_the_model_once_a_choice(monkeypatch):
 
 def test_an_unknown_checkpoint_is_named_in_the_panel(tmp_path):
     panel = FoveaPanel(DEMO, tmp_path / "nope")
-    assert "nope; name a folder with config.json and model.safetensors" in panel.message.value
+    assert "nope, nor a file of that name; name a folder with config.json" in panel.message.value
     assert panel.figure.value == b""
     panel.checkpoint.value = panel.checkpoint.options[0][1]
     assert panel.message.value == "" and panel.figure.value
