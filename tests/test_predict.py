@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 
 from fvlm_lib import predict
-from fvlm_lib.vlms import load_language_model
+from fvlm_lib.assemble_llava import random_llama
 
 SCREENS = ROOT / "data" / "screens"
 TIMES = {"preprocess_ms", "encode_ms", "prefill_ms", "decode_ms"}
@@ -229,7 +229,7 @@ def test_models_that_cannot_be(call, capsys, sequence, tmp_path, vlm_folders):
     asked = ("--image-dir", sequence)
     assert "there is no folder nowhere" in refusal(call, capsys, *asked, model="nowhere")
     text_only = tmp_path / "text"
-    for part in load_language_model("random:llama-tiny"):
+    for part in random_llama():
         part.save_pretrained(text_only)
     capsys.readouterr()
     assert "architecture 'llama'" in refusal(call, capsys, *asked, model=text_only)

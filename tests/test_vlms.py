@@ -10,13 +10,13 @@ from conftest import DEMO, ROOT
 from PIL import Image
 from transformers import AutoProcessor
 
-from fvlm_lib import vlms as vlms_module
+from fvlm_lib import assemble_llava
 from fvlm_lib.checkpoints import CheckpointError
 from fvlm_lib.differential import DifferentialVisionEncoder, open_vision
 from fvlm_lib.screens import read_sequence
 from fvlm_lib.settings import DifferentialSettings
 from fvlm_lib.vlm_stream import Decoding, VLMStream, open_encoder
-from fvlm_lib.vlms import load_vlm
+from fvlm_lib.vlms import VLM, load_vlm
 
 SCREENS = ROOT / "data" / "screens"
 
@@ -113,7 +113,7 @@ def _cropping(vlm):
 
     images = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
     processor = LlavaProcessor(image_processor=images, tokenizer=vlm.processor.tokenizer)
-    return vlms_module.VLM(vlm.name, vlm.model, processor)
+    return VLM(vlm.name, vlm.model, processor)
 
 
 def test_a_prompt_with_the_image_token_is_taken_as_it_is(vlms):
@@ -127,21 +127,21 @@ def test_a_prompt_with_the_image_token_is_taken_as_it_is(vlms):
 
 
 def test_assembling(tmp_path, vlm_folders):
-    with pytest.raises(FileExistsError, match="name a folder that does not"):
-        vlms_module.assemble_llava("random:llama-tiny", "random:clip-tiny", vlm_folders["llava"])
+    with pytest.raises(CheckpointError, match="name a folder that does not"):
+        assemble_llava.assemble_llava("random:llama-tiny", "random:clip-tiny", vlm_folders["llava"])
     with pytest.raises(CheckpointError, match="must be of CLIP or SigLIP"):
-        vlms_module.assemble_llava("random:llama-tiny", str(DEMO / "S-S" / "step_3000"), tmp_path / "new")
+        assemble_llava.assemble_llava("random:llama-tiny", str(DEMO / "S-S" / "step_3000"), tmp_path / "new")
     with pytest.raises(CheckpointError, match="no language model"):
-        vlms_module.assemble_llava(str(tmp_path), "random:clip-tiny", tmp_path / "new")
+        assemble_llava.assemble_llava(str(tmp_path), "random:clip-tiny", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_the_command_assembles_what_loads(tmp_path, capsys):
     out = tmp_path / "llava"
-    arguments = ["assemble", "--text", "random:llama-tiny", "--vision", "random:clip-tiny", "--out", str(out)]
-    assert vlms_module.main(arguments) == 0
+    arguments = ["--text", "random:llama-tiny", "--vision", "random:clip-tiny", "--out", str(out)]
+    assert assemble_llava.main(arguments) == 0
     assert load_vlm(str(out)).image_size == (224, 224)
-    assert vlms_module.main(arguments) == 2
+    assert assemble_llava.main(arguments) == 2
     assert "exists" in capsys.readouterr().err
 
 
@@ -162,7 +162,7 @@ def test_no_processor(damaged):
 
 
 def test_an_architecture_without_images(tmp_path):
-    model, tokenizer = vlms_module.load_language_model("random:llama-tiny")
+    model, tokenizer = assemble_llava.random_llama()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"architecture 'llama'; known are llava, llava_onevision, fast_vlm"):

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper import TimmWrapperConfig
 
-from fvlm_lib.vlms import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava, load_language_model
+from fvlm_lib.assemble_llava import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava, random_llama
 
 
 def save_llava(folder: Path) -> Path:
@@ -29,7 +29,7 @@ def save_llava(folder: Path) -> Path:
 
 def save_fast_vlm(folder: Path) -> Path:
     """The smallest FastViT, 4 x 4 tokens, one for 32 x 32 pixels."""
-    tokenizer = load_language_model(RANDOM_LLAMA)[1]
+    tokenizer = random_llama()[1]
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
     torch.manual_seed(0)
     vision = TimmWrapperConfig(
@@ -49,7 +49,7 @@ def save_fast_vlm(folder: Path) -> Path:
 
 def save_onevision(folder: Path) -> Path:
     """LLaVA-OneVision: SigLIP with 6 x 6 patches of 8 pixels."""
-    tokenizer = load_language_model(RANDOM_LLAMA)[1]
+    tokenizer = random_llama()[1]
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "<video>"]})
     torch.manual_seed(0)
     vision = SiglipVisionConfig(
