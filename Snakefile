@@ -102,9 +102,9 @@ def gap_run(wc):
     )
 
 
-def frames(folder):
-    """The images of a sequence that exist; a missing folder is for its own run to report."""
-    return sorted(str(path) for path in Path(folder).glob("*") if path.is_file())
+def files(folder):
+    """The files of a folder; none of one that is not there, which its own run reports, or of "", a hub id, "random:"."""
+    return sorted(str(path) for path in Path(folder).glob("*") if folder and path.is_file())
 
 
 rule all:
@@ -159,7 +159,7 @@ def changes_run(wc):
 
 rule changes:
     input:
-        lambda wc: frames(BATCH.sequences[wc.sequence]),
+        lambda wc: files(BATCH.sequences[wc.sequence]),
     output:
         result="results/changes/{sequence}.parquet",
         maps="results/changes/{sequence}.npz",
@@ -181,7 +181,8 @@ def benchmark_run(wc):
 
 rule differential:
     input:
-        lambda wc: frames(BATCH.sequences[wc.sequence]),
+        lambda wc: files(BATCH.sequences[wc.sequence]),
+        lambda wc: files(BATCH.towers[wc.tower].get("tower", "")),
     output:
         result="results/differential/{sequence}--{tower}.parquet",
         figure="plots/differential/{sequence}--{tower}.png",
@@ -205,7 +206,8 @@ def predict_run(wc):
 
 rule predict:
     input:
-        lambda wc: frames(BATCH.sequences[wc.sequence]),
+        lambda wc: files(BATCH.sequences[wc.sequence]),
+        lambda wc: files(BATCH.vlms[wc.vlm].get("model", "")),
     output:
         result="results/predict/{sequence}--{vlm}.parquet",
         figure="plots/predict/{sequence}--{vlm}.png",

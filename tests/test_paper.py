@@ -21,10 +21,10 @@ import pytest
 import seaborn as sns
 from conftest import DEMO, ROOT
 
-from fvlm_lib import changes, gap, paper, paper_figures, plots, report, scaling, screens, stream_bench
+from fvlm_lib import changes, gap, paper, paper_figures, paper_tables, plots, report, scaling, screens, stream_bench
 from fvlm_lib.batch import PAPER_FIGURES, PAPER_TABLES, paper_files, read_batch
 from fvlm_lib.paper import Facts
-from fvlm_lib.paper_figures import Selection
+from fvlm_lib.paper_results import Selection
 from fvlm_lib.samples import read_samples
 
 CHECKPOINTS = {
@@ -211,7 +211,7 @@ def test_a_text_too_small_and_an_unknown_format_are_refused(tmp_path):
 
 
 def test_tables_hold_the_results_with_intervals(results, tmp_path):
-    for name, numbers, readable, facts in paper_figures.make_tables(Selection(results), tuple(PAPER_TABLES)):
+    for name, numbers, readable, facts in paper_tables.make_tables(Selection(results), tuple(PAPER_TABLES)):
         paper.write_table(tmp_path, name, numbers, readable, facts)
     late = json.loads((results / "gap" / "late.json").read_text())
     row = pd.read_csv(tmp_path / "gap_table.csv").set_index("id").loc["late"]
@@ -250,7 +250,7 @@ def test_latex_is_escaped_with_true_minus_signs_and_powers_of_ten():
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex, with booktabs")
 def test_latex_compiles_within_the_width_of_the_text(results, tmp_path):
     names = []
-    for name, numbers, readable, facts in paper_figures.make_tables(Selection(results), tuple(PAPER_TABLES)):
+    for name, numbers, readable, facts in paper_tables.make_tables(Selection(results), tuple(PAPER_TABLES)):
         paper.write_table(tmp_path, name, numbers, readable, facts)
         names.append(name)
     odd = pd.DataFrame({"a_1 & b": [r"a_b & 50% #1 ~ ^ \ {x} $2", "[odd]"], "b": ["-1.5e-05 [-0.2, +3e+12]", "-1"]})
@@ -285,7 +285,7 @@ def test_no_results_yet_says_what_makes_them(tmp_path):
             drawn(tmp_path, figures=[kind])
     for kind in PAPER_TABLES:
         with pytest.raises(ValueError, match=r"`bash run\.sh` makes it"):
-            list(paper_figures.make_tables(Selection(tmp_path), [kind]))
+            list(paper_tables.make_tables(Selection(tmp_path), [kind]))
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_the_files_of_the_batch_are_those_that_are_drawn(results):
     kinds = {"figures": list(PAPER_FIGURES), "tables": list(PAPER_TABLES), "formats": [], "table_output": "t"}
     promised = paper_files({**ids, **kinds, "output": "f"})
     assert set(PAPER_FIGURES) == set(paper_figures.FIGURES)
-    tables = [name for name, *_ in paper_figures.make_tables(Selection(results), list(PAPER_TABLES))]
+    tables = [name for name, *_ in paper_tables.make_tables(Selection(results), list(PAPER_TABLES))]
     assert promised == [
         *(f"f/{name}.json" for name in drawn(results)),
         *(f"t/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
