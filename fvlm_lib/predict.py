@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from tqdm import tqdm
 
 from fvlm_lib.answers import answer_sequences, format_statistics, open_output
 from fvlm_lib.differential import DifferentialVisionEncoder
 from fvlm_lib.gap import pick_device
 from fvlm_lib.screens import ScreenSequence, read_frame, read_sequence, read_sequences
 from fvlm_lib.settings import DifferentialSettings, read_settings
-from fvlm_lib.vlm_bench import format_answers, measure_answers, summarize_answers
+from fvlm_lib.vlm_bench import format_answers, format_frame, measure_answers, summarize_answers
 from fvlm_lib.vlm_stream import Decoding, VLMStream, open_encoder
 from fvlm_lib.vlms import VLM, Fit, load_vlm
 
@@ -209,12 +210,15 @@ def benchmark(
     output: Path | None,
 ) -> None:
     """Print the table of `vlm_bench` and, as the last line, JSON of it and of the run; a row a frame to `output`."""
-    rows = measure_answers(differential, full, sequences)
+    print("ms of encode + prefill + decode, each frame both ways in turn, after a warm-up")
+    rows = measure_answers(
+        differential, full, sequences, report=lambda row: tqdm.write(format_frame(row), file=sys.stdout)
+    )
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         rows.to_json(output, orient="records", lines=True)
     summary = summarize_answers(rows)
-    print("medians over frames, quartiles in brackets; each frame both ways in turn, after a warm-up\n")
+    print("\nmedians over frames, quartiles in brackets\n")
     print(format_answers(summary))
     where = {"threads": torch.get_num_threads(), "torch": torch.__version__, "processor": platform.processor()}
     print(json.dumps({"benchmark": "fvlm-predict", **run, **where, "results": summary.to_dict("records")}))

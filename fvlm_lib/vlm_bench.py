@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -18,9 +19,13 @@ _TIMES = ("preprocess_ms", "encode_ms", "prefill_ms", "decode_ms", "first_token_
 
 
 def measure_answers(
-    differential: VLMStream, full: VLMStream, sequences: Sequence[ScreenSequence], progress: bool = True
+    differential: VLMStream,
+    full: VLMStream,
+    sequences: Sequence[ScreenSequence],
+    progress: bool = True,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> pd.DataFrame:
-    """Answer about every frame of every sequence by both streams in turn; one row a frame.
+    """Answer about every frame of every sequence by both streams in turn; one row a frame, each also to `report`.
 
     Columns: sequence, frame, path, changed, total (patches), prompt_tokens, reused_tokens, text, text_full,
     same_text (token for token), and for each time of an `Answer` its ms and ms of the full way, `_full` behind.
@@ -38,10 +43,11 @@ def measure_answers(
             order = list(streams) if index % 2 == 0 else list(streams)[::-1]
             answers = {suffix: streams[suffix].answer(frame, index) for suffix in order}
             rows.append({"sequence": sequence.name, "frame": index, **_row(answers[""], answers["_full"])})
+            report(rows[-1])
     return pd.DataFrame(rows)
 
 
-def _row(answer: Answer, full: Answer) -> dict[str, object]:
+def _row(answer: Answer, full: Answer) -> dict[str, Any]:
     return {
         "path": answer.path,
         "changed": answer.changed_patches,
@@ -99,6 +105,18 @@ def _summary(rows: pd.DataFrame) -> dict[str, float]:
         for suffix, quantile in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75)):
             summary[name + suffix] = float(values.quantile(quantile))
     return summary | {"same_text": int(rows["same_text"].sum())}
+
+
+def format_frame(row: dict[str, Any]) -> str:
+    """One frame of `measure_answers` on a line: path, and ms of both ways."""
+    ways = [
+        " + ".join(f"{row[f'{name}_ms{suffix}']:.0f}" for name in ("encode", "prefill", "decode"))
+        for suffix in ("", "_full")
+    ]
+    same = "same text" if row["same_text"] else "texts differ"
+    changed = f"{row['changed']}/{row['total']}"
+    frame = f"{row['sequence']} {row['frame']:4d}  {row['path']:8} changed {changed:>9}"
+    return f"{frame}  {ways[0]} ms, full {ways[1]} ms, {same}"
 
 
 def format_answers(summary: pd.DataFrame) -> str:

@@ -167,7 +167,9 @@ def test_the_settings_file_and_options_over_it(call, sequence, tmp_path):
 def test_the_exact_settings_agree_with_the_full_path(call, sequence, capsys, tmp_path):
     exact = ["--diff-threshold", 0, "--diff-propagate", "gated", "--diff-tolerance", 0]
     assert call("--image-dir", sequence, "--benchmark", "--output", tmp_path / "frames.jsonl", *exact) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("frames ") and line.endswith("same text") for line in lines) == 6
+    last = json.loads(lines[-1])
     later = next(row for row in last["results"] if (row["sequence"], row["frames"]) == ("all", "later"))
     assert later["n"] == later["same_text"] == 5
     assert len(rows(tmp_path / "frames.jsonl")) == 6
