@@ -10,6 +10,7 @@ which runs a batch has. Linux and macOS only. Importing it imports nothing heavy
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -138,6 +139,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], signals: 
 
     def stop(number: int, frame: Any) -> None:
         held.append(number)
+        logging.disable(logging.CRITICAL)  # what is said of the death of a kernel that was stopped
         if not starting:  # else a process might be left behind that is not on record yet
             raise Stopped(number)
 
@@ -231,6 +233,9 @@ def run(
         record["seconds"] = round((ended - started).total_seconds(), 2)
         _write_status(output, record | {"status": status, "ended": ended.isoformat()})
     finally:
+        if status == "interrupted":
+            gc.collect()  # asyncio speaks of a broken-off task only when that is collected
+            logging.disable(logging.NOTSET)
         for number, old in handlers.items():
             signal.signal(number, old)
     if exit_code:

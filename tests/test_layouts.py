@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from transformers import Dinov2Config, GPT2Config, LlamaConfig
 
 from fvlm_lib.checkpoints import CheckpointError, load_checkpoint
-from fvlm_lib.gap import float64_copy
+from fvlm_lib.evaluation import float64_copy
 from fvlm_lib.layouts import DINOV2, SMOLLM2, read_config
 from fvlm_lib.modeling_fvlm import FoveatedStream
 

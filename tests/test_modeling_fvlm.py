@@ -10,7 +10,7 @@ from conftest import tiny_batch, tiny_model
 from transformers import LlamaConfig, Qwen2Config
 
 from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
-from fvlm_lib.gap import float64_copy
+from fvlm_lib.evaluation import float64_copy
 from fvlm_lib.modeling_fvlm import FoveatedStream, FoveatedVLM
 from fvlm_lib.towers import encode, look, open_tower
 from fvlm_lib.videos import ProceduralVideos
