@@ -1,6 +1,6 @@
 """The foveated vision-language model: one visual token a frame, by a query that the language model chooses.
 
-`FoveatedVLM` holds the weights and the forward modes; `FoveatedStream` watches one frame at a time. How a
+`FoveatedVLM` holds the weights and the forward modes; `foveated_stream.py` watches one frame at a time. How a
 ViT is walked is in `towers.py`, how a caption is scored in `scoring.py`, masks are in `inputs.py`; where videos
 come from and what a gap is, this module does not know.
 
@@ -20,14 +20,12 @@ The caption follows the visual tokens; the last visual token predicts the captio
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
@@ -161,7 +159,7 @@ class FoveatedVLM(PreTrainedModel):
             z = z.masked_fill(~frame_mask[..., None], 0.0)
         return z, attentions
 
-    def _run_llm(self, embeds: Tensor, mask: Tensor | None, past: DynamicCache | None = None) -> Tensor:
+    def run_llm(self, embeds: Tensor, mask: Tensor | None, past: DynamicCache | None = None) -> Tensor:
         """Last hidden states (B, N, D) of N new positions behind those in `past`; mask over all of them."""
         position_ids = None
         if mask is not None:
@@ -183,7 +181,7 @@ class FoveatedVLM(PreTrainedModel):
             before = torch.cat([self.no_text_token, mode], dim=1)  # (1, 2, D)
             embeds = torch.cat([before.expand(z.shape[0], -1, -1), z], dim=1)
         padding = padding_mask(frame_mask, before=embeds.shape[1] - z.shape[1])
-        return self._run_llm(embeds, padding)[:, -z.shape[1] :]
+        return self.run_llm(embeds, padding)[:, -z.shape[1] :]
 
     def _before_caption(self, z: Tensor, fine: bool) -> Tensor:
         """What precedes a caption: visual tokens z (B, T, D), or [coarse or fine, z, video_end]."""
@@ -283,7 +281,7 @@ class FoveatedVLM(PreTrainedModel):
             if last or not score_last_only:
                 before = self._before_caption(z, fine)
                 embeds = torch.cat([before, self.get_input_embeddings()(text.input_ids).to(z.dtype)], dim=1)
-                hidden = self._run_llm(embeds, text.padding)  # (B, N, D)
+                hidden = self.run_llm(embeds, text.padding)  # (B, N, D)
                 yield self._output(
                     hidden,
                     text,
@@ -355,7 +353,7 @@ class FoveatedVLM(PreTrainedModel):
         embeds = self.get_input_embeddings()(text.input_ids).to(before.dtype).repeat_interleave(modes, dim=0)
         embeds = torch.cat([before[:, len(seen.hidden) :], embeds], dim=1)  # the last frame's is not yet read
         padding = None if text.padding is None else text.padding.repeat_interleave(modes, dim=0)
-        hidden = torch.cat([*seen.hidden, self._run_llm(embeds, padding, past)], dim=1)  # (B * M, N, D)
+        hidden = torch.cat([*seen.hidden, self.run_llm(embeds, padding, past)], dim=1)  # (B * M, N, D)
         return [
             self._output(
                 hidden[mode::modes],
@@ -405,11 +403,11 @@ class FoveatedVLM(PreTrainedModel):
             patch_cache = self.encode_frames(pixel_values, frame_mask)
         return patch_cache, checked_frame_mask(patch_cache.keys[0], frame_mask)
 
-    def _begin(self, batch_size: int, past: DynamicCache) -> list[Tensor]:
+    def begin(self, batch_size: int, past: DynamicCache) -> list[Tensor]:
         """Read into `past` what precedes the first frame: the fine token, if any. Its hidden state (B, 1, D)."""
         if not self.config.mode_tokens:
             return []
-        return [self._run_llm(self.fine_token.expand(batch_size, -1, -1), None, past)]
+        return [self.run_llm(self.fine_token.expand(batch_size, -1, -1), None, past)]
 
     def _watch(
         self,
@@ -430,7 +428,7 @@ class FoveatedVLM(PreTrainedModel):
         query = self.q_init.expand(batch, modes, -1)  # (B, M, query_dim)
         if modes > 1:
             query = torch.cat([static, query[:, 1:]], dim=1)
-        hidden = self._begin(batch * modes, past)
+        hidden = self.begin(batch * modes, past)
         padding = padding_mask(frame_mask, before=len(hidden))
         if padding is not None:
             padding = padding.repeat_interleave(modes, dim=0)
@@ -442,7 +440,7 @@ class FoveatedVLM(PreTrainedModel):
             attentions.append(attention)
             if t + 1 < num_frames:
                 mask = None if padding is None else padding[:, : len(hidden) + 1]
-                hidden.append(self._run_llm(z.flatten(0, 1)[:, None], mask, past))  # (B * M, 1, D)
+                hidden.append(self.run_llm(z.flatten(0, 1)[:, None], mask, past))  # (B * M, 1, D)
                 query = self.llm_to_query(hidden[-1]).reshape(batch, modes, -1)
                 if modes > 1:  # coarse keeps its query, a fine pass takes the one of the pass before it
                     query = torch.cat([static, query[:, :-2], query[:, -1:]], dim=1)
@@ -463,60 +461,3 @@ class _Watched:
     visual_tokens: Tensor
     hidden: list[Tensor]
     attentions: tuple[Tensor, ...]
-
-
-class FoveatedStream:
-    """Watch a stream one frame at a time and caption it at any moment.
-
-    Holds one frame's `PatchCache` (`patch_cache`) and the language model's KV cache, one position a frame (and
-    the fine token's, with mode tokens); memory does not grow by frames' pixels or patches.
-    """
-
-    def __init__(self, model: FoveatedVLM) -> None:
-        self.model = model.eval()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything seen."""
-        self.past_key_values = DynamicCache(config=self.model.llm.config)
-        with torch.no_grad():
-            self.model._begin(1, self.past_key_values)
-        self.patch_cache: PatchCache | None = None
-        self.query = self.model.q_init
-        self.num_frames = 0
-        self._last_token: Tensor | None = None
-
-    @torch.no_grad()
-    def push(self, frame: Tensor) -> Tensor:
-        """Watch one frame (3, height, width) or (1, 3, height, width); returns its visual token (1, D)."""
-        frame = frame.reshape(1, 1, *frame.shape[-3:])
-        self.patch_cache = self.model.encode_frames(frame).frame(0)
-        token, _ = self.model.look(self.patch_cache, self.query)  # (1, D)
-        hidden = self.model._run_llm(token[:, None], None, self.past_key_values)
-        self.query = self.model.llm_to_query(hidden[:, 0])
-        self.num_frames += 1
-        self._last_token = token
-        return token
-
-    @torch.no_grad()
-    def caption(self, input_ids: Tensor | None = None, **generate_kwargs: Any) -> Tensor:
-        """Caption what was seen so far, without disturbing the stream; token ids (1, new tokens).
-
-        input_ids (1, L): an optional prompt. `generate_kwargs` go to transformers' `generate`.
-        """
-        if self._last_token is None:
-            raise ValueError("the stream has seen no frame yet; push one first")
-        past = copy.deepcopy(self.past_key_values)
-        if self.model.config.mode_tokens:
-            embeds = self.model.video_end_token  # (1, 1, D), predicts the caption's first token
-        else:
-            past.crop(-1)  # the last visual token runs again: it predicts the caption's first token
-            embeds = self._last_token[:, None]
-        if input_ids is not None:
-            embeds = torch.cat([embeds, self.model.get_input_embeddings()(input_ids).to(embeds.dtype)], dim=1)
-        # `generate` cuts off as many leading embeddings as the cache holds positions, whatever they are
-        embeds = F.pad(embeds, (0, 0, past.get_seq_length(), 0))  # (1, positions in the cache + 1 + L, D)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        return self.model.llm.generate(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=past, **generate_kwargs
-        )

@@ -18,8 +18,8 @@ from transformers import Dinov2Config, GPT2Config, LlamaConfig
 
 from fvlm_lib.checkpoints import CheckpointError, load_checkpoint
 from fvlm_lib.evaluation import float64_copy
+from fvlm_lib.foveated_stream import FoveatedStream
 from fvlm_lib.layouts import DINOV2, SMOLLM2, read_config
-from fvlm_lib.modeling_fvlm import FoveatedStream
 
 WIDTH, LAYERS, HEADS, PATCH, MLP = 12, 2, 2, 4, 24  # of the vision tower
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_KV_HEADS, TEXT_MLP, VOCABULARY = 16, 2, 4, 2, 20, 11

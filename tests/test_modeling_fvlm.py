@@ -11,7 +11,8 @@ from transformers import LlamaConfig, Qwen2Config
 
 from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.evaluation import float64_copy
-from fvlm_lib.modeling_fvlm import FoveatedStream, FoveatedVLM
+from fvlm_lib.foveated_stream import FoveatedStream
+from fvlm_lib.modeling_fvlm import FoveatedVLM
 from fvlm_lib.towers import encode, look, open_tower
 from fvlm_lib.videos import ProceduralVideos
 
