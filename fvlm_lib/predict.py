@@ -221,7 +221,7 @@ def benchmark(
     print("\nmedians over frames, quartiles in brackets\n")
     print(format_answers(summary))
     where = {"threads": torch.get_num_threads(), "torch": torch.__version__, "processor": platform.processor()}
-    print(json.dumps({"benchmark": "fvlm-predict", **run, **where, "results": summary.to_dict("records")}))
+    print(json.dumps({"benchmark": "fvlm-predict", **run, **where, "results": summary.round(3).to_dict("records")}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
