@@ -1,7 +1,8 @@
 """Answers about the frames of sequences: one line each on the terminal and in a file that can be resumed.
 
-The file has one JSON object a line: first what the run is, then one a frame. What is asked and how is decided
-elsewhere (`predict.py`); how a frame is answered is `vlm_stream.py`'s subject.
+The file has one JSON object a line: first what the run is, then one a frame, with the fields of `Answer` and
+`fallbacks`, how many frames an error has sent to a full encode since the command was started. What is asked and how
+is decided elsewhere (`predict.py`); how a frame is answered is `vlm_stream.py`'s subject.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def answer_sequences(
                         raise
                     row["error"] = str(error)
                 if number <= done:
-                    if frame is not None:
+                    if frame is not None and stream.encoder:  # without one, nothing is carried on
                         stream.encode(frame)
                     continue
                 if frame is not None:

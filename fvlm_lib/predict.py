@@ -176,7 +176,12 @@ def open_settings(args: argparse.Namespace) -> DifferentialSettings | None:
     given = {field: getattr(args, option) for option, field in _SETTINGS.items() if getattr(args, option) is not None}
     if given.get("propagate") == "none":
         given["tolerance"] = None
-    return replace(settings, **given)
+    found = replace(settings, **given)
+    if found.propagate == "none" and args.diff_tolerance is not None:
+        raise ValueError(
+            "--diff-tolerance is of gated propagation, which the settings file switches off; add --diff-propagate gated"
+        )
+    return found
 
 
 def notes(vlm: VLM, encoder: DifferentialVisionEncoder | None, frame_size: tuple[int, int], fit: Fit) -> list[str]:

@@ -221,6 +221,14 @@ def test_options_that_cannot_be(call, capsys, sequence, arguments, named):
     assert named in refusal(call, capsys, "--image-dir", sequence, *arguments)
 
 
+def test_a_tolerance_that_the_settings_file_makes_void(call, capsys, sequence, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("propagate: none\n")
+    asked = ("--image-dir", sequence, "--diff-config", other, "--diff-tolerance", 0)
+    assert "add --diff-propagate gated" in refusal(call, capsys, *asked)
+    assert call(*asked, "--diff-propagate", "gated") == 0
+
+
 def test_unknown_options_are_refused_by_argparse(call, sequence):
     with pytest.raises(SystemExit) as stop:
         call("--image-dir", sequence, "--images", sequence)
