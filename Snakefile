@@ -14,8 +14,10 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from fvlm_lib.batch import data_stamp, gap_file, paper_files, read_batch
-from fvlm_lib.notebooks import code_hash
+from fvlm_lib.batch.config import paper_files, read_batch
+from fvlm_lib.batch.notebooks import code_hash
+from fvlm_lib.data.files import data_stamp
+from fvlm_lib.gap.results import gap_file
 
 if not workflow.configfiles:
     sys.exit("there is no config; add --configfile config/demo.yaml")
@@ -131,7 +133,7 @@ if BATCH.shards > 1:
             data=lambda wc: DATA,
             code=lambda wc: HASHES[GAP_NOTEBOOK],
         shell:
-            f"exec {PYTHON} -m fvlm_lib.gap {{params.run}} --shard {{params.shard}} --output {{output:q}}"
+            f"exec {PYTHON} -m fvlm_lib gap {{params.run}} --shard {{params.shard}} --output {{output:q}}"
 
 
 rule gap:
@@ -147,7 +149,7 @@ rule gap:
         data=lambda wc: DATA,
         code=lambda wc: HASHES[GAP_NOTEBOOK],
     shell:
-        f"exec {PYTHON} -m fvlm_lib.runs {GAP_NOTEBOOK} --output papermill_runs/gap_{{wildcards.id}}.ipynb"
+        f"exec {PYTHON} -m fvlm_lib run {GAP_NOTEBOOK} --output papermill_runs/gap_{{wildcards.id}}.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
 
 
@@ -168,7 +170,7 @@ rule changes:
         run=changes_run,
         code=lambda wc: HASHES[CHANGES_NOTEBOOK],
     shell:
-        f"exec {PYTHON} -m fvlm_lib.runs {CHANGES_NOTEBOOK} --output papermill_runs/changes_{{wildcards.sequence}}.ipynb"
+        f"exec {PYTHON} -m fvlm_lib run {CHANGES_NOTEBOOK} --output papermill_runs/changes_{{wildcards.sequence}}.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
 
 
@@ -191,7 +193,7 @@ rule differential:
         code=lambda wc: HASHES[BENCHMARK_NOTEBOOK],
     threads: lambda wc: BATCH.towers[wc.tower].get("threads", 1)
     shell:
-        f"exec {PYTHON} -m fvlm_lib.runs {BENCHMARK_NOTEBOOK}"
+        f"exec {PYTHON} -m fvlm_lib run {BENCHMARK_NOTEBOOK}"
         " --output papermill_runs/differential_{wildcards.sequence}--{wildcards.tower}.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
 
@@ -216,7 +218,7 @@ rule predict:
         code=lambda wc: HASHES[PREDICT_NOTEBOOK],
     threads: lambda wc: BATCH.vlms[wc.vlm].get("threads", 1)
     shell:
-        f"exec {PYTHON} -m fvlm_lib.runs {PREDICT_NOTEBOOK}"
+        f"exec {PYTHON} -m fvlm_lib run {PREDICT_NOTEBOOK}"
         " --output papermill_runs/predict_{wildcards.sequence}--{wildcards.vlm}.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
 
@@ -232,7 +234,7 @@ rule scaling:
         batch=lambda wc: json.dumps([BATCH.checkpoints, BATCH.training, BATCH.gap]),
         code=lambda wc: HASHES[SCALING_NOTEBOOK],
     shell:
-        f"exec {PYTHON} -m fvlm_lib.runs {SCALING_NOTEBOOK} --output papermill_runs/scaling_analysis.ipynb"
+        f"exec {PYTHON} -m fvlm_lib run {SCALING_NOTEBOOK} --output papermill_runs/scaling_analysis.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
 
 
@@ -247,5 +249,5 @@ rule paper:
         run=lambda wc: json.dumps(PAPER),
         code=lambda wc: HASHES[PAPER_NOTEBOOK],
     shell:
-        f"exec {PYTHON} -m fvlm_lib.runs {PAPER_NOTEBOOK} --output papermill_runs/paper_figures.ipynb"
+        f"exec {PYTHON} -m fvlm_lib run {PAPER_NOTEBOOK} --output papermill_runs/paper_figures.ipynb"
         " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"

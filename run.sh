@@ -45,7 +45,7 @@ retrain)
     seed=${2:-0}
     # one thread each and two side by side: models this small gain nothing by a second thread
     printf '%s\n' M-S S-S S-S-multi | xargs -P 2 -I RUN sh -c \
-        "exec python -m fvlm_lib.train config/ladder.yaml --run RUN --seed $seed --out checkpoints/retrained/seed$seed/RUN"
+        "exec fvlm train config/ladder.yaml --run RUN --seed $seed --out checkpoints/retrained/seed$seed/RUN"
     echo "trained into checkpoints/retrained/seed$seed; name these folders in a copy of config/demo.yaml to evaluate them"
     exit 0
     ;;
@@ -79,8 +79,8 @@ if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ]; then snakemake --profile prof
 status=0
 snakemake $profile "$@" || status=$?
 echo
-python -m fvlm_lib.report "$config" || status=1
-python -m fvlm_lib.runs --report papermill_runs
+fvlm report "$config" || status=1
+fvlm run --report papermill_runs
 if [ "$status" = 0 ]; then
     echo "figures: plots/ (gap_analysis.png, scaling_laws.png and one a run); tables and findings.md: results/"
 fi

@@ -86,7 +86,7 @@ def resample_statistics(
 
     Two calls with the same seed and the same number of samples draw the same samples. So the losses of
     several checkpoints on one evaluation set, resampled one call each, are paired replicate by replicate:
-    stacked into (R, num_checkpoints) they are the `replicates` of `fvlm_lib.scaling.fit_law`.
+    stacked into (R, num_checkpoints) they are the `replicates` of `fvlm_lib.gap.scaling.fit_law`.
     """
     sums = resample_sums(columns, num_resamples, seed)
     shape = (num_resamples,)

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from fvlm_lib.videos import ProceduralVideos
+from fvlm_lib.data.videos import ProceduralVideos
 
 VIDEOS = ProceduralVideos(split="test")
 

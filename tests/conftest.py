@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import Dinov2Config, LlamaConfig
 
-from fvlm_lib.configuration_fvlm import FoveatedVLMConfig
-from fvlm_lib.modeling_fvlm import FoveatedVLM
+from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "checkpoints" / "demo"
@@ -60,7 +60,7 @@ def tiny_batch(seed: int = 0, size: int = 3, frames: int = 5, length: int = 6, d
 @pytest.fixture(scope="session")
 def trained():
     """The demo checkpoint whose modes differ most, loaded once."""
-    from fvlm_lib.checkpoints import load_checkpoint
+    from fvlm_lib.foveated.checkpoints import load_checkpoint
 
     return load_checkpoint(DEMO / "S-S" / "step_3000")
 
@@ -78,6 +78,6 @@ def vlm_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def vlms(vlm_folders):
     """The models in those folders, loaded once."""
-    from fvlm_lib.vlms import load_vlm
+    from fvlm_lib.vlm.vlms import load_vlm
 
     return {name: load_vlm(str(folder)) for name, folder in vlm_folders.items()}

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper import TimmWrapperConfig
 
-from fvlm_lib.assemble_llava import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava, random_llama
+from fvlm_lib.vlm.assemble import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava, random_llama
 
 
 def save_llava(folder: Path) -> Path:

@@ -116,7 +116,7 @@ batch=""
 # ---- what must have come of it ----
 jobs=$(scontrol --oneliner show jobs | grep -c 'JobState=COMPLETED')
 with_gpu=$(scontrol --oneliner show jobs | grep -c 'TresPerJob=gres:gpu:1')
-"$venv/bin/python" -m fvlm_lib.gap --checkpoint checkpoints/demo/S-S/step_3000 --output whole.json \
+"$venv/bin/python" -m fvlm_lib gap --checkpoint checkpoints/demo/S-S/step_3000 --output whole.json \
     --num-samples 24 --batch-size 4 --num-fine 1 --device cpu --floor-samples 4 > /dev/null 2>&1
 "$venv/bin/python" - "$jobs" "$with_gpu" << 'CHECK'
 import json

@@ -1,0 +1,52 @@
+"""`fvlm COMMAND`: the library's commands by name; also `python -m fvlm_lib COMMAND`.
+
+A command is the `main` of the module that has its subject; only that module is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "gap": ("gap.__main__", "measure the train/inference gap of a foveated checkpoint"),
+    "scaling": ("gap.scaling", "fit scaling laws to a table of points"),
+    "report": ("gap.report", "print the gap table of a batch"),
+    "predict": ("vlm.predict", "ask a vision-language model about every frame (also fvlm-predict)"),
+    "record": ("data.record", "record a screen"),
+    "changes": ("data.screens", "count the frames of recordings that changed"),
+    "assemble": ("foveated.assemble", "make an untrained foveated checkpoint of a language model and a vision tower"),
+    "assemble-llava": ("vlm.assemble", "make a LLaVA of a language model and a vision tower, for times"),
+    "train": ("foveated.train", "train a run of the demo ladder"),
+    "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
+    "bench": ("gap.bench", "time all modes on one shared vision encode"),
+    "bench-updates": ("screens.update_bench", "time partial updates by number of changed patches"),
+    "bench-panel": ("panels.bench", "time the redraw of the tuning panel"),
+}
+
+
+def help_text() -> str:
+    """What `fvlm --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: fvlm COMMAND [arguments]", "", *lines, "", "fvlm COMMAND --help tells a command's arguments."]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 2 for a name that is none."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"fvlm: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return import_module(f"fvlm_lib.{COMMANDS[name][0]}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

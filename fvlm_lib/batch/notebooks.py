@@ -1,0 +1,156 @@
+"""What a stored notebook says before anything runs: its parameters, the library modules it uses, its hash.
+
+Reads notebooks and sources as text and syntax trees; executing them is `runs.py`'s subject. Imports nothing
+heavy, since the Snakefile reads it at every start.
+"""
+
+import ast
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+LIBRARY = Path(__file__).resolve().parents[1]
+
+
+def code_cells(notebook: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(source, metadata) of each code cell. ValueError if the file is missing or is no notebook."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return [("".join(cell["source"]), cell["metadata"]) for cell in cells if cell["cell_type"] == "code"]
+    except FileNotFoundError:
+        raise ValueError(f"there is no notebook {notebook}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{notebook} is not a notebook of format 4: {error!r}") from None
+
+
+def _parse(source: str) -> ast.Module | None:
+    """The syntax tree, without IPython's lines of % and !; None if the rest is not Python either."""
+    for text in (source, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)):
+        with contextlib.suppress(SyntaxError, ValueError):
+            return ast.parse(text)
+    return None
+
+
+def _defaults(notebook: Path) -> dict[str, tuple[Any, tuple[type, ...]]]:
+    """Of each name in the parameters cell: the default (an expression's source) and the types accepted."""
+    # papermill.inspect_notebook gives text, not values and types, and overlooks `x: int | None = 1`.
+    cells = [(source, metadata.get("tags", [])) for source, metadata in code_cells(notebook)]
+    if any("injected-parameters" in tags for _, tags in cells):
+        raise ValueError(f"{notebook} is the output of a papermill run; give the notebook it was made from")
+    if (tree := _parse(next((source for source, tags in cells if "parameters" in tags), ""))) is None:
+        raise ValueError(f"the parameters cell of {notebook} is not valid Python")
+    known = {}
+    for node in tree.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        types: tuple[type, ...] = (object,)
+        try:
+            default = ast.literal_eval(node.value)
+            if default is not None:
+                types = {float: (float, int), tuple: (list,)}.get(type(default), (type(default),))
+        except ValueError:
+            default = ast.unparse(node.value)
+        if isinstance(node, ast.AnnAssign) and re.search("None|Optional", ast.unparse(node.annotation)):
+            types += (NoneType,)
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Name):
+                known[target.id] = (default, types)
+    return known
+
+
+def complete_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the notebook's parameters cell, with the given values in their place.
+
+    ValueError for a name that cell does not define, for a value of another type than the default (an int
+    will do for a float, a bool is no int, a default of None accepts all), or if there is no such cell.
+    """
+    known = _defaults(notebook)
+    if given and not known:
+        raise ValueError(f"{notebook} has no cell tagged 'parameters', so it cannot take {', '.join(given)}")
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{notebook} has no parameter {name!r};{hint} it knows {', '.join(known)}")
+        default, types = known[name]
+        bool_for_number = isinstance(value, bool) and not {bool, object} & set(types)
+        if bool_for_number or not isinstance(value, types):
+            raise ValueError(
+                f"parameter {name!r} of {notebook} takes {' or '.join(kind.__name__ for kind in types)} (its "
+                f"default is {default!r}), but got {value!r}, which is {type(value).__name__}"
+            )
+    return {name: default for name, (default, _) in known.items()} | dict(given)
+
+
+@functools.cache
+def _imports(source: str, package: str) -> tuple[str, ...]:
+    """Dotted names that the source of a module in `package` may import; ("*",) if it cannot be parsed."""
+    if (tree := _parse(source)) is None:
+        return ("*",)
+    dotted: list[str] = []
+    for node in ast.walk(tree):  # imports within functions count too
+        if isinstance(node, ast.Import):
+            dotted += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            dotted += [f"{base}.{alias.name}" for alias in node.names]
+    return tuple(dotted)
+
+
+def _public_names(library: Path) -> dict[str, str]:
+    """The module of each name that the library's `__init__` offers, as its imports for type checkers say."""
+    tree = _parse((library / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree or ast.Module([], [])) if isinstance(node, ast.ImportFrom)]
+    return {f"{library.name}.{alias.name}": node.module or "" for node in imports for alias in node.names}
+
+
+def modules_used_by(notebook: Path, library: Path = LIBRARY) -> list[Path]:
+    """The library's files that the notebook imports, directly or through each other, sorted.
+
+    A static walk over import statements: it does not see importlib, nor modules run as commands. Of the names
+    that the library itself offers, those imported count, and all of them after a bare `import`. A cell that
+    cannot be parsed counts as importing everything. ValueError for a file that is no notebook.
+    """
+    files = {_dotted(path, library): path for path in library.rglob("*.py")}
+    public = _public_names(library)
+    used: set[str] = set()
+    waiting = [(source, "") for source, _ in code_cells(notebook)]  # (source, the package it lies in)
+    while waiting:
+        names = set(_imports(*waiting.pop()))
+        if "*" in names:
+            names |= files.keys()
+        if {library.name, f"{library.name}.*"} & names:
+            names |= set(public.values())
+        names |= {public[name] for name in names & public.keys()}
+        parents = {".".join(name.split(".")[:count]) for name in names for count in range(1, name.count(".") + 2)}
+        new = (parents & files.keys()) - used
+        used |= new
+        for name in new - {library.name}:  # the library's own `__init__` imports for type checkers alone
+            package = name if files[name].stem == "__init__" else name.rpartition(".")[0]
+            waiting.append((files[name].read_text(encoding="utf-8"), package))
+    return sorted(files[name] for name in used)
+
+
+def _dotted(path: Path, library: Path) -> str:
+    """The name by which a file of the library is imported."""
+    parts = path.relative_to(library.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def code_hash(notebook: Path, library: Path = LIBRARY) -> str:
+    """16 hex digits that change with the notebook's code cells and the library modules it uses (`modules_used_by`).
+
+    Outputs, metadata and text cells do not count.
+    """
+    cells = [source for source, _ in code_cells(notebook) if source.strip()]
+    modules = modules_used_by(notebook, library)
+    content = [cells, [[_dotted(file, library), file.read_text(encoding="utf-8")] for file in modules]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

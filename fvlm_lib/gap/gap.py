@@ -1,0 +1,296 @@
+"""The train/inference gap of one checkpoint: how much worse a caption's loss is when frames are watched in
+turn, as at inference, than with the parallel approximation that was trained.
+
+`summarize_gap` turns the rows of `evaluation.py`, from one process or joined from many, into losses, gap,
+intervals and a verdict. Which checkpoints to compare is the batch's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from fvlm_lib.data.video_files import SkippedVideo
+from fvlm_lib.data.videos import FILE_KINDS, ProceduralVideos, Videos, open_videos
+from fvlm_lib.devices import pick_device
+from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
+from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.gap.evaluation import numerical_floor, score_batches, scored_modes
+from fvlm_lib.gap.results import GAP_SCHEMA
+from fvlm_lib.gap.samples import (
+    join_samples,
+    position_losses,
+    query_distances,
+    read_samples,
+    read_skipped,
+    sample_schema,
+    write_samples,
+)
+from fvlm_lib.stats import Estimate, bootstrap, difference, percent_difference, ratio
+
+SMALL, LARGE = 5.0, 15.0  # percent of the training loss; the classes of the verdict
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
+SHOWN_SKIPPED = 5
+NEAR_ZERO_LOSS = 0.1  # nats a token; below it a percentage says nothing, and 5% and 15% of one nat judge
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The evaluation of one checkpoint. Losses and gaps in nats a token, with 95% bootstrap intervals.
+
+    losses: by name: `coarse`, `fine_K` for each number of fine passes, `autoregressive`.
+    loss_training_fine is `fine_K` with the first K that was asked for, loss_inference_fine the
+    autoregressive one; gap_nats = inference - training, gap_percent of the training loss, both signed.
+    gap_to_passes: for each K, autoregressive - fine_K.
+    verdict, verdict_unit, verdict_reason: see `judge`.
+    num_samples, num_tokens: that were scored; skipped: the samples that could not be.
+    numerical_floor: mean over tokens of the absolute difference that rounding makes to a sample's gap
+    (against the same evaluation in float64); a smaller gap is noise. None where it was not measured.
+    """
+
+    loss_training_fine: Estimate
+    loss_inference_fine: Estimate
+    loss_coarse: Estimate
+    gap_nats: Estimate
+    gap_percent: Estimate
+    losses: dict[str, Estimate]
+    gap_to_passes: dict[str, Estimate]
+    numerical_floor: float | None
+    verdict: str
+    verdict_unit: str
+    verdict_reason: str
+    num_samples: int
+    num_tokens: int
+    skipped: tuple[SkippedVideo, ...] = ()
+
+
+# ---- from rows to the gap ----------------------------------------------------------------------------
+
+
+def summarize_gap(
+    per_sample: pd.DataFrame,
+    floor: float | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    skipped: Sequence[SkippedVideo] = (),
+) -> Gap:
+    """Losses, gap, intervals (paired bootstrap over samples) and verdict from the scored rows of a table.
+
+    The training mode is the first `fine_K` column. Raises ValueError where the table has none, or fewer
+    than two samples.
+    """
+    modes = [name.removeprefix("nll_") for name in per_sample if name.startswith("nll_")]
+    passes = [mode for mode in modes if mode.startswith("fine_")]
+    if not passes or "autoregressive" not in modes or "coarse" not in modes:
+        raise ValueError(f"the table has losses of {modes}; coarse, a fine_K and autoregressive are needed")
+    loss = {mode: ratio(f"nll_{mode}", "num_tokens") for mode in modes}
+    training, inference = loss[passes[0]], loss["autoregressive"]
+    statistics = {f"loss {mode}": loss[mode] for mode in modes}
+    statistics |= {f"gap {mode}": difference(inference, loss[mode]) for mode in passes}
+    statistics["percent"] = percent_difference(inference, training)
+    columns = {name: per_sample[name].to_numpy() for name in ["num_tokens", *(f"nll_{mode}" for mode in modes)]}
+    found = bootstrap(columns, statistics, num_resamples, seed)
+
+    losses = {mode: found[f"loss {mode}"] for mode in modes}
+    gap_nats = found[f"gap {passes[0]}"]
+    verdict, unit, reason = judge(gap_nats, found["percent"], losses[passes[0]].value, floor)
+    return Gap(
+        loss_training_fine=losses[passes[0]],
+        loss_inference_fine=losses["autoregressive"],
+        loss_coarse=losses["coarse"],
+        gap_nats=gap_nats,
+        gap_percent=found["percent"],
+        losses=losses,
+        gap_to_passes={mode: found[f"gap {mode}"] for mode in passes},
+        numerical_floor=floor,
+        verdict=verdict,
+        verdict_unit=unit,
+        verdict_reason=reason,
+        num_samples=len(per_sample),
+        num_tokens=int(per_sample["num_tokens"].sum()),
+        skipped=tuple(skipped),
+    )
+
+
+def judge(gap_nats: Estimate, gap_percent: Estimate, training_loss: float, floor: float | None) -> tuple[str, str, str]:
+    """The verdict (small, moderate or large, if the whole interval says so), its unit and its reason.
+
+    The size of the gap is judged, whatever its sign: under 5% small, over 15% large. Where the interval
+    crosses a border the verdict names the classes it spans. Where the training loss is under
+    NEAR_ZERO_LOSS, percentages of it mislead; the gap is then judged in nats a token, at 0.05 and 0.15
+    (unit "nats" and not "percent").
+    """
+    in_nats = training_loss < NEAR_ZERO_LOSS
+    gap, unit, scale = (gap_nats, "nats a token", 0.01) if in_nats else (gap_percent, "%", 1.0)
+    nearest = 0.0 if gap.low <= 0 <= gap.high else min(abs(gap.low), abs(gap.high))
+    farthest = max(abs(gap.low), abs(gap.high))
+    classes = [_size(nearest, scale), _size(farthest, scale)]
+    names = ("small", "moderate", "large")
+    spanned = names[names.index(classes[0]) : names.index(classes[1]) + 1]
+    verdict = spanned[0] if len(spanned) == 1 else "not resolved: " + " or ".join(spanned)
+    reason = f"interval {gap.low:+.3g} to {gap.high:+.3g} {unit}, borders {SMALL * scale:g} and {LARGE * scale:g}"
+    if in_nats:
+        reason += f"; judged in nats, since the training loss of {training_loss:.3g} is nearly zero"
+    if floor is not None and max(abs(gap_nats.low), abs(gap_nats.high)) <= floor:
+        reason += f"; below the numerical floor of {floor:.1e} nats a token, so it is noise"
+    return verdict, "nats" if in_nats else "percent", reason
+
+
+def _size(gap: float, scale: float) -> str:
+    return "small" if gap < SMALL * scale else "moderate" if gap <= LARGE * scale else "large"
+
+
+# ---- the whole evaluation ----------------------------------------------------------------------------
+
+
+def shard_bounds(num_samples: int, batch_size: int, shard: int, num_shards: int) -> tuple[int, int]:
+    """Start and stop of part `shard` (1 to num_shards) of the samples, made of whole batches.
+
+    Whole batches, so that a sample meets the same batch-mates and rounds to the same digits however many
+    parts there are. A part may be empty (start = stop) where there are more parts than batches.
+    """
+    if not 1 <= shard <= num_shards:
+        raise ValueError(f"shard {shard} of {num_shards} is asked for; it must lie between 1 and {num_shards}")
+    batches = -(-num_samples // batch_size)
+    first, last = (batches * (shard - 1)) // num_shards, (batches * shard) // num_shards
+    return min(first * batch_size, num_samples), min(last * batch_size, num_samples)
+
+
+def open_evaluation(
+    checkpoint: str | Path, data: Mapping[str, Any], dtype: str | None = None, device: str = "auto"
+) -> tuple[FoveatedVLM, Videos]:
+    """A checkpoint's model and the videos it is evaluated on.
+
+    data: what `open_videos` takes; of videos on disk, the checkpoint says what its captions are read with (its
+    tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
+    dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}; it must be null or one of {', '.join(DTYPES)}")
+    stored_in = getattr(torch, dtype) if dtype else None
+    model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
+    if data.get("kind") not in FILE_KINDS:
+        return model, open_videos(data)
+    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
+    positions = model.config.text_config.max_position_embeddings
+    positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
+    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint), positions)
+
+
+def evaluate_inference_gap(
+    model: FoveatedVLM,
+    videos: Videos,
+    table: str | Path,
+    num_samples: int | None = None,
+    batch_size: int = 32,
+    num_fine: Sequence[int] = (1, 2, 3),
+    seed: int = 0,
+    floor_samples: int = 64,
+    shards: Sequence[str | Path] = (),
+    progress: bool = True,
+) -> Gap:
+    """Evaluate a model on the first `num_samples` of some videos, and write the per-sample table (Parquet).
+
+    table: the file to write, see `samples.py`. num_samples: None takes them all, and 512 of procedural ones.
+    num_fine: numbers of fine passes to score; the first is the training mode. seed: of the bootstrap.
+    floor_samples: how many samples are evaluated again in float64 for the numerical floor (0: none; MPS has no
+    float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
+    else is scored here, and they are joined.
+    """
+    table = Path(table)
+    count = _count_samples(videos, num_samples)
+    if count < 2:
+        raise ValueError(f"num_samples is {count}; an interval needs at least 2")
+    if shards:
+        join_samples(shards, table, count)
+    else:
+        rows = score_batches(model, videos, 0, count, batch_size, num_fine, progress)
+        write_samples(table, rows, sample_schema(scored_modes(num_fine)))
+    scored, floor = read_samples(table), None
+    if floor_samples:
+        floor = numerical_floor(model, videos, scored, batch_size, num_fine[0], min(floor_samples, count))
+    return summarize_gap(scored, floor, seed=seed, skipped=read_skipped(table))
+
+
+def score_shard(
+    model: FoveatedVLM,
+    videos: Videos,
+    table: str | Path,
+    shard: int,
+    num_shards: int,
+    num_samples: int | None = None,
+    batch_size: int = 32,
+    num_fine: Sequence[int] = (1, 2, 3),
+) -> None:
+    """Score part `shard` (1 to num_shards) of an evaluation and write its table; arguments as there."""
+    start, stop = shard_bounds(_count_samples(videos, num_samples), batch_size, shard, num_shards)
+    rows = score_batches(model, videos, start, stop, batch_size, num_fine)
+    write_samples(Path(table), rows, sample_schema(scored_modes(num_fine)))
+
+
+def _count_samples(videos: Videos, num_samples: int | None) -> int:
+    """How many samples are evaluated; ValueError where there are not so many."""
+    if isinstance(videos, ProceduralVideos):
+        return PROCEDURAL_SAMPLES if num_samples is None else num_samples
+    if num_samples is not None and num_samples > len(videos):
+        raise ValueError(f"num_samples is {num_samples}, but there are {len(videos)} videos; null takes them all")
+    return len(videos) if num_samples is None else num_samples
+
+
+def write_gap(
+    path: Path,
+    gap: Gap,
+    table: str | Path,
+    parameters: dict[str, Any],
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write `path` (JSON): the gap, means by position from its per-sample table, parameters, training.
+
+    `parameters` are what the caller evaluated with; they are what a later reader checks. `training`: what
+    to say of the checkpoint's training beyond its own training.json, or against it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "schema": GAP_SCHEMA,
+        "parameters": parameters,
+        **asdict(gap),
+        "by_position": position_losses(table).to_dict("records"),
+        "query_distance_by_frame": query_distances(table).to_dict("records"),
+        "training": read_training(parameters["checkpoint"]) | (training or {}),
+        "torch": torch.__version__,
+    }
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def format_gap(gap: Gap) -> str:
+    """The gap for a terminal, a few lines."""
+    lines = [
+        f"{name:<22}{value.value:9.4f}   [{value.low:.4f}, {value.high:.4f}] nats a token"
+        for name, value in {
+            "loss_training_fine": gap.loss_training_fine,
+            "loss_inference_fine": gap.loss_inference_fine,
+            "loss_coarse": gap.loss_coarse,
+        }.items()
+    ]
+    nats, percent = gap.gap_nats, gap.gap_percent
+    lines.append(f"{'gap':<22}{nats.value:+9.4f}   [{nats.low:+.4f}, {nats.high:+.4f}] nats a token")
+    lines.append(f"{'':<22}{percent.value:+9.2f}   [{percent.low:+.2f}, {percent.high:+.2f}] % of loss_training_fine")
+    if gap.numerical_floor is not None:
+        lines.append(f"{'numerical floor':<22}{gap.numerical_floor:9.1e}   nats a token")
+    lines.append(f"{'verdict':<22}{gap.verdict} ({gap.verdict_reason})")
+    lines.append(f"{gap.num_samples} samples, {gap.num_tokens} tokens, 95% intervals by paired bootstrap over samples")
+    if gap.skipped:
+        lines.append(f"{len(gap.skipped)} samples skipped:")
+        lines += [f"  {skipped.sample}, {skipped.name}: {skipped.reason}" for skipped in gap.skipped[:SHOWN_SKIPPED]]
+        lines += ["  ... (all of them are in the result)"] if len(gap.skipped) > SHOWN_SKIPPED else []
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""How long a panel takes to redraw after a widget has moved, in the kernel: without the way to the browser and back.
+
+As a command, `fvlm bench-panel` times the tuning panel on a recording.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ipywidgets
+
+from fvlm_lib.panels.tuning_panel import PATCH_SIZES, TuningPanel
+from fvlm_lib.screens.tuning import compare_patches
+from fvlm_lib.timing import summarize_times, time_in_turn
+
+
+def moves(widget: ipywidgets.Widget, places: Iterable[Any]) -> Callable[[], None]:
+    """A call that sets the widget to the next of the places, round and round; the panel redraws before it returns."""
+    following = itertools.cycle(places)
+
+    def move() -> None:
+        widget.value = next(following)
+
+    return move
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fvlm bench-panel",
+        description="Time what the tuning panel computes and draws when threshold, metric, reference or frame are "
+        "moved, and apart from it how long reading and comparing the frames takes, once. Last line: JSON.",
+        epilog="example: fvlm bench-panel --sequence fade --patch-size 8",
+    )
+    parser.add_argument("--folder", default="data/screens", help="of recordings, default %(default)s")
+    parser.add_argument("--sequence", default="jupyter", help="the recording, default %(default)s")
+    parser.add_argument("--patch-size", type=int, choices=PATCH_SIZES, default=16, help="pixels, default %(default)s")
+    parser.add_argument("--repeats", type=int, default=50, help="moves of each widget, default %(default)s")
+    args = parser.parse_args(argv)
+    panel = TuningPanel(args.folder, args.sequence)
+    if panel.sequence.value is None:
+        print(f"{parser.prog}: {html.unescape(re.sub('<[^>]*>', '', panel.message.value))}", file=sys.stderr)
+        return 2
+    panel.patch_size.value = args.patch_size
+    start = time.perf_counter()
+    compare_patches(panel.sequence.value, args.patch_size, lambda items, **_: items)
+    once = time.perf_counter() - start
+    frames = len(panel.steps)
+    calls = {
+        "threshold": moves(panel.threshold, [0.005 * step for step in range(1, 41)]),
+        "metric": moves(panel.metric, ["mean", "max"]),
+        "reference": moves(panel.reference, ["previous", "encoded"]),
+        "frame": moves(panel.player.frame, range(1, frames)),
+    }
+    table = summarize_times(time_in_turn(calls, args.repeats), "threshold")[["n", "ms", "ms_q1", "ms_q3"]]
+    size = " x ".join(map(str, panel.sequence.value[0].shape[:2]))
+    print(f"{args.sequence}: {frames} frames of {size} pixels, {panel.steps[0][0].mask.size} patches; redraw, ms")
+    print(table.round(1).to_markdown())
+    print(f"frames read and compared, once for a recording: {once:.1f} s")
+    facts = {"benchmark": "panel", "sequence": args.sequence, "patch_size": args.patch_size, "once_s": round(once, 2)}
+    print(json.dumps(facts | {str(name): row.round(2).to_dict() for name, row in table.iterrows()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The vision towers that recordings are measured on: loaded, with the size and normalisation of their frames.
+
+How a tower is walked is the subject of the wing `vision/`, how long and how wrong it is that of `measure.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
+
+from fvlm_lib.errors import CheckpointError
+from fvlm_lib.foveated.checkpoints import load_checkpoint
+
+OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+RANDOM_CLIP = "random:clip-vit-large-patch14-336"
+RANDOM_TINY = "random:clip-tiny"
+_RANDOM = {
+    RANDOM_CLIP: CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14,
+    ),
+    RANDOM_TINY: CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=224,
+        patch_size=14,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoadedTower:
+    """A vision tower, the size of its frames in pixels (height, width), and what they are normalised with."""
+
+    name: str
+    model: nn.Module
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def pixel_values(self, frame: np.ndarray) -> Tensor:
+        """A screenshot uint8 (H, W, 3), squashed to the tower's size and normalised: (1, 3, height, width)."""
+        pixels = torch.from_numpy(squash(frame, self.image_size)).permute(2, 0, 1)[None] / 255
+        return (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+
+
+def squash(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A screenshot uint8 (H, W, 3) at the size (height, width) that a tower takes, in whole grey levels as a resized
+    image file has them. Squashed, not cropped: a centre crop would drop the sides of a wide screen."""
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+    pixels = nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
+    return pixels.round().clamp(0, 255)[0].permute(1, 2, 0).byte().numpy()
+
+
+def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTower:
+    """A vision tower: the folder of a foveated checkpoint (its DINOv2), a random one (RANDOM_CLIP, RANDOM_TINY: for
+    times; the errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads.
+
+    image_size (height, width): for towers that take any; None is the tower's own. Only a hub id that is no
+    folder touches the network. Raises CheckpointError where there is no tower to be had.
+    """
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    if spec in _RANDOM:
+        torch.manual_seed(0)
+        model: Any = CLIPVisionModel(_RANDOM[spec]).eval()
+        size = model.config.image_size
+        return LoadedTower(spec, model, (size, size), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    if spec.startswith("random:"):
+        raise CheckpointError(f"there is no {spec}; known are {', '.join(_RANDOM)}")
+    folder = Path(spec)
+    config_file = folder / "config.json"
+    if config_file.exists() and json.loads(config_file.read_text()).get("model_type") == "fvlm":
+        foveated = load_checkpoint(folder)
+        model, mean, std = foveated.encoder.dino, tuple(foveated.config.image_mean), tuple(foveated.config.image_std)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(spec, local_files_only=folder.is_dir())
+            whole = AutoModel.from_pretrained(spec, local_files_only=folder.is_dir()).eval()
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{spec} is no vision tower that can be loaded ({str(error).splitlines()[0]})"
+            ) from error
+        model = getattr(whole, "vision_model", whole) if hasattr(config, "vision_config") else whole
+        mean, std = _normalisation(folder)
+    own = model.config.image_size
+    height, width = image_size or ((own, own) if isinstance(own, int) else own)
+    return LoadedTower(spec, model, (int(height), int(width)), mean, std)
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the tower's own processor normalises with; CLIP's where the folder does not say."""
+    file = folder / "preprocessor_config.json"
+    if not file.exists():
+        return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    content = json.loads(file.read_text())
+    return tuple(content["image_mean"]), tuple(content["image_std"])

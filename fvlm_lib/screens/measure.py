@@ -1,0 +1,262 @@
+"""Time and error of encoding policies on a sequence of screenshots, beside the model's own full encode.
+
+`measure_policies` encodes every frame by each policy in turn and by the tower itself, in one run, and returns
+one row a frame and policy. What a policy does is `differential.py`'s subject, how a time is taken `timing.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fvlm_lib.data.screens import ScreenSequence
+from fvlm_lib.screens.loaded_towers import LoadedTower
+from fvlm_lib.stats import bootstrap, ratio
+from fvlm_lib.timing import timed
+from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, Reference, default_limit
+from fvlm_lib.vision.differential import DifferentialVisionEncoder
+from fvlm_lib.vision.patches import Metric, expand_mask, patch_grid
+from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vision.updates import Propagate
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One way of encoding a stream, by name. Fields as in `DifferentialVisionEncoder`; `partial_updates` False
+    treats the tower as one without any."""
+
+    name: str
+    diff_threshold: float = DEFAULT_THRESHOLD
+    metric: Metric = "max"
+    reference: Reference = "encoded"
+    propagate: Propagate = "none"
+    tolerance: float | None = None
+    max_changed_patches: int | None = None
+    patch_size: int | None = None
+    skip_small_updates: bool = False
+    partial_updates: bool = True
+    pack_weights: bool = False
+
+
+def policies(
+    tolerances: Sequence[float], pack_weights: bool = False, settings: DifferentialSettings | None = None
+) -> list[Policy]:
+    """The policies to compare: whole-frame caching by exact match, as inference servers do; published
+    pseudocode (mean difference to the last frame, small changes skipped); partial updates, `none` and `gated`.
+    Of the settings, the partial updates take what says which patches changed, and their limit."""
+    settings = settings or DifferentialSettings()
+    updated = Policy(
+        "none", settings.diff_threshold, settings.metric, settings.reference, pack_weights=pack_weights,
+        max_changed_patches=settings.max_changed_patches, patch_size=settings.patch_size,
+    )  # fmt: skip
+    found = [
+        Policy("exact match", diff_threshold=0.0, max_changed_patches=0, partial_updates=False),
+        Policy(
+            "pseudocode", diff_threshold=0.02, metric="mean", reference="previous", skip_small_updates=True,
+            partial_updates=False,
+        ),
+        updated,
+    ]  # fmt: skip
+    return found + [
+        replace(updated, name=f"gated {tolerance:g}", propagate="gated", tolerance=tolerance)
+        for tolerance in tolerances
+    ]
+
+
+class _Opaque(nn.Module):
+    """A tower with its architecture hidden, so that no adapter finds it."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.tower(pixel_values).last_hidden_state
+
+
+@torch.no_grad()
+def measure_policies(
+    tower: LoadedTower, sequence: ScreenSequence, compared: Sequence[Policy], progress: bool = True
+) -> pd.DataFrame:
+    """Encode a sequence by every policy and in full, frame by frame in turn; one row a frame and policy.
+
+    Columns: sequence, tower; height, width, patch_size (pixels, of the frames as the tower sees them); policy,
+    diff_threshold, metric, reference, max_changed_patches (as in force), tolerance (NaN if none); frame, path,
+    changed, total (patches), ms, ms_full (the tower's own encode of the same frame, measured beside), error_mean,
+    error_p95, error_max (over patch tokens, relative L2 to the full encode), cosine_min, drift (largest difference
+    of a pixel from the one its token was computed from, as a fraction of the range).
+    """
+    patch = int(tower.model.config.patch_size)  # type: ignore[union-attr, arg-type]
+    limit = default_limit(patch_grid(*tower.image_size, patch))
+    encoders = {policy: _encoder(tower, policy, patch) for policy in compared}
+    sources: dict[Policy, Tensor] = {}  # the pixels that each token was computed from
+    std = torch.tensor(tower.std).view(3, 1, 1)
+    tower.model(tower.pixel_values(sequence[0]))  # warm-up
+    rows = []
+    for index in tqdm(range(len(sequence)), desc=f"{sequence.name}", unit="frame", disable=not progress):
+        pixels = tower.pixel_values(sequence[index])
+        full, ms_full = timed(lambda: tower.model(pixels).last_hidden_state)  # noqa: B023 called at once
+        for policy, encoder in encoders.items():
+            (tokens, stats), ms = timed(lambda: encoder.encode(pixels, return_stats=True))  # noqa: B023
+            seen = expand_mask(stats.encoded, *tower.image_size, patch)
+            sources[policy] = torch.where(seen, pixels, sources.get(policy, pixels))
+            rows.append(
+                {
+                    "sequence": sequence.name,
+                    "tower": tower.name,
+                    "height": tower.image_size[0],
+                    "width": tower.image_size[1],
+                    "patch_size": patch,
+                    "policy": policy.name,
+                    "diff_threshold": policy.diff_threshold,
+                    "metric": policy.metric,
+                    "reference": policy.reference,
+                    "max_changed_patches": limit if policy.max_changed_patches is None else policy.max_changed_patches,
+                    "tolerance": policy.tolerance,
+                    "frame": index,
+                    "path": stats.path,
+                    "changed": stats.changed_patches,
+                    "total": stats.num_patches,
+                    "ms": ms,
+                    "ms_full": ms_full,
+                    **token_errors(tokens[0, -stats.num_patches :], full[0, -stats.num_patches :]),
+                    "drift": ((pixels - sources[policy]) * std).abs().max().item(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def token_errors(tokens: Tensor, exact: Tensor) -> dict[str, float]:
+    """How far tokens (P, D) are from exact ones: relative L2 a token (mean, 95th percentile, largest), and the
+    smallest cosine. Computed in float64."""
+    tokens, exact = tokens.double(), exact.double()
+    error = (tokens - exact).norm(dim=-1) / exact.norm(dim=-1)
+    cosine = nn.functional.cosine_similarity(tokens, exact, dim=-1)
+    return {
+        "error_mean": error.mean().item(),
+        "error_p95": error.quantile(0.95).item(),
+        "error_max": error.max().item(),
+        "cosine_min": cosine.min().item(),
+    }
+
+
+def _encoder(tower: LoadedTower, policy: Policy, patch: int) -> DifferentialVisionEncoder:
+    return DifferentialVisionEncoder(
+        tower.model if policy.partial_updates else _Opaque(tower.model),
+        patch_size=policy.patch_size if policy.partial_updates else patch,
+        diff_threshold=policy.diff_threshold,
+        metric=policy.metric,
+        max_changed_patches=policy.max_changed_patches,
+        skip_small_updates=policy.skip_small_updates,
+        reference=policy.reference,
+        propagate=policy.propagate,
+        tolerance=policy.tolerance,
+        image_mean=tower.mean,
+        image_std=tower.std,
+        pack_weights=policy.pack_weights,
+    )
+
+
+SETTING_COLUMNS = ["height", "width", "patch_size", "diff_threshold", "metric", "reference", "max_changed_patches"]
+
+
+def read_measured(folder: str | Path, sequence: str) -> pd.DataFrame:
+    """What the benchmark has measured on a recording, one row a policy and result file of the folder.
+
+    Columns of `summarize_policies` and besides: file, tolerance and the SETTING_COLUMNS that it was measured at.
+    Raises ValueError, saying what makes it, where the recording was not measured, or a file is of an older schema.
+    """
+    tables = []
+    for file in sorted(Path(folder).glob("*.parquet")):
+        try:
+            rows = pd.read_parquet(file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read ({error}); remove it and run `bash run.sh`") from error
+        if missing := [name for name in ("sequence", "policy", *SETTING_COLUMNS) if name not in rows]:
+            raise ValueError(
+                f"{file} is of an older schema, without {', '.join(missing)}; `bash run.sh` makes the batch's results "
+                "anew, one of a notebook run by hand is to be removed"
+            )
+        if len(rows := rows[rows["sequence"] == sequence]):
+            measured_at = rows.groupby(["tower", "policy"], sort=False)[["tolerance", *SETTING_COLUMNS]].first()
+            tables.append(summarize_policies(rows).join(measured_at, on=["tower", "policy"]).assign(file=file.name))
+    if not tables:
+        raise ValueError(f"{folder} has no measurement of {sequence}; `bash run.sh` makes those of config/demo.yaml")
+    return pd.concat(tables, ignore_index=True)
+
+
+def measured_at(
+    measured: pd.DataFrame, settings: DifferentialSettings, size: tuple[int, int], patch_size: int
+) -> pd.DataFrame:
+    """Of `read_measured`, the partial updates that were measured at these settings, whatever their tolerance, on
+    frames of this size (height, width) seen in patches of this size."""
+    limit = settings.max_changed_patches
+    values = {
+        "height": size[0],
+        "width": size[1],
+        "patch_size": patch_size,
+        "diff_threshold": settings.diff_threshold,
+        "metric": settings.metric,
+        "reference": settings.reference,
+        "max_changed_patches": default_limit(patch_grid(*size, patch_size)) if limit is None else limit,
+    }
+    same = measured["policy"].str.match("none|gated")
+    for name, value in values.items():
+        same &= measured[name] == value
+    return measured[same]
+
+
+def summarize_policies(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median speed-up and error of each policy over a table's frames after the first of each sequence.
+
+    Columns: n, ms and ms_full (mean a frame), speedup (median of ms_full / ms, with quartiles _q1, _q3),
+    total_speedup (of all frames together), error_mean (mean over frames), error_max (largest), drift (largest),
+    cached / partial / full / skipped shares of frames.
+    """
+    later = rows[rows["frame"] > 0].copy()
+    later["ratio"] = later["ms_full"] / later["ms"]
+    grouped = later.groupby(["tower", "policy"], sort=False)
+    table = pd.DataFrame(
+        {
+            "n": grouped.size(),
+            "ms": grouped["ms"].mean(),
+            "ms_full": grouped["ms_full"].mean(),
+            "speedup": grouped["ratio"].median(),
+            "speedup_q1": grouped["ratio"].quantile(0.25),
+            "speedup_q3": grouped["ratio"].quantile(0.75),
+            "total_speedup": grouped["ms_full"].sum() / grouped["ms"].sum(),
+            "error_mean": grouped["error_mean"].mean(),
+            "error_max": grouped["error_max"].max(),
+            "drift": grouped["drift"].max(),
+        }
+    )
+    for path in ("cached", "partial", "full", "skipped"):
+        table[path] = grouped["path"].agg(lambda paths, path=path: (paths == path).mean())
+    return table.reset_index()
+
+
+def bootstrap_policies(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """`summarize_policies`, with 95% intervals of total_speedup and error_mean as columns _low and _high.
+
+    Whole recordings are resampled, for frames of one recording are alike; of few recordings the intervals are
+    rather too narrow. NaN where there is but one.
+    """
+    table = summarize_policies(rows).set_index(["tower", "policy"])
+    later = rows[rows["frame"] > 0].assign(frames=1)
+    statistics = {"total_speedup": ratio("ms_full", "ms"), "error_mean": ratio("error_mean", "frames")}
+    for name in statistics:
+        table[[f"{name}_low", f"{name}_high"]] = np.nan
+    for which, of_policy in later.groupby(["tower", "policy"]):
+        sums = of_policy.groupby("sequence")[["ms_full", "ms", "error_mean", "frames"]].sum()
+        if len(sums) > 1:
+            columns = {str(name): column.to_numpy() for name, column in sums.items()}
+            for name, estimate in bootstrap(columns, statistics, seed=seed).items():
+                table.loc[which, [f"{name}_low", f"{name}_high"]] = [estimate.low, estimate.high]
+    return table.reset_index()

@@ -1,0 +1,356 @@
+"""Vision transformers opened at their layers: encode frames into a `PatchCache`, look into it with a query.
+
+The arithmetic of a pre-norm ViT block stands here once; an adapter says where an architecture of transformers
+keeps its parts (CLIP, SigLIP, SigLIP 2, DINOv2 with and without registers). A cache of one frame that is
+updated where patches changed is in `updates.py`. This module knows nothing of language models and videos.
+
+Throughout: L blocks, D width of the ViT, P tokens of a frame (G global tokens such as CLS and registers, then
+the patches in reading order), H heads, d = D / H. Leading dimensions `...` are any (batch, or batch and time).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPVisionModel,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    Siglip2VisionModel,
+    SiglipVisionModel,
+)
+
+from fvlm_lib.vision.packing import FewRowsLinears, few_rows_copy, packable
+
+# ---- towers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parts of one pre-norm ViT block: x + scale1(attention(norm1(x))), then x + scale2(mlp(norm2(x)))."""
+
+    norm1: nn.Module
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    scale1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    scale2: nn.Module
+    num_heads: int
+    qkv_proj: Callable[[Tensor], list[Tensor]] | None = None  # the first three as one
+
+    def heads(self, states: Tensor) -> Tensor:
+        """(..., P, D) -> (..., H, P, d)"""
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (..., H, P, d) of the block's input x (..., P, D)."""
+        normed = self.norm1(x)
+        return self.heads(self.k_proj(normed)), self.heads(self.v_proj(normed))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (..., P, D), not yet cut into heads, of the block's input x (..., P, D)."""
+        normed = self.norm1(x)
+        if self.qkv_proj is not None:
+            q, k, v = self.qkv_proj(normed)
+            return q, k, v
+        return self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The block's output from its input x (..., P, D) and the attention's result (..., P, D)."""
+        x = x + self.scale1(self.o_proj(attended))
+        return x + self.scale2(self.mlp(self.norm2(x)))
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A ViT taken apart: frames (N, C, height, width) -> embed -> (N, P, D) -> blocks -> final_norm.
+
+    embeddings: frames -> (N, P, D), with positions. Affine in the pixels: what a patch adds to its row of the
+    blank frame's embeddings is project_patches: (n, C, patch_h, patch_w) -> (n, D).
+    image_size: (height, width) of the frames, None if any multiple of the patch size will do.
+    packed: whether the blocks' weights are packed.
+    """
+
+    embeddings: Callable[[Tensor], Tensor]
+    project_patches: Callable[[Tensor], Tensor]
+    pre_norm: nn.Module
+    blocks: tuple[Block, ...]
+    final_norm: nn.Module
+    num_global_tokens: int
+    patch_size: tuple[int, int]
+    num_channels: int
+    image_size: tuple[int, int] | None
+    packed: bool = False
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """The first block's input (N, P, D) of frames (N, C, height, width)."""
+        return self.pre_norm(self.embeddings(pixel_values))
+
+
+def open_tower(
+    model: nn.Module,
+    read_layer: int | None = None,
+    *,
+    interpolate_pos_encoding: bool = False,
+    pack_weights: bool | None = None,
+) -> Tower:
+    """The parts of a transformers vision model; shares its weights, so training it trains the model.
+
+    read_layer: which of transformers' `hidden_states` the tower's tokens are, as in LLaVA's
+    `vision_feature_layer` (-2: one block before the end); the blocks above are left out. None is its
+    `last_hidden_state`, behind the final norm except for CLIP, which has none there.
+    interpolate_pos_encoding: let CLIP and SigLIP take frames of any size, as their argument of that name
+    does; SigLIP 2 and DINOv2 always do.
+    pack_weights: None for the model's own layers. False and True are for updates on a CPU, in which products
+    have few rows (see `packing.py`): False takes no memory, True packs copies of the blocks' weights, as much
+    memory again, that do not follow later training; CPU and float32 only, elsewhere a warning is logged and
+    `Tower.packed` is False.
+
+    SigLIP 2 takes frames here and patchifies them itself; its (pixel_values, pixel_attention_mask,
+    spatial_shapes) inputs pad several resolutions to one length, and a single frame needs no padding.
+    Raises TypeError for an architecture without an adapter, ValueError for a layer that it does not have.
+    """
+    if isinstance(model, Dinov2Model | Dinov2WithRegistersModel):
+        tower = _open_dinov2(model)
+    elif isinstance(model, CLIPVisionModel | SiglipVisionModel):
+        tower = _open_clip_or_siglip(model, interpolate_pos_encoding)
+    elif isinstance(model, Siglip2VisionModel):
+        tower = _open_siglip2(model)
+    else:
+        raise TypeError(
+            f"no adapter for the vision model {type(model).__name__}; there is one for CLIPVisionModel, "
+            "SiglipVisionModel, Siglip2VisionModel, Dinov2Model and Dinov2WithRegistersModel"
+        )
+    if read_layer is not None:
+        layers = len(tower.blocks)
+        if not -layers - 1 <= read_layer <= layers:
+            raise ValueError(f"read_layer is {read_layer}; the model has hidden states {-layers - 1} to {layers}")
+        blocks = tower.blocks[: read_layer % (layers + 1)]
+        tower = dataclasses.replace(tower, blocks=blocks, final_norm=nn.Identity())
+    if pack_weights is not None:
+        packed = pack_weights and packable(tower.blocks)
+        blocks = tuple(_few_rows_block(block, packed) for block in tower.blocks)
+        tower = dataclasses.replace(tower, blocks=blocks, packed=packed)
+    return tower
+
+
+def _open_dinov2(model: Any) -> Tower:
+    blocks = tuple(
+        Block(
+            norm1=layer.norm1,
+            q_proj=layer.attention.q_proj,
+            k_proj=layer.attention.k_proj,
+            v_proj=layer.attention.v_proj,
+            o_proj=layer.attention.o_proj,
+            scale1=layer.layer_scale1,
+            norm2=layer.norm2,
+            mlp=layer.mlp,
+            scale2=layer.layer_scale2,
+            num_heads=model.config.num_attention_heads,
+        )
+        for layer in model.encoder.layer
+    )
+    convolution = model.embeddings.patch_embeddings.projection
+    return Tower(
+        embeddings=model.embeddings,
+        project_patches=lambda patches: F.linear(patches.flatten(1), convolution.weight.flatten(1)),
+        pre_norm=nn.Identity(),
+        blocks=blocks,
+        final_norm=model.layernorm,
+        num_global_tokens=1 + getattr(model.config, "num_register_tokens", 0),
+        patch_size=convolution.kernel_size,
+        num_channels=convolution.in_channels,
+        image_size=None,
+    )
+
+
+def _open_clip_or_siglip(model: Any, interpolate: bool) -> Tower:
+    clip = isinstance(model, CLIPVisionModel)
+    convolution = model.embeddings.patch_embedding
+    return Tower(
+        embeddings=lambda pixels: model.embeddings(pixels, interpolate_pos_encoding=interpolate),
+        project_patches=lambda patches: F.linear(patches.flatten(1), convolution.weight.flatten(1)),
+        pre_norm=model.pre_layrnorm if clip else nn.Identity(),
+        blocks=_clip_blocks(model),
+        final_norm=nn.Identity() if clip else model.post_layernorm,
+        num_global_tokens=int(clip),
+        patch_size=convolution.kernel_size,
+        num_channels=convolution.in_channels,
+        image_size=None if interpolate else (model.config.image_size,) * 2,
+    )
+
+
+def _open_siglip2(model: Any) -> Tower:
+    patch, channels = model.config.patch_size, model.config.num_channels
+
+    def embeddings(pixels: Tensor) -> Tensor:
+        grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        patches = pixels.unflatten(3, (grid[1], patch)).unflatten(2, (grid[0], patch))  # (N, C, gh, ph, gw, pw)
+        patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (N, gh gw, ph pw C)
+        return model.embeddings(patches, torch.tensor([grid] * len(pixels)))
+
+    return Tower(
+        embeddings=embeddings,
+        project_patches=lambda patches: F.linear(
+            patches.permute(0, 2, 3, 1).flatten(1), model.embeddings.patch_embedding.weight
+        ),
+        pre_norm=nn.Identity(),
+        blocks=_clip_blocks(model),
+        final_norm=model.post_layernorm,
+        num_global_tokens=0,
+        patch_size=(patch, patch),
+        num_channels=channels,
+        image_size=None,
+    )
+
+
+def _clip_blocks(model: Any) -> tuple[Block, ...]:
+    return tuple(
+        Block(
+            norm1=layer.layer_norm1,
+            q_proj=layer.self_attn.q_proj,
+            k_proj=layer.self_attn.k_proj,
+            v_proj=layer.self_attn.v_proj,
+            o_proj=layer.self_attn.out_proj,
+            scale1=nn.Identity(),
+            norm2=layer.layer_norm2,
+            mlp=layer.mlp,
+            scale2=nn.Identity(),
+            num_heads=model.config.num_attention_heads,
+        )
+        for layer in model.encoder.layers
+    )
+
+
+def _few_rows_block(block: Block, pack: bool) -> Block:
+    return dataclasses.replace(
+        block,
+        qkv_proj=FewRowsLinears(block.q_proj, block.k_proj, block.v_proj, pack=pack),
+        o_proj=few_rows_copy(block.o_proj, pack),
+        mlp=few_rows_copy(block.mlp, pack),
+    )
+
+
+# ---- the cache ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a gated update keeps of one block, for every token of one frame.
+
+    inputs: (P, D) the block's input for which its query, key and value were computed.
+    queries: (P, D).
+    attended, logsumexp: (P, D), (1, H, P, 1) attention over the present keys and values, and its normaliser.
+    used: (P, D) the attention result for which the rest of the block was computed.
+    change: (P, D) the block's output minus its input, as last computed.
+    gain: root mean square gain of the output projection: how far attention moves the residual stream.
+    """
+
+    inputs: Tensor
+    queries: Tensor
+    attended: Tensor
+    logsumexp: Tensor
+    used: Tensor
+    change: Tensor
+    gain: float
+
+
+@dataclass(frozen=True)
+class PatchCache:
+    """Keys and values of every frame's tokens at the layers that a query walks.
+
+    keys, values: one tensor (..., H, P, d) a layer, in walking order. `num_global_tokens` of the P tokens
+    come first and are not patches. Memory: 2 · layers · P · D · bytes an element, a frame.
+
+    The cache of `encode_frame` holds one frame, leading dimension 1, and what `update` needs besides:
+    blank: (P, D) embeddings of an all-zero frame, before any norm.
+    output: (P, D) the tokens; `read` gives a copy.
+    gates: one `Gate` a layer for gated updates, else empty.
+    Memory: (2 L + 2) · P · D elements, and L · P · (5 D + H) more with gates.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    num_global_tokens: int
+    blank: Tensor | None = None
+    output: Tensor | None = None
+    gates: tuple[Gate, ...] = ()
+
+    def frame(self, t: int) -> PatchCache:
+        """The cache of frame t of a cache with leading dimensions (B, T); views, no copies."""
+        return PatchCache(
+            tuple(k[:, t] for k in self.keys), tuple(v[:, t] for v in self.values), self.num_global_tokens
+        )
+
+    def read(self) -> Tensor:
+        """A copy (1, P, D) of the tokens of the one frame that `encode_frame` or `update` put here last."""
+        if self.output is None:
+            raise ValueError("the cache holds no tokens; only the caches of encode_frame do")
+        return self.output[None].clone()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the cache."""
+        tensors = [*self.keys, *self.values, self.blank, self.output]
+        tensors += [value for gate in self.gates for value in vars(gate).values()]
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = None) -> PatchCache:
+    """Encode frames (..., 3, height, width) into the cache of the last `num_query_layers` layers (None: all).
+
+    For looks alone, with gradients: of the last layer only keys and values are computed, since no query sees
+    that layer's own output. `encode_frame` is for updates.
+    """
+    leading = pixel_values.shape[:-3]
+    x = tower.embed(pixel_values.flatten(0, -4))  # (N, P, D)
+    first = len(tower.blocks) - (num_query_layers or len(tower.blocks))
+    keys, values = [], []
+    for i, block in enumerate(tower.blocks):
+        k, v = block.keys_values(x)
+        if i >= first:
+            k, v = k.contiguous(), v.contiguous()  # once here, not in every look
+            keys.append(k.unflatten(0, leading))
+            values.append(v.unflatten(0, leading))
+        if i + 1 < len(tower.blocks):
+            q = block.heads(block.q_proj(block.norm1(x)))
+            attended = F.scaled_dot_product_attention(q, k, v)  # (N, H, P, d)
+            x = block.finish(x, attended.transpose(-3, -2).flatten(-2))
+    return PatchCache(tuple(keys), tuple(values), tower.num_global_tokens)
+
+
+def look(
+    tower: Tower, cache: PatchCache, query: Tensor, output_attentions: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A query's walk through the layers of the cache: it attends to the patches, they never see it.
+
+    query (..., D) with the cache's leading dimensions, or (..., N, D) for N queries that look at the same frame
+    and do not see each other. Returns the foveated token (..., D), or (..., N, D), after the final norm, and
+    with `output_attentions` per layer the attention over the frame's tokens (..., H, P), or (..., N, H, P),
+    rows summing to 1, else ().
+    """
+    single = query.ndim == cache.keys[0].ndim - 2
+    x = query.unsqueeze(-2) if single else query  # (..., N, D)
+    attentions = []
+    for block, k, v in zip(tower.blocks[-len(cache.keys) :], cache.keys, cache.values, strict=True):
+        q = block.heads(block.q_proj(block.norm1(x)))  # (..., H, N, d)
+        # the fast kernels take four dimensions, and read the keys where they lie
+        folded = [part.reshape(-1, *part.shape[-3:]) for part in (q, k, v)]
+        attended = F.scaled_dot_product_attention(folded[0], folded[1], folded[2]).reshape(q.shape)
+        x = block.finish(x, attended.transpose(-3, -2).flatten(-2))
+        if output_attentions:
+            scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (..., H, N, P)
+            attentions.append(torch.softmax(scores, dim=-1).transpose(-3, -2))
+    token = tower.final_norm(x)
+    if single:
+        return token.squeeze(-2), tuple(attention.squeeze(-3) for attention in attentions)
+    return token, tuple(attentions)

@@ -1,0 +1,300 @@
+"""Command line: frames through a LLaVA- or FastVLM-style model, one answer a frame, differential encoding on.
+
+Here are the options, what they may not say together, and what is made of them. What happens to a frame is
+`stream.py`'s subject, how answers are written and resumed `answers.py`'s, `--benchmark` `bench.py`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from tqdm import tqdm
+
+from fvlm_lib.data.screens import ScreenSequence, read_frame, read_sequence, read_sequences
+from fvlm_lib.devices import pick_device
+from fvlm_lib.vision.differential import DifferentialVisionEncoder
+from fvlm_lib.vision.settings import DifferentialSettings, read_settings
+from fvlm_lib.vlm.answers import answer_sequences, format_statistics, open_output
+from fvlm_lib.vlm.bench import format_answers, format_frame, measure_answers, summarize_answers
+from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
+from fvlm_lib.vlm.vlms import VLM, Fit, load_vlm
+
+SETTINGS_FILE = Path("config/differential.yaml")
+# option -> field of DifferentialSettings
+_SETTINGS = {
+    "diff_threshold": "diff_threshold",
+    "diff_max_changed_patches": "max_changed_patches",
+    "diff_patch_size": "patch_size",
+    "diff_propagate": "propagate",
+    "diff_tolerance": "tolerance",
+    "diff_reference": "reference",
+}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked for what can be known without loading anything.
+
+    Raises ValueError for options that contradict each other.
+    """
+    parser = argparse.ArgumentParser(
+        prog="fvlm-predict",
+        description="Ask a vision-language model about every frame of one or more sequences. Vision tokens of "
+        "patches that did not change are kept, and so is the language model's prefix up to the first changed token.",
+        epilog="examples: fvlm-predict --model llava-hf/llava-1.5-7b-hf --image-dir data/screens/jupyter --output "
+        "answers.jsonl   |   fvlm-predict --model FOLDER --sequence-root data/screens --benchmark",
+    )
+    parser.add_argument(
+        "--model", required=True, help="folder or hub id of a LLaVA 1.5, LLaVA-OneVision or FastVLM model"
+    )
+    given = parser.add_argument_group("frames (one of these)").add_mutually_exclusive_group(required=True)
+    given.add_argument("--image", type=Path, metavar="FILE", help="one image")
+    given.add_argument("--images", type=Path, nargs="+", metavar="FILE", help="a sequence, in this order")
+    given.add_argument("--image-dir", type=Path, metavar="DIR", help="a sequence, in natural order of names")
+    given.add_argument("--sequence-root", type=Path, metavar="DIR", help="a folder of such folders; each starts anew")
+    parser.add_argument("--sequence-limit", type=int, metavar="N", help="only the first N of --sequence-root")
+    parser.add_argument("--skip-bad", action="store_true", help="pass over images that cannot be read, and say so")
+    parser.add_argument(
+        "--fit",
+        choices=get_args(Fit),
+        default="processor",
+        help="how frames are brought to the model's size: as its processor does (may crop the sides off wide screens), "
+        "squashed, or padded; default %(default)s",
+    )
+    asked = parser.add_argument_group("prompt and decoding")
+    asked.add_argument("--prompt", default="Describe what is on the screen.", help="default '%(default)s'")
+    asked.add_argument("--max-new-tokens", type=int, default=32, help="default %(default)s")
+    asked.add_argument("--min-new-tokens", type=int, default=0, help="default %(default)s")
+    asked.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; default %(default)s")
+    asked.add_argument("--top-p", type=float, help="of sampling; default 1")
+    asked.add_argument("--num-beams", type=int, default=1, help="default %(default)s")
+    asked.add_argument("--seed", type=int, default=0, help="of sampling; default %(default)s")
+    kept = parser.add_argument_group("what is kept from frame to frame")
+    kept.add_argument("--disable-differential", action="store_true", help="encode every frame in full")
+    kept.add_argument("--disable-prefix-reuse", action="store_true", help="run the whole prompt for every frame")
+    kept.add_argument(
+        "--diff-config", type=Path, metavar="FILE", help=f"settings; default {SETTINGS_FILE} if there is one here"
+    )
+    kept.add_argument("--diff-threshold", type=float, help="fraction of the full range; what differs by more changed")
+    kept.add_argument(
+        "--diff-max-changed-patches", type=int, help="more than these are a full encode; default a quarter"
+    )
+    kept.add_argument("--diff-patch-size", type=int, help="pixels; for vision towers that do not say theirs")
+    kept.add_argument(
+        "--diff-skip-small",
+        action="store_true",
+        help="for towers without partial updates: keep all tokens up to --diff-max-changed-patches",
+    )
+    kept.add_argument("--diff-propagate", choices=["gated", "none"], help="recompute tokens that feel a change, or not")
+    kept.add_argument("--diff-tolerance", type=float, help="of gated propagation, relative L2; 0 is exact")
+    kept.add_argument("--diff-reference", choices=["encoded", "previous"], help="what patches are compared with")
+    kept.add_argument("--diff-print-stats", action="store_true", help="totals of paths and changes at the end")
+    parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="auto: as stored, on a CPU float32",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.jsonl", help="one JSON object a frame, written as it comes"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on after the last complete line of --output")
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="time every frame by both ways, differential and full, in turn; a table, and a last line of JSON",
+    )
+    args = parser.parse_args(argv)
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    flags = [*_SETTINGS, "diff_config", "diff_skip_small", "diff_print_stats"]
+    differential = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name) not in (None, False)]
+    contradictions = [
+        (args.disable_differential and differential, ["--disable-differential", *differential[:1]]),
+        (
+            args.diff_propagate == "none" and args.diff_tolerance is not None,
+            ["--diff-propagate none", "--diff-tolerance"],
+        ),
+        (args.top_p is not None and args.temperature == 0, ["--temperature 0", "--top-p"]),
+        (args.resume and args.benchmark, ["--resume", "--benchmark"]),
+        (args.skip_bad and args.benchmark, ["--skip-bad", "--benchmark"]),
+        (
+            args.benchmark and args.disable_differential and args.disable_prefix_reuse,
+            ["--benchmark", "--disable-differential with --disable-prefix-reuse"],
+        ),
+        (args.sequence_limit is not None and not args.sequence_root, ["--sequence-limit", "any but --sequence-root"]),
+    ]
+    for holds, names in contradictions:
+        if holds:
+            raise ValueError(f"{' and '.join(names)} contradict each other; leave one out")
+    if args.resume and not args.output:
+        raise ValueError("--resume needs --output, the file to go on with")
+    if args.output and args.output.exists() and not args.resume:
+        raise ValueError(f"{args.output} exists; go on with it by --resume, or name another --output")
+    smallest = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "sequence_limit": 1, "temperature": 0}
+    for name, least in smallest.items():
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise ValueError(f"--top-p is {args.top_p}; it must be above 0 and at most 1")
+
+
+# ---- from arguments to frames and streams --------------------------------------------------------------
+
+
+def open_sequences(args: argparse.Namespace) -> list[ScreenSequence]:
+    """The sequences that were asked for. Raises ValueError for missing files and folders without images."""
+    if args.image:
+        return [read_sequence([args.image])]
+    if args.images:
+        return [read_sequence(args.images)]
+    if args.image_dir:
+        return [read_sequence(args.image_dir)]
+    return read_sequences(args.sequence_root)[: args.sequence_limit]
+
+
+def open_settings(args: argparse.Namespace) -> DifferentialSettings | None:
+    """The differential settings: defaults, then the settings file, then options; None if that is switched off."""
+    if args.disable_differential:
+        return None
+    settings = DifferentialSettings()
+    if args.diff_config or SETTINGS_FILE.exists():
+        settings = read_settings(args.diff_config or SETTINGS_FILE)
+    given = {field: getattr(args, option) for option, field in _SETTINGS.items() if getattr(args, option) is not None}
+    if given.get("propagate") == "none":
+        given["tolerance"] = None
+    found = replace(settings, **given)
+    if found.propagate == "none" and args.diff_tolerance is not None:
+        raise ValueError(
+            "--diff-tolerance is of gated propagation, which the settings file switches off; add --diff-propagate gated"
+        )
+    return found
+
+
+def notes(vlm: VLM, encoder: DifferentialVisionEncoder | None, frame_size: tuple[int, int], fit: Fit) -> list[str]:
+    """What a user should know before the first answer, in sentences."""
+    found = []
+    height, width = frame_size
+    cut = vlm.share_cut_off(height, width) if fit == "processor" else 0.0
+    if cut > 0.01:
+        found.append(
+            f"the model's processor crops {cut:.0%} of a {width}x{height} frame away; --fit squash or pad keep all"
+        )
+    if encoder and encoder.vision.tower is None:
+        architecture = getattr(encoder.vision.module.config, "architecture", type(encoder.vision.module).__name__)
+        small = (
+            "kept while its changes are small (--diff-skip-small)"
+            if encoder.skip_small_updates
+            else "encoded in full if anything changed"
+        )
+        found.append(f"the vision tower ({architecture}) has no partial updates: a frame is {small}")
+    return found
+
+
+# ---- command line --------------------------------------------------------------------------------------
+
+
+def benchmark(
+    differential: VLMStream,
+    full: VLMStream,
+    sequences: Sequence[ScreenSequence],
+    run: dict[str, Any],
+    output: Path | None,
+) -> None:
+    """Print the table of `vlm_bench` and, as the last line, JSON of it and of the run; a row a frame to `output`."""
+    print("ms of encode + prefill + decode, each frame both ways in turn, after a warm-up")
+    rows = measure_answers(
+        differential, full, sequences, report=lambda row: tqdm.write(format_frame(row), file=sys.stdout)
+    )
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        rows.to_json(output, orient="records", lines=True)
+    summary = summarize_answers(rows)
+    print("\nmedians over frames, quartiles in brackets\n")
+    print(format_answers(summary))
+    where = {"threads": torch.get_num_threads(), "torch": torch.__version__, "processor": platform.processor()}
+    print(json.dumps({"benchmark": "fvlm-predict", **run, **where, "results": summary.round(3).to_dict("records")}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when done, 2 for what the user can put right (said in one sentence on stderr), 130 after Ctrl-C."""
+    try:
+        args = parse_arguments(argv)
+        return run_predict(args)
+    except (ValueError, OSError) as error:
+        print(f"fvlm-predict: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "fvlm-predict: interrupted; an --output keeps what is done, and --resume goes on with it", file=sys.stderr
+        )
+        return 130
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """What `main` does with checked arguments."""
+    sequences = open_sequences(args)
+    settings = open_settings(args)
+    device = pick_device(args.device)
+    dtype = getattr(torch, args.dtype, torch.float32 if device == "cpu" else None)
+    vlm = load_vlm(args.model, device, dtype)
+    encoder = open_encoder(vlm, settings, args.diff_skip_small) if settings else None
+    decoding = Decoding(
+        args.max_new_tokens, args.min_new_tokens, args.temperature, args.top_p or 1.0, args.num_beams, args.seed
+    )
+    reuse_prefix = not args.disable_prefix_reuse
+    stream = VLMStream(vlm, args.prompt, encoder, reuse_prefix=reuse_prefix, fit=args.fit, decoding=decoding)
+    for note in notes(vlm, encoder, _first_size(sequences), args.fit):
+        print(f"note: {note}", file=sys.stderr)
+    run = {
+        "model": args.model,
+        "prompt": args.prompt,
+        "fit": args.fit,
+        "decoding": asdict(decoding),
+        "differential": {**asdict(settings), "skip_small_updates": args.diff_skip_small} if settings else None,
+        "reuse_prefix": reuse_prefix,
+        "device": device,
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+    }
+    if args.benchmark:
+        full = VLMStream(vlm, args.prompt, None, reuse_prefix=False, fit=args.fit, decoding=decoding)
+        benchmark(stream, full, sequences, run, args.output)
+    else:
+        with contextlib.ExitStack() as stack:
+            output, done = None, 0
+            if args.output:
+                output, done = open_output(args.output, run, sequences, args.resume)
+                stack.enter_context(output)
+            answer_sequences(sequences, stream, output, done, args.skip_bad)
+    if args.diff_print_stats and encoder:
+        print(format_statistics(encoder.statistics))
+    return 0
+
+
+def _first_size(sequences: Sequence[ScreenSequence]) -> tuple[int, int]:
+    """(height, width) of the first frame that can be read. Raises ValueError if none can."""
+    problem: ValueError | None = None
+    for file in (file for sequence in sequences for file in sequence.files):
+        try:
+            height, width = read_frame(file).shape[:2]
+            return height, width
+        except ValueError as error:
+            problem = problem or error
+    raise ValueError(f"none of the images can be read: {problem}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

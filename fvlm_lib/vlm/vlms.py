@@ -1,0 +1,158 @@
+"""Vision-language models of transformers, taken frame by frame: loading, frames to pixels, prompts, embeddings.
+
+What the known architectures have in common is all that a stream needs: a screenshot becomes `pixel_values`, the
+vision tower's tokens take the place of the prompt's image token, and the language model goes on from embeddings.
+How tokens are encoded is `differential.py`'s subject, how a stream is answered `stream.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from fvlm_lib.errors import CheckpointError, first_line
+from fvlm_lib.foveated.checkpoints import loading_problems, quiet_transformers
+
+ARCHITECTURES = ("llava", "llava_onevision", "fast_vlm")
+Fit = Literal["processor", "squash", "pad"]
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model of transformers with its processor.
+
+    LLaVA-OneVision's frames are taken as a single crop each, as its processor does where a prompt has several
+    images; behind an image's tokens its language model sees one newline embedding.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the frames that the vision tower sees."""
+        size = self._crop_size or self.processor.image_processor.size
+        edge = size.get("shortest_edge")
+        return (edge, edge) if edge else (size["height"], size["width"])
+
+    @property
+    def _crop_size(self) -> Any:
+        images = self.processor.image_processor
+        return images.crop_size if getattr(images, "do_center_crop", False) else None
+
+    def share_cut_off(self, height: int, width: int) -> float:
+        """Which share of a frame's pixels the model's own processor crops away."""
+        images = self.processor.image_processor
+        edge = images.size.get("shortest_edge")
+        if not (self._crop_size and edge) or getattr(images, "do_pad", False):
+            return 0.0
+        scale = edge / min(height, width)
+        kept = [min(1.0, crop / (side * scale)) for crop, side in zip(self.image_size, (height, width), strict=True)]
+        return 1.0 - kept[0] * kept[1]
+
+    def pixel_values(self, frame: np.ndarray, fit: Fit = "processor") -> Tensor:
+        """A screenshot uint8 (H, W, 3) as the model's processor makes it: float32 (1, 3, height, width).
+
+        fit: "processor" leaves resizing and cropping to the processor; "squash" and "pad" bring the whole frame to
+        the tower's size first, distorted or with black borders, so that nothing is cropped away.
+        """
+        image = Image.fromarray(frame)
+        height, width = self.image_size
+        if fit == "squash":
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        elif fit == "pad":
+            image = ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC)
+        # two images in one prompt: then LLaVA-OneVision's processor makes a single crop of each
+        images = [[image, image]] if self.model.config.model_type == "llava_onevision" else image
+        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        pixels = pixels[:1, 0] if pixels.ndim == 5 else pixels
+        return pixels.to(self.model.device, torch.float32)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a question about one image, by the processor's chat template; one id stands for the image.
+
+        A prompt that already has the image token in it is taken as it is. Raises ValueError for a prompt with two
+        of them, and where there is neither template nor image token.
+        """
+        image_token = self.processor.image_token
+        text = prompt
+        if image_token not in prompt:
+            if not self.processor.chat_template:
+                raise ValueError(
+                    f"the processor of {self.name} has no chat template; write the whole prompt, with {image_token} "
+                    "where the image belongs"
+                )
+            content = [{"type": "image"}, {"type": "text", "text": prompt}]
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        tokenizer = self.processor.tokenizer
+        begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
+        count = ids.count(self.model.config.image_token_id)
+        if count != 1:
+            raise ValueError(f"the prompt has {count} image tokens ({image_token}); it must have one")
+        return ids
+
+    def embed(self, prompt_ids: list[int], tokens: Tensor) -> Tensor:
+        """The prompt's embeddings (1, L, D) with the image's tokens (1, P, D) where its id stands."""
+        place = prompt_ids.index(self.model.config.image_token_id)
+        ids = torch.tensor([prompt_ids], device=self.model.device)
+        embeds = self.model.get_input_embeddings()(ids)
+        return torch.cat([embeds[:, :place], tokens.to(embeds), embeds[:, place + 1 :]], dim=1)
+
+
+def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -> VLM:
+    """A LLaVA 1.5, LLaVA-OneVision or FastVLM model by folder or hub id, in eval mode, strictly.
+
+    dtype: None as stored. Only a hub id that is no folder touches the network; nothing executes code of a file.
+
+    Raises CheckpointError for a folder that has no model or no processor, an architecture that is not known, a
+    damaged file, and any weight that is missing, unexpected or of another shape.
+    """
+    local = Path(name).is_dir()
+    if not local and (Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1):
+        raise CheckpointError(f"there is no folder {name}; name a model's folder, or a hub id such as OWNER/MODEL")
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    config = _read(name, "config", lambda: AutoConfig.from_pretrained(name, **options))
+    if config.model_type not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{name} is of the architecture {config.model_type!r}; known are {', '.join(ARCHITECTURES)}"
+        )
+    processor: Any = _read(name, "processor", lambda: AutoProcessor.from_pretrained(name, **options))
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise CheckpointError(
+            f"{name} has no processor for images and text; save it there with processor.save_pretrained"
+        )
+    with quiet_transformers():
+        model, info = _read(
+            name,
+            "model",
+            lambda: AutoModelForImageTextToText.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed, and raised below
+                **options,
+            ),
+        )
+    if problems := loading_problems(info):
+        raise CheckpointError(f"{name}: the weights do not fit the config ({problems})")
+    return VLM(name, model.to(device).eval(), processor)
+
+
+def _read(name: str, part: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # transformers raises a dozen kinds for what a folder may lack
+        raise CheckpointError(f"{name} has no {part} that can be loaded ({first_line(error)})") from error

@@ -1,0 +1,371 @@
+"""The batch: its config is checked, its pitfalls are closed, and a run's failure is that run's alone.
+
+The Snakefile runs here for real, on a copy of the project's folder with two tiny evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from captioned import write_folder
+from conftest import DEMO, ROOT
+
+from fvlm_lib.batch.config import read_batch
+from fvlm_lib.batch.runs import run_status
+from fvlm_lib.data.files import data_stamp, matching_files
+from fvlm_lib.gap.gap import evaluate_inference_gap, open_evaluation
+from fvlm_lib.gap.results import gap_file
+from fvlm_lib.vision.settings import DifferentialSettings, write_settings
+
+GAP = {
+    "data": {"kind": "procedural", "split": "test"}, "num_samples": 8, "batch_size": 4, "num_fine": [1],
+    "dtype": None, "device": "cpu", "seed": 0, "floor_samples": 2,
+}  # fmt: skip
+CHECKPOINTS = {"early": str(DEMO / "S-S" / "step_0100"), "late": str(DEMO / "S-S" / "step_3000")}
+
+
+# ---- the config --------------------------------------------------------------------------------------
+
+
+def test_the_demo_config_is_right_and_its_files_exist():
+    batch = read_batch(yaml.safe_load((ROOT / "config" / "demo.yaml").read_text()))
+    assert len(batch.checkpoints) == 12
+    for path in batch.checkpoints.values():
+        assert (ROOT / path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoints": {}}, "lists no checkpoints"),
+        ({"checkpoints": {"a": "x", "b": "./x"}}, r"a and b are the same folder, \./x"),
+        ({"checkpoints": {"a/b": "x"}}, "'a/b' is no id"),
+        ({"checkpoints": {"a": None}}, "a has the path None"),
+        ({"checkpoints": {"a": {"path": "x", "steps": 3}}}, "unknown key 'steps'"),
+        ({"gap": {**GAP, "samples": 3}}, "unknown key 'samples'"),
+        ({"gap": {k: v for k, v in GAP.items() if k != "seed"}}, "gap lacks seed"),
+        ({"gap": {**GAP, "data": "procedural"}}, "gap has data 'procedural'"),
+        ({"shards": 0}, "shards is 0"),
+        ({"shard": 2}, "unknown key 'shard'"),
+        ({"differential": {"changes": {}}}, "unknown key 'changes'; known are sequences, settings, towers"),
+        ({"differential": {"settings": {"metric": "max"}}}, "settings is .*must be a file"),
+        ({"differential": {"settings": "nowhere.yaml"}}, "no settings file nowhere.yaml"),
+    ],
+)
+def test_a_wrong_config_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        read_batch({"checkpoints": {"a": "x"}, "gap": GAP, **change})
+
+
+def test_what_the_config_says_of_a_training_overrides():
+    entry = {"path": "x", "name": "mine", "step": 7}
+    batch = read_batch({"checkpoints": {"a": entry}, "gap": GAP})
+    assert batch.training["a"] == {"name": "mine", "step": 7}
+    assert batch.gap_parameters("a") == {"checkpoint": "x", **GAP}
+
+
+def test_files_match_in_the_pattern_s_order(tmp_path):
+    for name in ("b.tar", "a0.tar", "a1.tar"):
+        (tmp_path / name).touch()
+    found = matching_files([f"{tmp_path}/b.tar", f"{tmp_path}/a{{1,0}}.tar", f"{tmp_path}/a*.tar"])
+    assert [Path(file).name for file in found] == ["b.tar", "a1.tar", "a0.tar", "a0.tar", "a1.tar"]
+
+
+def test_the_data_s_stamp_changes_with_the_data(tmp_path):
+    assert data_stamp(GAP["data"]) == ""
+    (tmp_path / "captions.jsonl").write_text("1")
+    (tmp_path / "0.tar").write_text("1")
+    for kind, path, file in (("folder", "", "captions.jsonl"), ("webdataset", "/*.tar", "0.tar")):
+        data = {"kind": kind, "path": f"{tmp_path}{path}"}
+        before = data_stamp(data)
+        assert data_stamp(data) == before
+        (tmp_path / file).write_text("12")
+        assert data_stamp(data) != before
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "folder", "path": "nowhere"}, "config: data: .*nowhere/captions.jsonl"),
+        ({"kind": "webdataset", "path": "no-{0..3}.tar"}, r"config: data: no file matches 'no-0.tar' \(of 'no-"),
+        ({"kind": "webdataset"}, "has the path None"),
+    ],
+)
+def test_data_that_is_not_there_is_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        data_stamp(data, "config")
+
+
+# ---- the Snakefile -----------------------------------------------------------------------------------
+
+
+def project(folder: Path, checkpoints: dict[str, str] = CHECKPOINTS, **config) -> Path:
+    """A folder with the batch's files, and `config.yaml`."""
+    for name in ("Snakefile", "notebooks", "profiles"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    configure(folder, checkpoints, **config)
+    return folder
+
+
+def configure(folder: Path, checkpoints: dict[str, str], **config) -> None:
+    content = {"checkpoints": checkpoints, "gap": GAP | config.pop("gap", {}), "scaling": {"num_bootstrap": 5}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**content, **config}))
+
+
+def command(*arguments: str) -> list[str]:
+    snakemake = str(Path(sys.executable).with_name("snakemake"))
+    return [snakemake, "--profile", "profiles/local", "--configfile", "config.yaml", *arguments]
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def planned(folder: Path) -> set[str]:
+    """The jobs that a run would run: outputs of a dry run, by file name."""
+    done = snakemake(folder, "-n", "--quiet", "--summary")
+    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    return {Path(row[0]).name for row in rows[1:] if "no update" not in row[-1]}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A finished batch of two checkpoints, each scored in two shards."""
+    folder = project(tmp_path_factory.mktemp("batch"), shards=2)
+    completed = snakemake(folder)
+    assert completed.returncode == 0, completed.stderr
+    return folder
+
+
+@pytest.fixture
+def batch(done, tmp_path) -> Path:
+    """A copy of the finished batch that a test may change; a copied project is as up to date as before."""
+    return Path(shutil.copytree(done, tmp_path / "batch", copy_function=shutil.copy2))
+
+
+def test_a_batch_writes_all_that_is_promised(done):
+    for name in ("gap_table.csv", "gap_table.md", "scaling_fits.json", "findings.md"):
+        assert (done / "results" / name).stat().st_size > 0
+    for name in ("training_loss", "inference_loss"):
+        assert len(pd.read_csv(done / "results" / name / "points.csv")) == 2
+    for name in ("gap_analysis.png", "gap_analysis.pdf", "scaling_laws.png", "scaling_laws.pdf", "gap/late.png"):
+        assert (done / "plots" / name).stat().st_size > 1000
+    for name in ("gap_training", "gap_passes", "mode_losses", "position_losses", "scaling_laws"):
+        facts = json.loads((done / "plots" / "paper" / f"{name}.json").read_text())
+        assert all((done / "plots" / "paper" / file).stat().st_size > 1000 for file in facts["files"])
+        assert facts["n"]["evaluation samples"] == 8
+        assert facts["sources"][0] == "results/gap_table.csv"
+    for name in ("gap_table", "scaling_fits"):
+        assert "\\toprule" in (done / "results" / "paper" / f"{name}.tex").read_text()
+    table = pd.read_csv(done / "results" / "gap_table.csv")
+    assert table["id"].tolist() == ["early", "late"]
+    result = json.loads((done / gap_file("late")).read_text())
+    assert result["parameters"] == {"checkpoint": CHECKPOINTS["late"], **GAP}
+    samples = pd.read_parquet(done / "results" / "gap" / "late.parquet")
+    assert samples["sample"].tolist() == list(range(8))
+
+
+def test_run_again_nothing_is_to_be_done(batch):
+    again = snakemake(batch)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_one_shard_gives_the_same_numbers_to_the_last_digit(done, tmp_path):
+    folder = project(tmp_path, {"late": CHECKPOINTS["late"]})
+    assert snakemake(folder, "--", gap_file("late")).returncode == 0
+    whole, parts = (json.loads((where / gap_file("late")).read_text()) for where in (folder, done))
+    assert whole == parts
+
+
+def test_one_more_checkpoint_runs_that_one_and_the_aggregation(batch):
+    configure(batch, {**CHECKPOINTS, "middle": str(DEMO / "S-S" / "step_1000")}, shards=2)
+    jobs = planned(batch)
+    assert {"middle.json", "gap_table.csv", "findings.md"} <= jobs
+    assert not any(name.startswith(("early", "late")) for name in jobs)
+
+
+def test_other_parameters_run_everything_anew(batch):
+    configure(batch, CHECKPOINTS, gap={"num_samples": 12}, shards=2)
+    assert {"early.json", "late.json", "early.1-of-2.parquet", "gap_table.csv"} <= planned(batch)
+
+
+def test_changed_code_of_a_notebook_runs_what_depends_on_it(batch):
+    assert planned(batch) == set()
+    notebook = batch / "notebooks" / "scaling_analysis.ipynb"
+    content = json.loads(notebook.read_text())
+    content["cells"][0]["source"] = ["# another title"]
+    notebook.write_text(json.dumps(content))
+    assert planned(batch) == set()
+    content["cells"][-1]["source"].append("\n1 + 1")
+    notebook.write_text(json.dumps(content))
+    jobs = planned(batch)
+    assert "gap_table.csv" in jobs
+    assert not any(name.startswith(("early", "late")) for name in jobs)
+
+
+def test_a_changed_setting_runs_the_changed_patches_alone(tmp_path):
+    """What the panel writes is what the batch runs with; the benchmark stays as it is."""
+    settings = tmp_path / "differential.yaml"
+    write_settings(settings, DifferentialSettings())
+    idle = tmp_path / "idle"
+    idle.mkdir()
+    for file in sorted((ROOT / "data" / "screens" / "idle").glob("frame_000[01].png")):
+        shutil.copy(file, idle)
+    tower = {"tower": str(DEMO / "S-S" / "step_3000"), "image_size": [32, 32], "tolerances": [0.0]}
+    differential = {"settings": str(settings), "sequences": {"idle": str(idle)}, "towers": {"demo": tower}}
+    (tmp_path / "batch").mkdir()
+    folder = project(tmp_path / "batch", {}, differential=differential)
+    assert snakemake(folder).returncode == 0
+    assert planned(folder) == set()
+    write_settings(settings, DifferentialSettings(), "another comment")
+    assert planned(folder) == set()
+
+    write_settings(settings, DifferentialSettings(diff_threshold=0.3, patch_size=100, max_changed_patches=7))
+    again = planned(folder)
+    assert {"idle.parquet", "idle.npz", "idle.png"} <= again
+    assert not any("--" in name for name in again)  # of the benchmark
+    assert snakemake(folder).returncode == 0
+    assert pd.read_parquet(folder / "results" / "changes" / "idle.parquet")["total"].tolist() == [8 * 13] * 2
+    run = json.loads((folder / "papermill_runs" / "changes_idle.run.json").read_text())
+    assert {"threshold": 0.3, "patch_size": 100, "max_changed_patches": 7}.items() <= run["parameters"].items()
+
+
+def test_a_lost_intermediate_is_made_again(batch):
+    """Else the old table would pass for up to date after a failed re-run has deleted a result."""
+    (batch / gap_file("late")).unlink()
+    assert {"late.json", "gap_table.csv"} <= planned(batch)
+
+
+def test_a_failed_run_leaves_its_notebook_and_the_others_their_results(tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(CHECKPOINTS["late"], broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:1000])
+    (tmp_path / "batch").mkdir()
+    checkpoints = {"broken": str(broken), "nowhere": "nowhere", "early": CHECKPOINTS["early"]}
+    folder = project(tmp_path / "batch", checkpoints)
+    failed = snakemake(folder)
+    assert failed.returncode != 0
+    assert (folder / gap_file("early")).exists()
+    for name, reason in (("broken", "weights cannot be read"), ("nowhere", "no checkpoint folder nowhere")):
+        assert not (folder / gap_file(name)).exists()
+        assert (folder / "papermill_runs" / f"gap_{name}.ipynb").exists()
+        assert run_status(folder / "papermill_runs" / f"gap_{name}.run.json") == "failed"
+        assert reason in failed.stdout + failed.stderr
+    assert not (folder / "results" / "gap_table.csv").exists()
+    report = subprocess.run(
+        [sys.executable, "-m", "fvlm_lib", "report", "config.yaml"], cwd=folder, capture_output=True, text=True
+    )
+    assert report.returncode == 1
+    assert "| S-S" in report.stdout
+    assert "no result for nowhere" in report.stdout
+
+    (broken / "model.safetensors").write_bytes(weights)
+    configure(folder, {key: checkpoints[key] for key in ("broken", "early")})
+    assert "early.json" not in planned(folder)
+    assert snakemake(folder).returncode == 0
+
+
+def test_killed_and_started_again_only_what_was_running_is_lost(tmp_path):
+    folder = project(tmp_path)
+    process = subprocess.Popen(
+        command("--cores", "1"), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    results = [folder / gap_file(name) for name in CHECKPOINTS]
+    runs = [folder / "papermill_runs" / f"gap_{name}.run.json" for name in CHECKPOINTS]
+    deadline = time.monotonic() + 120
+    while not (any(path.exists() for path in results) and all(path.exists() for path in runs)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = next(path for path in results if path.exists())
+    before = first.stat().st_mtime_ns
+    assert sum(path.exists() for path in results) == 1
+    assert snakemake(folder, "--unlock").returncode == 0
+    again = snakemake(folder)
+    assert again.returncode == 0, again.stderr
+    assert first.stat().st_mtime_ns == before
+    assert all(path.exists() for path in results)
+
+
+def test_killed_among_shards_only_the_running_ones_are_lost(tmp_path):
+    """kill -9 when a shard is finished; run again, the table is that of one shard and no finished one is repeated."""
+    write_folder(tmp_path, 8)
+    gap = {"data": {"kind": "folder", "path": str(tmp_path)}, "num_samples": None, "batch_size": 2}
+    late = {"late": CHECKPOINTS["late"]}
+    (tmp_path / "sharded").mkdir()
+    folder = project(tmp_path / "sharded", late, gap=gap, shards=4)
+    process = subprocess.Popen(
+        command("--cores", "1", "--", gap_file("late")), cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    shards = folder / "results" / "gap" / "shards"
+    deadline = time.monotonic() + 120
+    while len(list(shards.glob("*.parquet"))) < 2:  # one is surely finished, the second may be
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    finished = sorted(shards.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)[:1]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = [path.stat().st_mtime_ns for path in finished]
+    assert not (folder / gap_file("late")).exists()
+    assert snakemake(folder, "--unlock").returncode == 0
+    again = snakemake(folder, "--", gap_file("late"))
+    assert again.returncode == 0, again.stderr
+    assert [path.stat().st_mtime_ns for path in finished] == before
+
+    result = json.loads((folder / gap_file("late")).read_text())
+    whole = tmp_path / "whole.parquet"
+    model, videos = open_evaluation(late["late"], gap["data"])
+    measured = evaluate_inference_gap(model, videos, whole, None, 2, [1], floor_samples=2, progress=False)
+    assert {name: result[name] for name in asdict(measured)} == json.loads(json.dumps(asdict(measured)))
+    tables = [pd.read_parquet(path) for path in (whole, folder / "results" / "gap" / "late.parquet")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert tables[0]["sample"].tolist() == list(range(8))
+
+
+def test_a_result_of_other_parameters_stops_the_aggregation(batch):
+    result = batch / gap_file("late")
+    content = json.loads(result.read_text())
+    content["parameters"]["num_samples"] = 99
+    result.write_text(json.dumps(content))
+    failed = snakemake(batch)
+    assert failed.returncode != 0
+    assert "was made with num_samples = 99, the config says 8" in failed.stdout + failed.stderr
+
+
+def test_data_that_is_not_there_stops_the_batch_with_one_sentence(tmp_path):
+    folder = project(tmp_path, gap={"data": {"kind": "webdataset", "path": "data/test-{000..007}.tar"}})
+    failed = snakemake(folder, "-n")
+    assert failed.returncode != 0
+    assert "config.yaml: data: no file matches 'data/test-000.tar'" in failed.stdout + failed.stderr
+
+
+def test_a_missing_checkpoint_is_named_before_anything_runs(tmp_path):
+    planned_only = snakemake(project(tmp_path, {"a": "nowhere"}), "-n")
+    assert planned_only.returncode == 0
+    assert planned_only.stderr.count("checkpoint a: there is no nowhere") == 1
+
+
+def test_a_wrong_config_stops_with_one_sentence(tmp_path):
+    folder = project(tmp_path, {"a": "x", "b": "x"})
+    failed = snakemake(folder)
+    assert failed.returncode != 0
+    assert "a and b are the same folder" in failed.stdout + failed.stderr

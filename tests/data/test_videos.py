@@ -1,0 +1,145 @@
+"""The procedural videos: what is drawn is what the caption says, reproducibly, and nothing else leaks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from fvlm_lib.data.videos import CELL, COLOURS, ProceduralVideos, open_videos
+from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+
+CLEAN = ProceduralVideos(noise_std=0.0)
+
+
+def cell(frame: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    return frame[:, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+
+
+def target_path(words: list[str], videos: ProceduralVideos) -> list[tuple[int, int]]:
+    """Where the target is in each frame, from the caption's first two words: there, and back."""
+    direction, lane, last = words[0], int(words[1][4:]), videos.grid - 1
+    there = list(range(videos.grid))
+    along = (there + there[::-1]) * videos.num_frames
+    along = along[: videos.num_frames]
+    if direction in ("left", "up"):
+        along = [last - a for a in along]
+    return [(lane, a) if direction in ("right", "left") else (a, lane) for a in along]
+
+
+@pytest.mark.parametrize("videos", [CLEAN, ProceduralVideos(noise_std=0.0, num_objects=9, grid=5, num_frames=12)])
+def test_the_caption_is_what_the_target_shows(videos):
+    batch = videos.batch(0, 40)
+    tokenizer = videos.tokenizer()
+    for frames, ids in zip(batch["pixel_values"], batch["input_ids"], strict=True):
+        words = tokenizer.decode(ids).split()
+        assert words[-1] == "<eos>"
+        assert len(words) == videos.num_frames + 2
+        path = target_path(words, videos)
+        for t in range(1, videos.num_frames):
+            index = COLOURS.index(words[1 + t])
+            colour = torch.tensor([index >> 2 & 1, index >> 1 & 1, index & 1]) * 2.0 - 1
+            pixels = cell(frames[t], *path[t]).flatten(1).T  # (CELL², 3)
+            shown = pixels[(pixels != 0).any(dim=1)]  # grey is 0
+            assert len(shown) >= 12
+            assert (shown == colour).all(), (words, t)
+
+
+def test_the_cue_shows_the_heading_in_frame_0_only():
+    batch = CLEAN.batch(0, 40)
+    halves = {"right": (..., slice(4, 8)), "left": (..., slice(0, 4)), "down": (slice(4, 8),), "up": (slice(0, 4),)}
+    for frames, ids in zip(batch["pixel_values"], batch["input_ids"], strict=True):
+        words = CLEAN.tokenizer().decode(ids).split()
+        path = target_path(words, CLEAN)
+        half = (slice(None), *halves[words[0]]) if words[0] in ("down", "up") else halves[words[0]]
+        assert (cell(frames[0], *path[0])[half] == 1).all()
+        for t in range(1, 8):
+            assert not (cell(frames[t], *path[t])[half] == 1).all()
+
+
+def test_a_sample_is_the_same_however_batched():
+    videos = ProceduralVideos(seed=3)
+    whole = videos.batch(0, 50)
+    for start, stop in ((0, 1), (15, 17), (7, 50), (31, 33)):
+        part = videos.batch(start, stop)
+        for key in whole:
+            assert torch.equal(part[key], whole[key][start:stop]), (key, start, stop)
+
+
+def test_splits_and_seeds_are_apart():
+    sets = [ProceduralVideos(split=split, seed=seed) for split in ("train", "validation", "test") for seed in (0, 1)]
+    firsts = [videos.batch(0, 4)["pixel_values"] for videos in sets]
+    for i, one in enumerate(firsts):
+        for other in firsts[i + 1 :]:
+            assert not torch.equal(one, other)
+
+
+def test_direction_lane_and_colours_are_uniform():
+    ids = ProceduralVideos(noise_std=0.0).batch(0, 1600)["input_ids"]
+    for column, (first, count) in {0: (2, 4), 1: (6, 4), 2: (10, 8), 8: (10, 8)}.items():
+        counts = torch.bincount(ids[:, column] - first, minlength=count).double()
+        expected = 1600 / count
+        assert ((counts - expected) ** 2 / expected).sum() < 30  # chi², 7 degrees of freedom: p < 1e-4
+
+
+def test_the_blind_floor_is_the_design_s_number():
+    assert math.isclose(ProceduralVideos().blind_loss(), 1.7329, abs_tol=5e-5)
+
+
+def test_a_blind_model_comes_to_the_blind_floor():
+    """Train without pixels: the loss on fresh videos comes to the exact floor."""
+    videos = ProceduralVideos(noise_std=0.0)
+    small = tiny_model().config
+    torch.manual_seed(0)
+    model = FoveatedVLM(
+        FoveatedVLMConfig(
+            vision_config=small.vision_config.to_dict() | {"image_size": 32},
+            text_config=small.text_config.to_dict() | {"vocab_size": len(videos.vocabulary)},
+        )
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def blind_loss(videos: ProceduralVideos, start: int, stop: int) -> torch.Tensor:
+        ids = videos.batch(start, stop)["input_ids"]
+        return model(torch.zeros(len(ids), 2, 3, 32, 32), ids, use_fine=False).loss
+
+    steps = 150
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
+        optimizer.zero_grad()
+        blind_loss(videos, 32 * step, 32 * step + 32).backward()
+        optimizer.step()
+    with torch.no_grad():
+        measured = blind_loss(ProceduralVideos(split="validation", noise_std=0.0), 0, 1000).item()
+    assert abs(measured - videos.blind_loss()) < 0.015
+
+
+def test_the_tokenizer_agrees_with_the_ids():
+    videos = ProceduralVideos()
+    batch = videos.batch(0, 5)
+    texts = videos.tokenizer().batch_decode(batch["input_ids"])
+    assert videos.tokenizer()(texts)["input_ids"] == batch["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "films"}, "films"),
+        ({"kind": "procedural", "colour": 1}, "colour"),
+        ({"kind": "procedural", "split": "dev"}, "dev"),
+        ({"kind": "procedural", "num_frames": 0}, "num_frames 0"),
+        ({"kind": "procedural", "num_objects": 17}, "17"),
+        ({"kind": "procedural", "noise_std": -1.0}, "noise_std"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        open_videos(options)
+
+
+def test_no_samples_is_an_error():
+    with pytest.raises(ValueError, match="samples 3 to 3"):
+        CLEAN.batch(3, 3)

@@ -1,0 +1,142 @@
+"""Training: it learns, resumes to the same weights, and never overwrites."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from fvlm_lib.data.videos import ProceduralVideos
+from fvlm_lib.foveated import train
+from fvlm_lib.foveated.checkpoints import load_checkpoint
+
+TINY = train.TrainingConfig(
+    vision_width=16,
+    vision_heads=2,
+    text_width=16,
+    text_heads=2,
+    text_mlp_width=16,
+    videos={"num_frames": 4},
+    batch_size=4,
+    steps=12,
+    warmup_steps=4,
+    checkpoint_steps=(6, 12),
+    state_every=5,
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder).state_dict()
+
+
+def test_a_run_leaves_checkpoints_and_its_curve(tmp_path):
+    out = tmp_path / "run"
+    train.train(replace(TINY, multi_fine_weight=0.5), out, seed=3, name="tiny")
+    rows = list(csv.DictReader((out / "losses.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert set(rows[0]) == {"step", "learning_rate", "gradient_norm", "loss", "coarse", "fine", "fine_2"}
+    for row in rows:
+        parts = float(row["fine"]) + 0.5 * float(row["coarse"]) + 0.5 * float(row["fine_2"])
+        assert float(row["loss"]) == pytest.approx(parts, rel=1e-4)
+    for step in (6, 12):
+        training = json.loads((out / f"step_{step:04d}" / "training.json").read_text())
+        assert (training["step"], training["seed"], training["name"]) == (step, 3, "tiny")
+        assert training["training_flops"] % step == 0
+        assert training["num_parameters"] == sum(p.numel() for p in load_checkpoint(out / "step_0006").parameters())
+    assert not (out / train.STATE).exists()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    train.train(TINY, tmp_path / "whole", name="tiny")
+
+    class Interrupted(Exception):
+        pass
+
+    original, calls = train.training_loss, []
+
+    def interrupting(*args):
+        calls.append(1)
+        if len(calls) == 9:  # one call counts FLOPs, so this is step 8; the last state is of step 5
+            raise Interrupted
+        return original(*args)
+
+    monkeypatch.setattr(train, "training_loss", interrupting)
+    with pytest.raises(Interrupted):
+        train.train(TINY, tmp_path / "cut", name="tiny")
+    monkeypatch.setattr(train, "training_loss", original)
+    train.train(TINY, tmp_path / "cut", name="tiny")
+    for name, value in weights(tmp_path / "whole" / "step_0012").items():
+        assert torch.equal(value, weights(tmp_path / "cut" / "step_0012")[name]), name
+    assert (tmp_path / "whole" / "losses.csv").read_text() == (tmp_path / "cut" / "losses.csv").read_text()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    out = tmp_path / "run"
+    train.train(TINY, out, name="tiny")
+    with pytest.raises(FileExistsError, match="finished"):
+        train.train(TINY, out, name="tiny")
+    with pytest.raises(ValueError, match="another config or seed"):
+        train.train(TINY, out, seed=1, name="tiny")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="not a training run"):
+        train.train(TINY, tmp_path / "mine", name="tiny")
+
+
+def test_the_loss_falls():
+    config = replace(TINY, learning_rate=1e-2)
+    videos = ProceduralVideos(num_frames=4)
+    model = train.build_model(config, videos, 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss, parts = train.training_loss(model, videos.batch(0, 8), config)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(parts["fine"])
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_batch_starts_near_the_loss_of_guessing():
+    """The initial weights neither explode nor favour a word: about ln(vocabulary) nats a token."""
+    videos = ProceduralVideos()
+    for run in ("S-S", "M-S"):
+        config = train.read_training_config(ROOT / "config" / "ladder.yaml", run)
+        _, parts = train.training_loss(train.build_model(config, videos, 0), videos.batch(0, 16), config)
+        assert 2.5 < parts["fine"] < 4.5
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    config = train.TrainingConfig(learning_rate=1.0, warmup_steps=10, steps=100, checkpoint_steps=(100,))
+    rates = [train.learning_rate_at(step, config) for step in range(100)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[10] == rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match="tiny: the loss is nan at step"):
+        train.train(replace(TINY, learning_rate=1e30, gradient_clip=1e30), tmp_path / "run", name="tiny")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("runs: {A: {}}", "has no run 'B'; it has A"),
+        ("runs: {B: {depth: 3}}", "'depth'; known fields are"),
+        ("runs: {B: {steps: 10}}", "checkpoint_steps has 100"),
+        ("runs: {B: {learning_rate: 0}}", "learning_rate 0"),
+    ],
+)
+def test_a_wrong_config_ends_with_one_sentence(tmp_path, capsys, content, message):
+    (tmp_path / "ladder.yaml").write_text(content)
+    assert train.main([str(tmp_path / "ladder.yaml"), "--run", "B", "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,255 @@
+"""The gap of one checkpoint: sums and counts, intervals, verdicts, shards, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captioned import write_folder, write_tar
+from conftest import DEMO, tiny_model
+
+from fvlm_lib.data.videos import ProceduralVideos
+from fvlm_lib.gap import __main__ as gap_command
+from fvlm_lib.gap import evaluation, gap, samples
+from fvlm_lib.stats import Estimate
+
+VIDEOS = ProceduralVideos(split="test")
+CHECKPOINT = DEMO / "S-S" / "step_3000"
+
+
+@pytest.fixture(scope="module")
+def table(trained, tmp_path_factory):
+    """The per-sample table of 48 samples, as a file."""
+    path = tmp_path_factory.mktemp("table") / "gap.parquet"
+    gap.evaluate_inference_gap(trained, VIDEOS, path, 48, 16, floor_samples=0, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(table) -> pd.DataFrame:
+    return pd.read_parquet(table)
+
+
+def test_losses_are_sums_over_tokens_divided_once(trained, scored):
+    found = gap.summarize_gap(scored)
+    batch = VIDEOS.batch(0, 48)
+    with torch.no_grad():
+        inference = trained.forward_autoregressive(**batch)
+        training = trained.forward_captioning(**batch)
+    assert found.num_tokens == 480
+    assert found.loss_inference_fine.value == pytest.approx(inference.nll.double().sum().item() / 480, abs=1e-6)
+    assert found.loss_training_fine.value == pytest.approx(training.nll.double().sum().item() / 480, abs=1e-6)
+    assert found.gap_nats.value == found.loss_inference_fine.value - found.loss_training_fine.value
+    assert found.gap_percent.value == pytest.approx(100 * found.gap_nats.value / found.loss_training_fine.value)
+
+
+def test_a_long_sample_weighs_as_its_tokens():
+    table = pd.DataFrame({"num_tokens": [1, 9], "nll_coarse": [5.0, 9.0]})
+    table["nll_fine_1"], table["nll_autoregressive"] = table["nll_coarse"], table["nll_coarse"]
+    assert gap.summarize_gap(table).loss_coarse.value == 1.4  # and not the mean of 5 and 1
+
+
+def test_the_gap_keeps_its_sign(scored):
+    swapped = scored.rename(columns={"nll_fine_1": "nll_autoregressive", "nll_autoregressive": "nll_fine_1"})
+    forward, backward = gap.summarize_gap(scored), gap.summarize_gap(swapped[list(scored)])
+    assert forward.gap_nats.value > 0 > backward.gap_nats.value
+    assert backward.gap_nats.value == -forward.gap_nats.value
+
+
+def test_token_losses_add_up_to_the_sample(scored, table):
+    for mode in ("coarse", "fine_1", "fine_3", "autoregressive"):
+        sums = scored[f"token_nll_{mode}"].map(sum)
+        np.testing.assert_allclose(sums, scored[f"nll_{mode}"], rtol=1e-5, atol=1e-6)
+    positions = samples.position_losses(table)
+    coarse = positions[positions["mode"] == "coarse"]
+    assert coarse["count"].tolist() == [48] * 10
+    assert coarse["mean"].mean() == pytest.approx(gap.summarize_gap(scored).loss_coarse.value, abs=1e-6)
+
+
+def test_the_first_query_is_shared_and_later_ones_are_not(table):
+    distances = samples.query_distances(table)
+    assert len(distances) == 8
+    assert distances["mean"][0] == 0
+    assert distances["mean"][2] > 0.01
+
+
+def test_batches_do_not_change_a_loss_in_float64(trained):
+    exact = evaluation.float64_copy(trained)
+    tables = [evaluation.score_videos(exact, VIDEOS, 0, 7, size, (1,), progress=False) for size in (1, 3, 7)]
+    for table in tables[1:]:
+        np.testing.assert_allclose(table["nll_autoregressive"], tables[0]["nll_autoregressive"], atol=1e-9)
+
+
+def test_the_numerical_floor_is_small_and_grows_with_coarser_arithmetic(trained, scored):
+    floor = evaluation.numerical_floor(trained, VIDEOS, scored, 16, 1, 16)
+    assert 0 < floor < 1e-5
+    import copy
+
+    half = copy.deepcopy(trained).bfloat16()
+    rough = evaluation.score_videos(half, VIDEOS, 0, 16, 16, (1,), progress=False)
+    assert evaluation.numerical_floor(half, VIDEOS, rough, 16, 1, 16) > 100 * floor
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 7])
+def test_shards_join_to_the_same_table_to_the_last_digit(trained, scored, table, tmp_path, num_shards):
+    paths = [tmp_path / f"{k}.parquet" for k in range(1, num_shards + 1)]
+    for k, path in enumerate(paths, start=1):  # of 7 parts of 3 batches, 4 are empty
+        gap.score_shard(trained, VIDEOS, path, k, num_shards, num_samples=48, batch_size=16)
+    joined = tmp_path / "joined.parquet"
+    samples.join_samples(paths[::-1], joined, 48)
+    pd.testing.assert_frame_equal(pd.read_parquet(joined), scored, check_exact=True)
+    for read in (samples.position_losses, samples.query_distances, samples.read_samples):
+        pd.testing.assert_frame_equal(read(joined), read(table), check_exact=True)
+
+
+def test_shards_cover_every_sample_once():
+    for count, batch, shards in ((100, 16, 3), (1, 4, 5), (64, 64, 2), (7, 2, 4)):
+        bounds = [gap.shard_bounds(count, batch, k, shards) for k in range(1, shards + 1)]
+        assert [i for start, stop in bounds for i in range(start, stop)] == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("percent", "nats", "loss", "verdict"),
+    [
+        ((1, 2), (0.01, 0.02), 1.0, "small"),
+        ((-2, -1), (-0.02, -0.01), 1.0, "small"),
+        ((6, 14), (0.06, 0.14), 1.0, "moderate"),
+        ((16, 30), (0.16, 0.3), 1.0, "large"),
+        ((-30, -16), (-0.3, -0.16), 1.0, "large"),
+        ((3, 6), (0.03, 0.06), 1.0, "not resolved: small or moderate"),
+        ((-16, 2), (-0.16, 0.02), 1.0, "not resolved: small or moderate or large"),
+        ((-40, 26), (-0.002, 0.0002), 0.002, "small"),  # percent of nothing
+        ((900, 1100), (0.09, 0.11), 0.01, "moderate"),
+    ],
+)
+def test_the_verdict_is_judged_by_the_whole_interval(percent, nats, loss, verdict):
+    middle = [(low + high) / 2 for low, high in (nats, percent)]
+    found, unit, reason = gap.judge(Estimate(middle[0], *nats), Estimate(middle[1], *percent), loss, None)
+    assert found == verdict
+    assert (unit == "nats") == ("judged in nats" in reason) == (loss < gap.NEAR_ZERO_LOSS)
+
+
+def test_a_gap_below_the_floor_is_called_noise():
+    tiny = Estimate(1e-8, -1e-8, 3e-8)
+    assert "noise" in gap.judge(tiny, tiny, 1.0, 1e-7)[2]
+    assert "noise" not in gap.judge(tiny, tiny, 1.0, 1e-9)[2]
+
+
+def test_nan_names_the_sample():
+    model = tiny_model()
+
+    class OneBroken(ProceduralVideos):
+        def batch(self, start, stop):
+            batch = VIDEOS.batch(start, stop)
+            batch["pixel_values"] = batch["pixel_values"][..., :16, :16].clone()
+            batch["input_ids"] = batch["input_ids"].clamp(max=19)
+            for i in range(start, stop):
+                if i == 5:
+                    batch["pixel_values"][i - start] = float("nan")
+            return batch
+
+    with pytest.raises(FloatingPointError, match="coarse loss of sample 5, train-0-5, is nan"):
+        evaluation.score_videos(model, OneBroken(), 0, 8, 4, progress=False)
+
+
+def test_command_line(tmp_path, capsys):
+    output = tmp_path / "gap.json"
+    arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(output), "--num-samples", "16"]
+    assert gap_command.main([*arguments, "--floor-samples", "4", "--num-fine", "1", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "verdict" in printed
+    content = json.loads(output.read_text())
+    assert content["parameters"]["num_fine"] == [1, 8]
+    assert content["losses"]["fine_8"]["value"] == pytest.approx(content["losses"]["autoregressive"]["value"], abs=1e-5)
+    assert content["training"]["step"] == 3000
+    assert len(pd.read_parquet(output.with_suffix(".parquet"))) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "nowhere"], "no checkpoint folder nowhere"),
+        (["--num-samples", "0"], "num_samples is 0"),
+        (["--num-samples", "1"], "num_samples is 1"),
+        (["--num-fine", "0"], "num_fine is (0,)"),
+        (["--data", "{kind: films}"], "films"),
+        (["--data", "{kind: procedural, num_frames: 0}"], "num_frames 0"),
+        (["--shard", "3/2"], "shard 3 of 2"),
+        (["--shard", "half"], "K/N"),
+    ],
+)
+def test_wrong_arguments_end_with_one_sentence(tmp_path, capsys, arguments, message):
+    output = tmp_path / "gap.json"
+    assert gap_command.main(["--checkpoint", str(CHECKPOINT), "--output", str(output), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert error.startswith("gap: ")
+    assert not output.exists()
+
+
+# ---- videos on disk ----------------------------------------------------------------------------------
+
+
+def run(output, data: dict, *arguments: str) -> int:
+    shared = ["--checkpoint", str(CHECKPOINT), "--batch-size", "4", "--num-fine", "1", "--floor-samples", "2"]
+    return gap_command.main([*shared, "--output", str(output), "--data", json.dumps(data), *arguments])
+
+
+def test_a_folder_and_tar_shards_of_the_same_videos_give_the_same_result(tmp_path):
+    write_folder(tmp_path, 10)
+    write_tar(tmp_path, 10)
+    for kind, path in {"folder": str(tmp_path), "webdataset": f"{tmp_path}/{{0..1}}.tar"}.items():
+        assert run(tmp_path / f"{kind}.json", {"kind": kind, "path": path, "max_frames": 8}) == 0
+    one, other = (json.loads((tmp_path / f"{kind}.json").read_text()) for kind in ("folder", "webdataset"))
+    del one["parameters"], other["parameters"]
+    assert one == other
+    assert one["num_samples"] == 10
+    # of videos as long as it was trained on the model knows the captions: it sees them, but for eight bits a colour
+    rows = pd.read_parquet(tmp_path / "folder.parquet").query("num_frames == 8")
+    assert rows["nll_fine_1"].sum() / rows["num_tokens"].sum() < 0.05
+
+
+def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shards(tmp_path, capsys):
+    write_folder(tmp_path, 10)
+    damaged = tmp_path / "5.mkv"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    data = {"kind": "folder", "path": str(tmp_path)}
+    assert run(tmp_path / "whole.json", data) == 2
+    assert "sample 5, 5.mkv: " in capsys.readouterr().err
+    assert not list(tmp_path.glob("whole*"))
+
+    data["skip_bad"] = True
+    assert run(tmp_path / "whole.json", data) == 0
+    printed = capsys.readouterr().out
+    assert "1 samples skipped" in printed
+    assert "5, 5.mkv: " in printed
+    result = json.loads((tmp_path / "whole.json").read_text())
+    assert result["num_samples"] == 9
+    assert [(row["sample"], row["name"]) for row in result["skipped"]] == [(5, "5.mkv")]
+    for k in range(1, 8):
+        assert run(tmp_path / f"{k}.parquet", data, "--shard", f"{k}/7") == 0
+    samples.join_samples([tmp_path / f"{k}.parquet" for k in range(1, 8)], tmp_path / "joined.parquet", 10)
+    whole, joined = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("whole", "joined"))
+    pd.testing.assert_frame_equal(whole, joined, check_exact=True)
+    assert whole["sample"].tolist() == list(range(10))
+    assert whole["skipped"].notna().tolist() == [i == 5 for i in range(10)]
+
+
+def test_a_checkpoint_without_tokenizer_is_named(tmp_path, capsys):
+    write_folder(tmp_path, 2)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).write_bytes((CHECKPOINT / name).read_bytes())
+    data = {"kind": "folder", "path": str(tmp_path)}
+    assert run(tmp_path / "gap.json", data, "--checkpoint", str(checkpoint)) == 2
+    assert f"{checkpoint} has no tokenizer" in capsys.readouterr().err
+
+
+def test_more_samples_than_there_are_is_an_error(tmp_path, capsys):
+    write_folder(tmp_path, 3)
+    assert run(tmp_path / "gap.json", {"kind": "folder", "path": str(tmp_path)}, "--num-samples", "4") == 2
+    assert "num_samples is 4, but there are 3 videos" in capsys.readouterr().err

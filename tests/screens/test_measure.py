@@ -1,0 +1,163 @@
+"""The benchmark of policies: errors are against the full encode, drift against the pixels of the tokens."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import DEMO, ROOT
+
+from fvlm_lib.data.screens import read_sequence
+from fvlm_lib.errors import CheckpointError
+from fvlm_lib.screens import measure
+from fvlm_lib.screens.loaded_towers import LoadedTower, load_tower
+from fvlm_lib.screens.measure import (
+    SETTING_COLUMNS,
+    Policy,
+    bootstrap_policies,
+    measure_policies,
+    policies,
+    read_measured,
+    summarize_policies,
+)
+from fvlm_lib.vision.settings import DifferentialSettings
+
+SCREENS = ROOT / "data" / "screens"
+TOWER = str(DEMO / "S-S-multi" / "step_3000")
+
+
+@pytest.fixture(scope="module")
+def tower() -> LoadedTower:
+    return load_tower(TOWER, (104, 160))
+
+
+def measured(tower, name: str, compared: list[Policy], frames: int | None = None) -> pd.DataFrame:
+    sequence = read_sequence(SCREENS / name)
+    return measure_policies(tower, sequence.head(frames or len(sequence)), compared, progress=False)
+
+
+def test_the_error_falls_with_the_tolerance_and_the_speed_is_paired(tower):
+    rows = measured(tower, "idle", policies([0.1, 0.02, 0.0]), 20)
+    table = summarize_policies(rows).set_index("policy")
+    errors = table.loc[["none", "gated 0.1", "gated 0.02", "gated 0"], "error_mean"].tolist()
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 3 * errors[2]
+    assert table.loc["exact match", "error_max"] < 1e-4
+    assert (rows.groupby("frame")["ms_full"].nunique() == 1).all()
+    assert set(table["n"]) == {19}
+
+
+def test_fade_no_token_is_staler_than_the_threshold_but_for_the_pseudocode(tower):
+    rows = measured(tower, "fade", policies([0.05]))
+    drift = rows.groupby("policy")["drift"].max()
+    assert drift["pseudocode"] > 0.15
+    assert drift["none"] <= 0.05 + 1e-6
+    assert drift["gated 0.05"] <= 0.05 + 1e-6
+    assert drift["exact match"] == 0
+
+
+def test_a_blinking_caret_is_not_missed_at_the_defaults():
+    """At the size and grid of a CLIP at 336, and of the screenshot itself: every blink of every recording."""
+    from fvlm_lib.vision.changes import ChangeTracker, trace_changes
+
+    shrunk = LoadedTower("", torch.nn.Identity(), (336, 336), (0.0,) * 3, (1.0,) * 3)
+    for name in ("idle", "jupyter", "dialog"):
+        sequence = read_sequence(SCREENS / name)
+        changed = [not action["identical_to_previous"] for action in sequence.actions]
+        for frames in (
+            list(sequence),
+            [(255 * shrunk.pixel_values(f)[0]).round().byte().permute(1, 2, 0).numpy() for f in sequence],
+        ):
+            traced = list(trace_changes(frames, 14, ChangeTracker()))
+            for step, different in zip(traced[1:], changed[1:], strict=True):
+                assert (step.path != "cached") == different, (name, step.index, frames[0].shape)
+
+
+def test_token_errors_are_relative_to_each_token():
+    exact = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    errors = measure.token_errors(exact + torch.tensor([[0.0, 0.5], [0.0, 0.0]]), exact)
+    assert errors["error_mean"] == pytest.approx(0.05)
+    assert errors["error_max"] == pytest.approx(0.1)
+    assert errors["cosine_min"] < 1
+
+
+def test_screenshots_are_squashed_and_normalised(tower):
+    frame = np.full((800, 1280, 3), 255, dtype=np.uint8)
+    pixels = tower.pixel_values(frame)
+    assert pixels.shape == (1, 3, 104, 160)
+    assert torch.equal(pixels, torch.ones_like(pixels))  # (1 - 0.5) / 0.5
+
+
+def test_a_transformers_folder_is_a_tower(tmp_path):
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    SiglipVisionModel(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    loaded = load_tower(str(tmp_path))
+    assert (loaded.image_size, loaded.std) == ((32, 32), (0.25,) * 3)
+    rows = measure_policies(loaded, read_sequence(SCREENS / "idle").head(3), policies([0.05]), progress=False)
+    assert set(rows["total"]) == {16}
+
+
+def test_the_partial_updates_are_measured_at_the_settings_and_say_so(tower, tmp_path):
+    settings = DifferentialSettings(0.3, "mean", 7, 8, "previous")
+    rows = measured(tower, "dialog", policies([0.05], settings=settings), 4)
+    rows.to_parquet(tmp_path / "dialog.parquet")
+    measured(tower, "idle", policies([0.05]), 4).to_parquet(tmp_path / "idle.parquet")
+    table = read_measured(tmp_path, "dialog").set_index("policy")
+    assert table.loc["none", SETTING_COLUMNS].tolist() == [104, 160, 8, 0.3, "mean", "previous", 7]
+    assert table.loc["gated 0.05", SETTING_COLUMNS].tolist() == table.loc["none", SETTING_COLUMNS].tolist()
+    assert table.loc["exact match", SETTING_COLUMNS].tolist() == [104, 160, 8, 0.0, "max", "encoded", 0]
+    assert table.loc["gated 0.05", "tolerance"] == 0.05 and np.isnan(table.loc["none", "tolerance"])
+    later = rows[(rows["frame"] > 0) & (rows["policy"] == "none")]
+    assert table.loc["none", "ms"] == pytest.approx(later["ms"].mean())
+    assert table.loc["none", "ms_full"] == pytest.approx(later["ms_full"].mean())
+    default = read_measured(tmp_path, "idle").set_index("policy").loc["none"]
+    assert (default["max_changed_patches"], default["file"]) == (13 * 20 // 4, "idle.parquet")
+    with pytest.raises(ValueError, match="patch_size is 14; the tower's patches"):
+        measured(tower, "idle", policies([], settings=DifferentialSettings(patch_size=14)), 2)
+
+
+def test_missing_and_old_measurements_are_named_with_what_makes_them(tower, tmp_path):
+    with pytest.raises(ValueError, match=r"no measurement of idle; `bash run\.sh`"):
+        read_measured(tmp_path / "nowhere", "idle")
+    rows = measured(tower, "idle", policies([]), 2)
+    rows.drop(columns=["diff_threshold", "height"]).to_parquet(tmp_path / "old.parquet")
+    with pytest.raises(ValueError, match=r"old\.parquet is of an older schema, without height, diff_threshold"):
+        read_measured(tmp_path, "idle")
+    (tmp_path / "old.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"old\.parquet cannot be read"):
+        read_measured(tmp_path, "idle")
+
+
+@pytest.mark.parametrize("spec", ["random:vgg", "no/such/folder/at-all"])
+def test_no_tower_is_an_error(spec, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match=spec):
+        load_tower(spec)
+
+
+def test_intervals_of_policies_are_over_whole_recordings():
+    """Frames of a recording are alike: of two recordings, however long, every resample mean is one of three."""
+    one = {"tower": "t", "policy": "none", "path": "partial", "changed": 1, "total": 4, "error_max": 1.0, "drift": 0.0}
+    rows = pd.DataFrame(
+        [
+            {**one, "sequence": name, "frame": frame, "ms": 1.0, "ms_full": speed, "error_mean": error}
+            for name, speed, error in (("slow", 2.0, 0.1), ("fast", 6.0, 0.3))
+            for frame in range(50)
+        ]
+    )
+    table = bootstrap_policies(rows).iloc[0]
+    shared = summarize_policies(rows)
+    assert table[list(shared)].tolist() == shared.iloc[0].tolist()
+    assert (table["total_speedup_low"], table["total_speedup"], table["total_speedup_high"]) == (2, 4, 6)
+    assert (table["error_mean_low"], table["error_mean_high"]) == (pytest.approx(0.1), pytest.approx(0.3))
+    alone = bootstrap_policies(rows[rows["sequence"] == "fast"]).iloc[0]
+    assert alone["total_speedup"] == 6
+    assert np.isnan(alone["total_speedup_low"])

@@ -1,0 +1,34 @@
+"""`fvlm` runs each command by name, and says what there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from fvlm_lib.__main__ import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_teaches_its_arguments(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0 and "example" in printed
+    assert printed.startswith(f"usage: {'fvlm-predict' if command == 'predict' else f'fvlm {command}'} ")
+
+
+def test_help_lists_the_commands_and_a_wrong_name_is_refused(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in COMMANDS)
+    assert main([]) == 2 and main(["gaps"]) == 2
+    assert "there is no command 'gaps'; there are gap, scaling" in capsys.readouterr().err
+
+
+def test_the_module_and_its_command_are_one(tmp_path):
+    for module in (["fvlm_lib", "gap"], ["fvlm_lib.gap"]):
+        done = subprocess.run([sys.executable, "-m", *module, "--help"], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.startswith("usage: fvlm gap "), done.stderr

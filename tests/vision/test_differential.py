@@ -1,0 +1,400 @@
+"""The differential encoder: its policy, its references, its errors, and what callers can rely on."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from fvlm_lib.vision import differential
+from fvlm_lib.vision.changes import ChangeTracker, choose_path, trace_changes
+from fvlm_lib.vision.differential import DifferentialVisionEncoder
+
+VISION = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Weights large enough that a wrong token shows."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    return model.eval()
+
+
+@pytest.fixture
+def clip() -> nn.Module:
+    return lively(CLIPVisionModel(CLIPVisionConfig(**VISION)))
+
+
+@pytest.fixture(scope="module")
+def llava() -> LlavaForConditionalGeneration:
+    text = LlamaConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text, image_token_index=39)
+    return lively(LlavaForConditionalGeneration(config))
+
+
+def frame(seed: int = 0) -> torch.Tensor:
+    return torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def touched(image: torch.Tensor, *patches: tuple[int, int], by: float = 0.5) -> torch.Tensor:
+    """The frame with one pixel changed by `by` in each of the patches (row, column)."""
+    image = image.clone()
+    for row, column in patches:
+        pixel = image[0, 1, 8 * row + 3, 8 * column + 4]
+        pixel.copy_(pixel + by if pixel + by <= 1 else pixel - by)
+    return image
+
+
+def paths(encoder: DifferentialVisionEncoder, frames: list[torch.Tensor]) -> list[str]:
+    return [encoder.encode(image, return_stats=True)[1].path for image in frames]
+
+
+# ---- the policy --------------------------------------------------------------------------------------
+
+
+def test_first_unchanged_small_large_and_resized_frames(clip):
+    encoder = DifferentialVisionEncoder(clip, max_changed_patches=2)
+    one = touched(frame(), (1, 2))
+    three = touched(one, (0, 0), (0, 1), (3, 3))
+    assert paths(encoder, [frame(), frame(), one, one, three]) == ["full", "cached", "partial", "cached", "full"]
+    assert encoder.statistics.frames == {"full": 2, "partial": 1, "cached": 2, "skipped": 0, "fallback": 0}
+    assert encoder.statistics.changed_patches == 0 + 1 + 0 + 3
+    assert encoder.statistics.mean_change_ratio == 4 / (4 * 16)
+    assert encoder.statistics.total_frames == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "limit", "can_update", "skip", "path"),
+    [
+        (None, 5, True, True, "full"),
+        (0, 0, True, False, "cached"),
+        (5, 5, True, False, "partial"),
+        (6, 5, True, False, "full"),
+        (5, 5, False, True, "skipped"),
+        (6, 5, False, True, "full"),
+        (1, 5, False, False, "full"),
+    ],
+)
+def test_choose_path(changed, limit, can_update, skip, path):
+    assert choose_path(changed, limit, can_update=can_update, skip_small_updates=skip) == path
+
+
+def test_reset_forgets_the_frame_and_keeps_the_totals(clip):
+    encoder = DifferentialVisionEncoder(clip)
+    assert paths(encoder, [frame(), frame()]) == ["full", "cached"]
+    encoder.reset_cache()
+    assert paths(encoder, [frame()]) == ["full"]
+    assert encoder.statistics.total_frames == 3
+    encoder.reset_statistics()
+    assert encoder.statistics.total_frames == 0
+
+
+def test_a_batch_is_encoded_in_full_and_the_cache_left_alone(clip):
+    encoder = DifferentialVisionEncoder(clip)
+    encoder.encode(frame())
+    both = torch.cat([frame(1), frame(2)])
+    torch.testing.assert_close(encoder.encode(both), clip(both).last_hidden_state)
+    assert paths(encoder, [frame()]) == ["cached"]
+
+
+def test_another_resolution_is_encoded_in_full():
+    from conftest import tiny_model
+
+    dino = tiny_model().encoder.dino
+    encoder = DifferentialVisionEncoder(dino)
+    wide = torch.rand(1, 3, 16, 32)
+    assert paths(encoder, [frame(), wide, wide, frame()]) == ["full", "full", "cached", "full"]
+
+
+# ---- the tokens --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("propagate", ["none", "gated"])
+def test_all_patches_changed_equals_the_model(clip, propagate):
+    encoder = DifferentialVisionEncoder(clip, propagate=propagate, max_changed_patches=16)
+    encoder.encode(frame())
+    tokens, stats = encoder.encode(frame(9), return_stats=True)
+    assert (stats.path, stats.changed_patches) == ("partial", 16)
+    torch.testing.assert_close(tokens, clip(frame(9)).last_hidden_state, rtol=1e-4, atol=1e-4)
+
+
+def test_tolerance_zero_equals_the_model_after_many_small_changes(clip):
+    encoder = DifferentialVisionEncoder(clip, diff_threshold=0.0, tolerance=0.0, max_changed_patches=16)
+    image = frame()
+    for step in range(8):
+        image = touched(image, (step % 4, step // 3), by=0.3)
+        tokens = encoder.encode(image)
+    torch.testing.assert_close(tokens, clip(image).last_hidden_state, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_caller_gets_is_no_live_reference(clip):
+    encoder = DifferentialVisionEncoder(clip)
+    for image in (frame(), frame(), touched(frame(), (1, 1))):
+        wanted = encoder.encode(image).clone()
+        encoder.encode(image).zero_()
+        assert torch.equal(encoder.encode(image), wanted)
+
+
+def test_llava_tokens_are_the_models_own(llava):
+    own = torch.stack(list(llava.get_image_features(frame()).pooler_output))
+    encoder = DifferentialVisionEncoder(llava, tolerance=0.0, diff_threshold=0.0)
+    torch.testing.assert_close(encoder.encode(frame()), own, rtol=1e-4, atol=1e-5)
+    changed = touched(frame(), (2, 2), (0, 3))
+    tokens, stats = encoder.encode(changed, return_stats=True)
+    assert stats.path == "partial"
+    own = torch.stack(list(llava.get_image_features(changed).pooler_output))
+    torch.testing.assert_close(tokens, own, rtol=1e-4, atol=1e-4)
+    assert tokens.shape == (1, 16, 24)
+
+
+def test_with_none_only_the_changed_tokens_are_projected(llava):
+    encoder = DifferentialVisionEncoder(llava, propagate="none")
+    before = encoder.encode(frame())
+    rows = []
+    hook = llava.model.multi_modal_projector.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[1]))
+    after, stats = encoder.encode(touched(frame(), (1, 2)), return_stats=True)
+    hook.remove()
+    assert rows == [stats.computed_tokens] == [1]
+    assert (after != before).any(dim=-1).nonzero()[:, 1].tolist() == [6]
+
+
+def test_a_context_radius_recomputes_the_neighbours_too(clip):
+    encoder = DifferentialVisionEncoder(clip, propagate="none", context_radius=1)
+    before = encoder.encode(frame())
+    after, stats = encoder.encode(touched(frame(), (0, 0)), return_stats=True)
+    assert stats.changed_patches == 1
+    assert (after != before).any(dim=-1)[0].nonzero().flatten().tolist() == [0, 1, 2, 5, 6]  # CLS, a 2x2 corner
+
+
+# ---- references --------------------------------------------------------------------------------------
+
+
+def fade(levels: int, start: int = 100) -> list[torch.Tensor]:
+    """Grey frames, one grey level brighter each."""
+    return [torch.full((1, 3, 32, 32), (start + i) / 255) for i in range(levels)]
+
+
+def test_no_token_is_staler_than_the_threshold_however_slowly_a_screen_fades(clip):
+    for threshold in (2 / 255, 0.02, 0.05):
+        encoder = DifferentialVisionEncoder(clip, diff_threshold=threshold, max_changed_patches=0)
+        for image in fade(40):
+            encoder.encode(image)
+            assert (encoder.tracker.pixels - image).abs().max() <= threshold + 1e-6
+
+
+def test_compared_with_the_previous_frame_drift_gets_through(clip):
+    encoder = DifferentialVisionEncoder(clip, diff_threshold=2 / 255, reference="previous")
+    assert paths(encoder, fade(40)) == ["full"] + ["cached"] * 39
+    encoded = DifferentialVisionEncoder(clip, diff_threshold=2 / 255)
+    assert paths(encoded, fade(40)).count("full") == 14  # every third frame is more than two levels away
+
+
+def test_each_patch_is_compared_with_the_pixels_of_its_own_token(clip):
+    encoder = DifferentialVisionEncoder(clip, diff_threshold=0.2)
+    first = torch.full((1, 3, 32, 32), 0.5)
+    second = first.clone()
+    second[..., :8, :8] = 0.9  # encoded anew
+    second[..., 8:16, 8:16] = 0.65  # within the threshold
+    third = second.clone()
+    third[..., :8, :8] = 0.95  # within the threshold of the second frame
+    third[..., 8:16, 8:16] = 0.75  # beyond it from the first frame, not from the second
+    counts = [encoder.encode(image, return_stats=True)[1].changed_patches for image in (first, second, third)]
+    assert counts == [16, 1, 1]
+
+
+def test_uint8_float_and_normalised_frames_take_the_same_path(clip):
+    rng = np.random.default_rng(0)
+    one = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    other = one.copy()
+    other[3, 4] ^= 64
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    masks = []
+    for convert, options in (
+        (lambda image: image, {}),
+        (lambda image: image.astype(np.float32) / 255, {}),
+        (lambda image: ((image / 255 - mean) / std).astype(np.float32), {"mean": mean, "std": std}),
+    ):
+        tracker = ChangeTracker(threshold=64 / 255, **options)
+        assert tracker.changed(convert(one), 8) is None
+        tracker.encoded(convert(one), 8)
+        masks.append(tracker.changed(convert(other), 8))
+    assert np.array_equal(masks[0], masks[1])
+    assert np.array_equal(masks[0], masks[2])
+
+
+def test_a_trace_takes_the_paths_of_the_encoder(clip):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)]
+    for step in range(6):
+        following = frames[-1].copy()
+        following[: 8 * step, :8] ^= 128
+        frames.append(following)
+    encoder = DifferentialVisionEncoder(clip, max_changed_patches=2)
+    tensors = [torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in frames]
+    traced = list(trace_changes(frames, 8, ChangeTracker(), max_changed_patches=2))
+    assert [t.path for t in traced] == paths(encoder, tensors)
+    assert traced[0].changed is None
+    assert [t.changed for t in traced[1:]] == [0, 1, 2, 3, 4, 4]
+
+
+# ---- towers without partial updates ------------------------------------------------------------------
+
+
+class Convolutional(nn.Module):
+    """A tower that no adapter knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 8, stride=8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(images).flatten(2).transpose(1, 2)
+
+
+def test_any_tower_works_by_caching_whole_frames():
+    tower = Convolutional()
+    changed = touched(frame(), (0, 1))
+    encoder = DifferentialVisionEncoder(tower, patch_size=8)
+    assert paths(encoder, [frame(), frame(), changed]) == ["full", "cached", "full"]
+    assert torch.equal(encoder.encode(changed), tower(changed))
+    skipping = DifferentialVisionEncoder(tower, grid_size=(4, 4), max_changed_patches=1, skip_small_updates=True)
+    far = touched(changed, (2, 2))
+    assert paths(skipping, [frame(), changed, far, far]) == ["full", "skipped", "full", "cached"]
+
+
+def test_skipped_changes_add_up():
+    """What was skipped stays different from the pixels of its token, so it counts again in the next frame."""
+    encoder = DifferentialVisionEncoder(Convolutional(), patch_size=8, max_changed_patches=1, skip_small_updates=True)
+    one = touched(frame(), (0, 0))
+    two = touched(one, (1, 1))
+    assert paths(encoder, [frame(), one, two]) == ["full", "skipped", "full"]
+
+
+def test_a_grid_that_cannot_be_inferred_is_an_error():
+    with pytest.raises(ValueError, match="Convolutional has no patch_size"):
+        DifferentialVisionEncoder(Convolutional())
+
+
+# ---- errors ------------------------------------------------------------------------------------------
+
+
+def test_an_error_in_the_differential_path_is_counted_logged_and_never_a_wrong_answer(clip, monkeypatch, caplog):
+    encoder = DifferentialVisionEncoder(clip)
+    encoder.encode(frame())
+
+    def broken(*args):
+        raise RuntimeError("out of luck")
+
+    changed = touched(frame(), (1, 1))
+    with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
+        patched.setattr(differential, "update", broken)
+        tokens, stats = encoder.encode(changed, return_stats=True)
+    assert stats.path == "fallback"
+    assert encoder.statistics.fallbacks == 1
+    assert "out of luck" in caplog.text
+    torch.testing.assert_close(tokens, clip(changed).last_hidden_state)
+    again = touched(changed, (2, 2))
+    assert paths(encoder, [changed, again, touched(again, (0, 0))]) == ["cached", "full", "partial"]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.rand(1, 1, 32, 32), r"must be \(1, 3, height, width\)"),
+        (torch.rand(1, 3, 0, 32), "least 1"),
+        (torch.full((1, 3, 32, 32), float("nan")), "NaN"),
+        (torch.rand(1, 3, 32, 32) * 9, "mean and std"),
+        (torch.rand(3, 32, 32), r"\(1, channels, height, width\)"),
+    ],
+)
+def test_a_frame_that_cannot_be_right_leaves_the_cache_as_it_was(clip, image, message):
+    encoder = DifferentialVisionEncoder(clip)
+    wanted = encoder.encode(frame())
+    with pytest.raises(ValueError, match=message):
+        encoder.encode(image)
+    tokens, stats = encoder.encode(frame(), return_stats=True)
+    assert stats.path == "cached"
+    assert torch.equal(tokens, wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"diff_threshold": 1.5}, "threshold is 1.5"),
+        ({"diff_threshold": float("nan")}, "threshold is nan"),
+        ({"patch_size": 14}, "patch_size is 14"),
+        ({"patch_size": 8, "grid_size": (4, 4)}, "both given"),
+        ({"reference": "last"}, "'last'"),
+        ({"propagate": "all"}, "'all'"),
+        ({"metric": "median"}, "'median'"),
+        ({"max_changed_patches": -1}, "max_changed_patches is -1"),
+        ({"context_radius": -1}, "context_radius is -1"),
+    ],
+)
+def test_wrong_arguments_are_named(clip, options, message):
+    with pytest.raises(ValueError, match=message):
+        DifferentialVisionEncoder(clip, **options)
+
+
+# ---- attaching ---------------------------------------------------------------------------------------
+
+
+def test_attached_the_model_uses_the_encoder_and_is_restored(llava):
+    ids = torch.tensor([[1, *[39] * 16, 5]])
+    plain = llava(input_ids=ids, pixel_values=frame()).logits
+    encoder = DifferentialVisionEncoder(llava)
+    with encoder.attach(llava):
+        first = llava(input_ids=ids, pixel_values=frame()).logits
+        second = llava(input_ids=ids, pixel_values=frame()).logits
+    torch.testing.assert_close(first, plain, rtol=1e-4, atol=1e-4)
+    assert torch.equal(first, second)
+    assert encoder.statistics.frames["cached"] == 1
+    assert torch.equal(llava(input_ids=ids, pixel_values=frame()).logits, plain)
+    assert encoder.statistics.total_frames == 2
+    assert "get_image_features" not in vars(llava.model)
+
+
+def test_attached_is_restored_after_an_error(llava):
+    encoder = DifferentialVisionEncoder(llava)
+    with pytest.raises(KeyboardInterrupt), encoder.attach(llava):
+        raise KeyboardInterrupt
+    assert "get_image_features" not in vars(llava.model)
+    with pytest.raises(TypeError, match="neither get_image_features nor encode_images"):
+        encoder.attach(nn.Linear(1, 1)).__enter__()
+
+
+def test_siglip_works_as_a_plain_tower():
+    siglip = lively(SiglipVisionModel(SiglipVisionConfig(**VISION)))
+    encoder = DifferentialVisionEncoder(siglip, tolerance=0.0, diff_threshold=0.0)
+    encoder.encode(frame())
+    changed = touched(frame(), (3, 1))
+    torch.testing.assert_close(encoder.encode(changed), siglip(changed).last_hidden_state, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_does_not_grow_over_a_thousand_frames(clip):
+    encoder = DifferentialVisionEncoder(clip)
+    sizes = set()
+    for step in range(1000):
+        encoder.encode(touched(frame(), (step % 4, step % 3)))
+        sizes.add(encoder._cache.nbytes + encoder._tokens.nbytes + encoder.tracker.pixels.nbytes)
+    assert len(sizes) == 1

@@ -1,0 +1,87 @@
+"""Settings of the differential encoder: the file says what the encoder takes, and wrong files are named."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+from conftest import ROOT
+
+from fvlm_lib.vision.changes import ChangeTracker
+from fvlm_lib.vision.differential import DifferentialVisionEncoder
+from fvlm_lib.vision.settings import DifferentialSettings, read_settings, write_settings
+
+
+def test_defaults_are_those_of_the_encoder_and_of_the_stored_file():
+    taken = inspect.signature(DifferentialVisionEncoder).parameters
+    assert {name: taken[name].default for name in asdict(DifferentialSettings())} == asdict(DifferentialSettings())
+    assert read_settings(ROOT / "config" / "differential.yaml") == DifferentialSettings()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DifferentialSettings(),
+        DifferentialSettings(1e-5, "mean", 0, 14, "previous", "none", 1e-7),
+        DifferentialSettings(1, "max", 10**6, 1, "encoded", "gated", 0.0),
+    ],
+)
+def test_what_is_written_is_read(tmp_path, settings):
+    write_settings(tmp_path / "new" / "s.yaml", settings, "chosen on a\nscreen: #1")
+    assert read_settings(tmp_path / "new" / "s.yaml") == settings
+    assert "# chosen on a screen: #1\n" in (tmp_path / "new" / "s.yaml").read_text()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["s.yaml"]
+
+
+def test_missing_keys_have_their_defaults(tmp_path):
+    (tmp_path / "s.yaml").write_text("metric: mean\n")
+    assert read_settings(tmp_path / "s.yaml") == DifferentialSettings(metric="mean")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("treshold: 1", "unknown key 'treshold'; known are diff_threshold"),
+        ("diff_threshold: 1.5", r"diff_threshold is 1.5; it must be a number from 0 to 1"),
+        ("diff_threshold: 1e-5", r"'1e-5'.*write 1\.0e-5"),
+        ("diff_threshold: .nan", "diff_threshold is nan"),
+        ("diff_threshold: yes", "diff_threshold is True"),
+        ("diff_threshold: null", "diff_threshold is None"),
+        ("metric: median", "metric is 'median'; it must be max or mean"),
+        ("metric: [max]", r"metric is \['max'\]"),
+        ("max_changed_patches: 1.5", "max_changed_patches is 1.5; it must be a whole number from 0, or null"),
+        ("patch_size: 0", "patch_size is 0; it must be a whole number from 1, or null"),
+        ("tolerance: -1", "tolerance is -1"),
+        ("propagate: all", "propagate is 'all'"),
+        ("reference: last", "reference is 'last'"),
+        ("- 1", "holds list"),
+        ("", "holds NoneType"),
+        ("a: b: c", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path, text, message):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_settings(file)
+    assert str(raised.value).startswith(str(file))
+
+
+def test_a_missing_file_names_what_writes_it(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml; notebooks/tune_threshold\.ipynb writes one"):
+        read_settings(tmp_path / "nowhere.yaml")
+
+
+def test_it_imports_nothing_heavy():
+    code = "import sys, fvlm_lib.vision.settings; sys.exit(bool({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_tracker_takes_every_choice():
+    for metric in ("max", "mean"):
+        for reference in ("encoded", "previous"):
+            settings = DifferentialSettings(metric=metric, reference=reference)
+            ChangeTracker(settings.diff_threshold, settings.metric, settings.reference)

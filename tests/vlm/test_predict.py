@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from fvlm_lib.vlm import predict
+from fvlm_lib.vlm.assemble import random_llama
+
+SCREENS = ROOT / "data" / "screens"
+TIMES = {"preprocess_ms", "encode_ms", "prefill_ms", "decode_ms"}
+
+
+@pytest.fixture
+def sequence(tmp_path):
+    """Six frames of the terminal, in a folder of their own."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index in range(6):
+        shutil.copy(SCREENS / "terminal" / f"frame_{index:04d}.png", folder)
+    return folder
+
+
+@pytest.fixture
+def call(vlm_folders, tmp_path, monkeypatch):
+    """Run the command line in-process on the tiny LLaVA, in a folder without settings."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, model: object = vlm_folders["llava"]) -> int:
+        return predict.main(["--model", str(model), "--max-new-tokens", "4", *map(str, arguments)])
+
+    return run
+
+
+def rows(path: Path, timed: bool = False) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if timed or key not in TIMES} for line in lines]
+
+
+def test_a_line_a_frame_on_the_terminal_and_in_the_file(call, sequence, tmp_path, capsys):
+    out = tmp_path / "sub" / "answers.jsonl"
+    assert call("--image-dir", sequence, "--output", out, "--diff-print-stats") == 0
+    first, *answers = rows(out, timed=True)
+    assert first["run"]["differential"]["diff_threshold"] == 0.05
+    assert [row["file"] for row in answers] == [f"frame_{index:04d}.png" for index in range(6)]
+    assert [row["path"] for row in answers] == ["full"] + ["partial"] * 5
+    for row in answers:
+        assert set(row) == TIMES | {
+            "sequence", "frame", "file", "text", "path", "changed_patches", "num_patches", "prompt_tokens",
+            "reused_tokens", "new_tokens", "fallbacks",
+        }  # fmt: skip
+        assert all(row[time] > 0 for time in TIMES)
+        assert row["num_patches"] == 256
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 6 + 1
+    assert printed.out.splitlines()[-1].startswith("6 frames: 1 full, 5 partial;")
+    assert "frame/s" in printed.err  # the progress bar
+
+
+def test_every_way_of_naming_frames(call, sequence, tmp_path, capsys):
+    files = sorted(sequence.iterdir())
+    assert call("--image", files[0]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    out = tmp_path / "answers.jsonl"
+    assert call("--images", files[3], files[1], "--output", out) == 0
+    assert [row["file"] for row in rows(out)[1:]] == ["frame_0003.png", "frame_0001.png"]
+    for name in ("a", "b", "c"):
+        shutil.copytree(sequence, tmp_path / "root" / name)
+    out = tmp_path / "all.jsonl"
+    assert call("--sequence-root", tmp_path / "root", "--sequence-limit", 2, "--output", out) == 0
+    answers = rows(out)[1:]
+    assert [row["sequence"] for row in answers] == ["a"] * 6 + ["b"] * 6
+    # the cache is reset: the second sequence is answered as the first was
+    same = [{key: value for key, value in row.items() if key != "sequence"} for row in answers]
+    assert same[:6] == same[6:]
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4, 8])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(call, sequence, tmp_path, lines, torn):
+    shutil.copytree(sequence, tmp_path / "root" / "a")
+    shutil.copytree(sequence, tmp_path / "root" / "b")
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    asked = ["--sequence-root", tmp_path / "root", "--temperature", 1.5, "--disable-prefix-reuse"]
+    assert call(*asked, "--output", whole) == 0
+    written = whole.read_text().splitlines(keepends=True)
+    part.write_text("".join(written[:lines]) + (written[lines][:25] if torn else ""))
+    assert call(*asked, "--output", part, "--resume") == 0
+    assert rows(part) == rows(whole)
+
+
+def test_resuming_what_is_done_or_not_begun(call, sequence, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    assert call("--image-dir", sequence, "--output", out, "--resume") == 0
+    done = out.read_text()
+    capsys.readouterr()
+    assert call("--image-dir", sequence, "--output", out, "--resume") == 0
+    assert out.read_text() == done
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_keeps_what_is_written(call, sequence, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "answers.jsonl"
+    assert call("--image-dir", sequence, "--output", out) == 0
+    expected = rows(out)
+    out.unlink()
+    load, loaded = predict.load_vlm, []
+
+    def interrupted_at_the_third_answer(*arguments):
+        vlm = load(*arguments)
+        calls = iter(range(1000))
+
+        def interrupt(*_):
+            if next(calls) == 2 * 4:  # four tokens an answer
+                raise KeyboardInterrupt
+
+        vlm.model.lm_head.register_forward_pre_hook(interrupt)
+        loaded.append(vlm)
+        return vlm
+
+    monkeypatch.setattr(predict, "load_vlm", interrupted_at_the_third_answer)
+    assert call("--image-dir", sequence, "--output", out, "--min-new-tokens", 4) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert len(rows(out)) == 1 + 2
+    assert "get_image_features" not in vars(loaded[0].model.model)
+    monkeypatch.setattr(predict, "load_vlm", load)
+    assert call("--image-dir", sequence, "--output", out, "--min-new-tokens", 4, "--resume") == 0
+    assert [row.get("path") for row in rows(out)] == [row.get("path") for row in expected]
+
+
+def test_fast_vlm_says_that_its_tower_has_no_partial_updates(call, vlm_folders, sequence, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    assert call("--image-dir", sequence, "--output", out, model=vlm_folders["fast_vlm"]) == 0
+    assert capsys.readouterr().err.count("fastvit_mci0) has no partial updates") == 1
+    assert {row["path"] for row in rows(out)[1:]} == {"full"}
+    small = tmp_path / "small.jsonl"
+    asked = ["--image-dir", sequence, "--output", small, "--diff-skip-small", "--diff-max-changed-patches", 2]
+    assert call(*asked, model=vlm_folders["fast_vlm"]) == 0
+    assert {row["path"] for row in rows(small)[2:]} >= {"skipped"}
+
+
+def test_onevision_runs(call, vlm_folders, sequence, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    assert call("--image-dir", sequence, "--output", out, model=vlm_folders["llava_onevision"]) == 0
+    assert "partial" in {row["path"] for row in rows(out)[1:]}
+
+
+def test_the_settings_file_and_options_over_it(call, sequence, tmp_path):
+    settings = tmp_path / "config" / "differential.yaml"
+    settings.parent.mkdir()
+    settings.write_text("diff_threshold: 0.2\npropagate: gated\ntolerance: 0.5\n")
+    call("--image-dir", sequence, "--output", "a.jsonl", "--diff-propagate", "none")
+    used = rows(Path("a.jsonl"))[0]["run"]["differential"]
+    assert (used["diff_threshold"], used["propagate"], used["tolerance"]) == (0.2, "none", None)
+    other = tmp_path / "other.yaml"
+    other.write_text("diff_threshold: 0.1\n")
+    call("--image-dir", sequence, "--output", "b.jsonl", "--diff-config", other)
+    assert rows(Path("b.jsonl"))[0]["run"]["differential"]["diff_threshold"] == 0.1
+
+
+def test_the_exact_settings_agree_with_the_full_path(call, sequence, capsys, tmp_path):
+    exact = ["--diff-threshold", 0, "--diff-propagate", "gated", "--diff-tolerance", 0]
+    assert call("--image-dir", sequence, "--benchmark", "--output", tmp_path / "frames.jsonl", *exact) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("frames ") and line.endswith("same text") for line in lines) == 6
+    last = json.loads(lines[-1])
+    later = next(row for row in last["results"] if (row["sequence"], row["frames"]) == ("all", "later"))
+    assert later["n"] == later["same_text"] == 5
+    assert len(rows(tmp_path / "frames.jsonl")) == 6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_dtypes(call, sequence, tmp_path, dtype):
+    out = tmp_path / "answers.jsonl"
+    assert call("--image-dir", sequence, "--dtype", dtype, "--device", "cpu", "--output", out) == 0
+    assert rows(out)[0]["run"]["dtype"] == dtype
+    assert rows(out)[-1]["fallbacks"] == 0
+
+
+# ---- wrong input: exit code 2, one sentence -----------------------------------------------------------
+
+
+def refusal(call, capsys, *arguments, **options) -> str:
+    capsys.readouterr()
+    assert call(*arguments, **options) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if "fvlm-predict: " in line]
+    assert printed.endswith(line + "\n")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--disable-differential", "--diff-threshold", "0.1"], "--disable-differential and --diff-threshold"),
+        (["--disable-differential", "--diff-print-stats"], "--disable-differential and --diff-print-stats"),
+        (["--diff-propagate", "none", "--diff-tolerance", "0"], "--diff-propagate none and --diff-tolerance"),
+        (["--top-p", "0.5"], "--temperature 0 and --top-p"),
+        (["--sequence-limit", "2"], "--sequence-limit and any but --sequence-root"),
+        (["--benchmark", "--disable-differential", "--disable-prefix-reuse"], "--benchmark and"),
+        (["--benchmark", "--resume", "--output", "x"], "--resume and --benchmark"),
+        (["--resume"], "--resume needs --output"),
+        (["--num-beams", "0"], "--num-beams is 0"),
+        (["--temperature", "-1"], "--temperature is -1.0"),
+        (["--temperature", "1", "--top-p", "2"], "--top-p is 2.0"),
+        (["--diff-threshold", "7"], "diff_threshold is 7.0"),
+        (["--diff-config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--diff-patch-size", "15"], "patch_size is 15"),
+        (["--diff-skip-small"], "--diff-skip-small is for towers without partial updates"),
+        (["--prompt", "<image> <image>"], "2 image tokens"),
+    ],
+)
+def test_options_that_cannot_be(call, capsys, sequence, arguments, named):
+    assert named in refusal(call, capsys, "--image-dir", sequence, *arguments)
+
+
+def test_a_tolerance_that_the_settings_file_makes_void(call, capsys, sequence, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("propagate: none\n")
+    asked = ("--image-dir", sequence, "--diff-config", other, "--diff-tolerance", 0)
+    assert "add --diff-propagate gated" in refusal(call, capsys, *asked)
+    assert call(*asked, "--diff-propagate", "gated") == 0
+
+
+def test_unknown_options_are_refused_by_argparse(call, sequence):
+    with pytest.raises(SystemExit) as stop:
+        call("--image-dir", sequence, "--images", sequence)
+    assert stop.value.code == 2
+
+
+def test_models_that_cannot_be(call, capsys, sequence, tmp_path, vlm_folders):
+    asked = ("--image-dir", sequence)
+    assert "there is no folder nowhere" in refusal(call, capsys, *asked, model="nowhere")
+    text_only = tmp_path / "text"
+    for part in random_llama():
+        part.save_pretrained(text_only)
+    capsys.readouterr()
+    assert "architecture 'llama'" in refusal(call, capsys, *asked, model=text_only)
+    bare = shutil.copytree(vlm_folders["llava"], tmp_path / "bare")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    assert "has no processor" in refusal(call, capsys, *asked, model=bare)
+
+
+def test_frames_that_cannot_be(call, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty: has no images" in refusal(call, capsys, "--sequence-root", tmp_path / "empty")
+    assert "empty: has no images" in refusal(call, capsys, "--image-dir", tmp_path / "empty")
+    assert "nowhere" in refusal(call, capsys, "--image", tmp_path / "nowhere.png")
+
+
+def test_an_image_that_cannot_be_read(call, capsys, sequence, tmp_path):
+    good = tmp_path / "good.jsonl"
+    assert call("--image-dir", sequence, "--output", good) == 0
+    (sequence / "frame_0003.png").write_bytes(b"no image")
+    out = tmp_path / "answers.jsonl"
+    assert "frame_0003.png" in refusal(call, capsys, "--image-dir", sequence, "--output", out)
+    assert rows(out) == rows(good)[:4]
+    assert call("--image-dir", sequence, "--output", out, "--skip-bad", "--resume") == 0
+    assert "skipped: " in capsys.readouterr().out
+    answers = rows(out)[1:]
+    assert "frame_0003.png" in answers[3]["error"]
+    assert [row["text"] for row in answers if "text" in row] == [
+        row["text"] for row in rows(good)[1:] if row["frame"] != 3
+    ]
+
+
+def test_an_output_of_another_run(call, capsys, sequence, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    assert call("--image-dir", sequence, "--output", out) == 0
+    before = out.read_text()
+    assert "exists" in refusal(call, capsys, "--image-dir", sequence, "--output", out)
+    asked = ("--output", out, "--resume")
+    assert "its prompt is" in refusal(call, capsys, "--image-dir", sequence, "--prompt", "Why?", *asked)
+    assert "its differential is" in refusal(call, capsys, "--image-dir", sequence, "--diff-threshold", 0, *asked)
+    assert "its line 2 is about frames/frame_0000.png" in refusal(
+        call, capsys, "--images", *sorted(sequence.iterdir())[1:], *asked
+    )
+    assert out.read_text() == before
+    out.write_text("something else\n")
+    assert "no output of fvlm-predict" in refusal(call, capsys, "--image-dir", sequence, *asked)
+    assert out.read_text() == "something else\n"
+
+
+def test_the_entry_point():
+    command = Path(sys.executable).with_name("fvlm-predict")
+    printed = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--disable-prefix-reuse" in printed and "examples:" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(call, capsys, sequence):
+    assert "cuda" in refusal(call, capsys, "--image-dir", sequence, "--device", "cuda")
