@@ -423,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         points = pd.read_csv(args.points)
         fits = fit_scaling_laws(points, args.x, args.loss, args.params, args.group, **options)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        print(f"scaling: {args.points}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{parser.prog}: {args.points}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(json.dumps([json_ready(dataclasses.asdict(fit)) for fit in fits], indent=2, allow_nan=False))
     return 0

@@ -197,7 +197,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
     (tmp_path / "weights.pt").write_bytes(b"nothing of the kind")
     assert gap_command.main(["--checkpoint", str(tmp_path / "weights.pt"), "--output", str(tmp_path / "gap.json")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"gap: {tmp_path / 'weights.pt'}: the weights cannot be read")
+    assert said.startswith(f"fvlm gap: {tmp_path / 'weights.pt'}: the weights cannot be read")
     assert said.count("\n") == 1
 
 

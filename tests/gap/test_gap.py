@@ -186,7 +186,7 @@ def test_wrong_arguments_end_with_one_sentence(tmp_path, capsys, arguments, mess
     assert gap_command.main(["--checkpoint", str(CHECKPOINT), "--output", str(output), *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
-    assert error.startswith("gap: ")
+    assert error.startswith("fvlm gap: ")
     assert not output.exists()
 
 
