@@ -30,7 +30,7 @@ from fvlm_lib.figures.paper_results import (
     selected_names,
     single_checkpoints,
 )
-from fvlm_lib.gap.report import GOOD_R2, drawn_fits, read_fits
+from fvlm_lib.gap.fits import GOOD_R2, drawn_fits, read_fits
 from fvlm_lib.screens.measure import bootstrap_policies
 from fvlm_lib.vision.changes import ChangeMaps
 

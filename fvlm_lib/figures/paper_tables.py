@@ -23,7 +23,8 @@ from fvlm_lib.figures.paper_results import (
     read_policies,
     selected_names,
 )
-from fvlm_lib.gap.report import read_fits, readable_table
+from fvlm_lib.gap.fits import read_fits
+from fvlm_lib.gap.report import readable_table
 from fvlm_lib.screens.measure import bootstrap_policies
 
 Table = tuple[pd.DataFrame, pd.DataFrame, Facts]

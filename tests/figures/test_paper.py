@@ -27,6 +27,7 @@ from fvlm_lib.figures import paper, paper_figures, paper_tables, plots
 from fvlm_lib.figures.paper import Facts
 from fvlm_lib.figures.paper_results import Selection
 from fvlm_lib.gap import gap, report, scaling
+from fvlm_lib.gap.fits import fit_losses
 from fvlm_lib.gap.samples import read_samples
 from fvlm_lib.screens import measure
 from fvlm_lib.screens.loaded_towers import load_tower
@@ -58,7 +59,7 @@ def results(tmp_path_factory) -> Path:
     contents = {name: json.loads((folder / "gap" / f"{name}.json").read_text()) for name in CHECKPOINTS}
     table = report.gap_table(contents)
     table.to_csv(folder / "gap_table.csv", index=False)
-    fits = report.fit_losses(table, tables, num_bootstrap=2)
+    fits = fit_losses(table, tables, num_bootstrap=2)
     content = {name: [scaling.json_ready(asdict(fit)) for fit in group] for name, group in fits.items()}
     (folder / "scaling_fits.json").write_text(json.dumps(content))
     (folder / "changes").mkdir()

@@ -14,6 +14,8 @@ import pytest
 
 from fvlm_lib.data.video_files import SkippedVideo
 from fvlm_lib.gap import gap, report
+from fvlm_lib.gap.findings import find, findings_markdown, gap_difference, replace_section
+from fvlm_lib.gap.fits import drawn_fits, find_power_laws, fit_losses, fits_table, read_fits, write_points
 from fvlm_lib.gap.results import read_gap_result
 from fvlm_lib.gap.scaling import json_ready, predict_loss
 from fvlm_lib.stats import Estimate
@@ -63,7 +65,7 @@ def ladder(tmp_path, gaps: dict[str, list[float]], sizes: dict[str, int], traini
 def test_findings_follow_the_intervals(tmp_path):
     gaps = {"S": [0.0, 0.02, 0.3], "M": [0.0, 0.01, 0.1], "S-multi": [0.0, 0.0, 0.0]}
     table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400, "S-multi": 100})
-    growth, size, multi, valid = report.find(table, tables)
+    growth, size, multi, valid = find(table, tables)
     assert growth.answer == "M: grows; S: grows; S-multi: not resolved"
     assert size.answer == "yes"
     assert multi.answer == "yes"
@@ -74,7 +76,7 @@ def test_findings_follow_the_intervals(tmp_path):
 def test_findings_in_the_other_direction(tmp_path):
     gaps = {"S": [0.3, 0.05], "M": [0.3, 0.2], "S-multi": [0.3, 0.2]}
     table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400, "S-multi": 100})
-    growth, size, multi, _ = report.find(table, tables)
+    growth, size, multi, _ = find(table, tables)
     assert growth.answer == "shrinks"
     assert size.answer == "no, it is larger"
     assert multi.answer == "no, it is larger"
@@ -82,32 +84,32 @@ def test_findings_in_the_other_direction(tmp_path):
 
 def test_what_is_not_there_is_not_answered(tmp_path):
     table, tables = ladder(tmp_path, {"S": [0.1]}, {"S": 100})
-    growth, size, multi, _ = report.find(table, tables)
+    growth, size, multi, _ = find(table, tables)
     for finding in (growth, size, multi):
         assert finding.answer.startswith("not asked: ")
 
 
 def test_equal_gaps_are_not_resolved(tmp_path):
     table, tables = ladder(tmp_path, {"S": [0.1, 0.1], "M": [0.1, 0.1]}, {"S": 100, "M": 400})
-    growth, size, _, _ = report.find(table, tables)
+    growth, size, _, _ = find(table, tables)
     assert growth.answer == "not resolved"
     assert size.answer == "not resolved"
 
 
 def test_gap_difference_is_paired_and_refuses_other_samples():
     ours, theirs = samples(0.3, seed=1), samples(0.1, seed=2)
-    change = report.gap_difference(ours, theirs)
+    change = gap_difference(ours, theirs)
     assert change.low < 0.2 < change.high
-    same = report.gap_difference(ours, ours)
+    same = gap_difference(ours, ours)
     assert (same.value, same.low, same.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="different samples"):
-        report.gap_difference(ours, theirs.head(100))
+        gap_difference(ours, theirs.head(100))
 
 
 def test_scaling_fits_recover_the_planted_law(tmp_path):
     gaps = {"S": [0.0] * 4, "M": [0.0] * 4}
     table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400}, training=2.0)  # loss = 2 · (step / 100)^-1
-    fits = report.fit_losses(table, tables, num_bootstrap=20)
+    fits = fit_losses(table, tables, num_bootstrap=20)
     assert set(fits) == {f"{loss} by {x}" for loss in report.ESTIMATES[:2] for x in ("step", "training_flops")}
     power = next(f for f in fits["loss_training_fine by step"] if f.group == "S" and f.form == "power")
     assert power.parameters["b"].value == pytest.approx(1.0, abs=0.02)
@@ -115,32 +117,32 @@ def test_scaling_fits_recover_the_planted_law(tmp_path):
     joint = fits["loss_training_fine by step"][-1]
     assert not joint.fitted
     assert "num_parameters" in joint.reason
-    assert "not fitted" in report.fits_table(fits)["fit"].str.cat()
-    report.write_points(table, tmp_path)
+    assert "not fitted" in fits_table(fits)["fit"].str.cat()
+    write_points(table, tmp_path)
     points = pd.read_csv(tmp_path / "training_loss" / "points.csv")
     assert points["loss"].tolist() == table["loss_training_fine"].tolist()
 
 
 def test_fits_are_read_back_and_only_good_power_laws_are_drawn(tmp_path):
     table, tables = ladder(tmp_path, {"S": [0.0] * 4, "M": [0.0] * 4}, {"S": 100, "M": 400}, training=2.0)
-    fits = report.fit_losses(table, tables, num_bootstrap=5)
+    fits = fit_losses(table, tables, num_bootstrap=5)
     power = fits["loss_training_fine by step"][0]
     endless = replace(power, parameters={**power.parameters, "a": Estimate(1.0, 0.5, math.inf)})
     fits["loss_training_fine by step"][0] = endless
     path = tmp_path / "fits.json"
     path.write_text(json.dumps({name: [json_ready(asdict(fit)) for fit in group] for name, group in fits.items()}))
-    assert report.read_fits(path) == fits
+    assert read_fits(path) == fits
     poor = replace(power, r2=0.49)
-    assert report.drawn_fits([poor, *fits["loss_training_fine by step"]]) == [
+    assert drawn_fits([poor, *fits["loss_training_fine by step"]]) == [
         fit for fit in fits["loss_training_fine by step"] if fit.form == "power"
     ]
     with pytest.raises(ValueError, match=r"none\.json is missing; `bash run\.sh` makes it"):
-        report.read_fits(tmp_path / "none.json")
+        read_fits(tmp_path / "none.json")
 
 
 def test_markdown_has_every_answer_and_row(tmp_path):
     table, tables = ladder(tmp_path, {"S": [0.0, 0.3]}, {"S": 100})
-    text = report.findings_markdown(report.find(table, tables), table)
+    text = findings_markdown(find(table, tables), table)
     assert text.count("**") == 8
     assert text.count("| S ") == 2
 
@@ -148,11 +150,11 @@ def test_markdown_has_every_answer_and_row(tmp_path):
 def test_a_section_is_replaced_and_nothing_else(tmp_path):
     file = tmp_path / "KNOWLEDGE.md"
     file.write_text("before\n<!-- begin findings -->\nold\n<!-- end findings -->\nafter\n")
-    report.replace_section(file, "findings", "new\n")
+    replace_section(file, "findings", "new\n")
     assert file.read_text() == "before\n<!-- begin findings -->\nnew\n<!-- end findings -->\nafter\n"
     file.write_text("no markers")
     with pytest.raises(ValueError, match="begin findings"):
-        report.replace_section(file, "findings", "new")
+        replace_section(file, "findings", "new")
     assert file.read_text() == "no markers"
 
 
@@ -188,6 +190,6 @@ def test_skipped_samples_are_in_the_table(tmp_path):
 def test_checkpoints_that_do_not_tell_their_training_are_left_out_of_the_fits(tmp_path):
     table, tables = ladder(tmp_path, {"S": [0.1, 0.1, 0.1]}, {"S": 100})
     for columns in (["training_flops"], ["step", "training_flops", "num_parameters", "num_text_parameters"]):
-        fits = report.fit_losses(table.assign(**dict.fromkeys(columns)), tables, num_bootstrap=5)
-        assert report.find_power_laws(fits).answer == "not asked: no run has three checkpoints"
-        report.fits_table(fits)
+        fits = fit_losses(table.assign(**dict.fromkeys(columns)), tables, num_bootstrap=5)
+        assert find_power_laws(fits).answer == "not asked: no run has three checkpoints"
+        fits_table(fits)

@@ -1,0 +1,118 @@
+"""The scaling laws of a batch: fitted to the losses of its checkpoints, read back, told as a table and as a finding.
+
+How one law is fitted is `scaling.py`'s subject, how gaps become a table and findings `report.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fvlm_lib.gap.findings import Finding, summarize_answers
+from fvlm_lib.gap.scaling import ScalingFit, fit_scaling_laws
+from fvlm_lib.stats import Estimate, ratio, resample_statistics
+
+GOOD_R2 = 0.5  # a fit that explains less than half of the variance is not drawn
+
+
+def fit_losses(
+    table: pd.DataFrame, samples: Mapping[str, pd.DataFrame], num_bootstrap: int = 200, seed: int = 0
+) -> dict[str, list[ScalingFit]]:
+    """Scaling laws of training and inference loss, against steps and against training FLOPs.
+
+    Returns fits by "<loss> by <column>". Intervals come from refits on resampled evaluation samples, the
+    same resamples for every checkpoint. Checkpoints that do not tell the column or their size are left out.
+    """
+    numerators = {"loss_training_fine": None, "loss_inference_fine": "nll_autoregressive"}
+    fits: dict[str, list[ScalingFit]] = {}
+    for loss, column in numerators.items():
+        replicates = {}
+        for checkpoint_id in table["id"]:
+            rows = samples[checkpoint_id]
+            numerator = column or next(name for name in rows if name.startswith("nll_fine_"))
+            columns = {name: rows[name].to_numpy() for name in (numerator, "num_tokens")}
+            mean = resample_statistics(columns, {"loss": ratio(numerator, "num_tokens")}, num_bootstrap, seed)
+            replicates[checkpoint_id] = mean["loss"]
+        for x in ("step", "training_flops"):
+            known = table.dropna(subset=[x, "num_parameters"]).reset_index(drop=True)
+            fits[f"{loss} by {x}"] = []
+            if len(known):
+                resampled = np.stack([replicates[checkpoint_id] for checkpoint_id in known["id"]], axis=1)
+                fits[f"{loss} by {x}"] = fit_scaling_laws(
+                    known, x, loss, params="num_parameters", group="run", replicates=resampled
+                )
+    return fits
+
+
+def read_fits(path: str | Path) -> dict[str, list[ScalingFit]]:
+    """The fits of `fit_losses` from results/scaling_fits.json. Raises ValueError where it is missing or of another
+    version. The end of an interval that overflowed is infinite."""
+    try:
+        content = json.loads(Path(path).read_text())
+        return {name: [_read_fit(fit) for fit in group] for name, group in content.items()}
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; `bash run.sh` makes it") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no scaling fits ({error}); remove it and run `bash run.sh`") from error
+
+
+def _read_fit(content: Mapping[str, Any]) -> ScalingFit:
+    parameters = {
+        name: Estimate(**{key: math.inf if number is None else number for key, number in estimate.items()})
+        for name, estimate in content["parameters"].items()
+    }
+    return ScalingFit(**{**content, "parameters": parameters, "at_bound": tuple(content["at_bound"])})
+
+
+def drawn_fits(fits: Sequence[ScalingFit]) -> list[ScalingFit]:
+    """Of the fits those that a figure shows: power laws that explain at least `GOOD_R2` of the variance."""
+    return [fit for fit in fits if fit.form == "power" and (fit.r2 or 0) >= GOOD_R2]
+
+
+def fits_table(fits: Mapping[str, Sequence[ScalingFit]]) -> pd.DataFrame:
+    """The fits as people read them, one row a fit; where there is none, why."""
+    rows = []
+    for name, group in fits.items():
+        for fit in group:
+            parameters = ", ".join(
+                f"{key} = {e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" for key, e in fit.parameters.items()
+            )
+            row: dict[str, Any] = {"loss": name, "run": fit.group or "all", "formula": fit.formula}
+            row["fit"] = parameters or f"not fitted: {fit.reason}"
+            rows.append(row | {"r2": fit.r2, "rmse": fit.rmse})
+    return pd.DataFrame(rows)
+
+
+def write_points(table: pd.DataFrame, folder: Path) -> None:
+    """Per-point tables of both losses, `training_loss/points.csv` and `inference_loss/points.csv`, in the
+    columns that `fvlm scaling` reads (loss, loss_low, loss_high in nats a token)."""
+    for kind in ("training", "inference"):
+        name = f"loss_{kind}_fine"
+        renamed = {name: "loss", f"{name}_low": "loss_low", f"{name}_high": "loss_high"}
+        columns = ["id", "run", "step", "num_parameters", "num_text_parameters", "training_flops"]
+        (folder / f"{kind}_loss").mkdir(parents=True, exist_ok=True)
+        points = table[[*columns, *renamed]].rename(columns=renamed)
+        points.to_csv(folder / f"{kind}_loss" / "points.csv", index=False)
+
+
+def find_power_laws(fits: Mapping[str, Sequence[ScalingFit]]) -> Finding:
+    """Whether the losses follow power laws of training, from the fits of `fit_losses`."""
+    answers, evidence = {}, []
+    for name, group in fits.items():
+        for fit in group:
+            if fit.form == "power" and fit.fitted and fit.r2 is not None and name.endswith("by training_flops"):
+                key = f"{name.removesuffix(' by training_flops')} of {fit.group}"
+                answers[key] = "yes" if fit.r2 >= GOOD_R2 else "no"
+                exponent = fit.parameters["b"]
+                evidence.append(
+                    f"{key}: b = {exponent.value:.2f} [{exponent.low:.2f}, {exponent.high:.2f}], R² {fit.r2:.2f}, "
+                    f"RMSE {fit.rmse:.2f} nats a token, {fit.num_points} checkpoints"
+                )
+    question = f"Does the loss follow a power law of training FLOPs (R² of at least {GOOD_R2:g})?"
+    return Finding(question, summarize_answers(answers, "no run has three checkpoints"), tuple(evidence))
