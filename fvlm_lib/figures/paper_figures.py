@@ -32,6 +32,7 @@ from fvlm_lib.figures.paper_results import (
 )
 from fvlm_lib.gap.fits import GOOD_R2, drawn_fits, read_fits
 from fvlm_lib.screens.measure import bootstrap_policies
+from fvlm_lib.stats import HEAVY_SHARE
 from fvlm_lib.vision.changes import ChangeMaps
 
 MIN_PANEL = 1.6  # inches
@@ -72,6 +73,8 @@ def gap_training(selection: Selection, width: float) -> tuple[Figure, Facts]:
     panels = label_panels(axes, ["", ""])
     legend_below(figure, axes)
     caption = "Train/inference gap (autoregressive minus training loss, nats a token) over training."
+    if (table["top_share_gap"] > HEAVY_SHARE).any():
+        caption += f" Hollow: ten samples carry over {HEAVY_SHARE:.0%} of it, so its interval may be too narrow."
     told = {letter: f"against {name}" for letter, name in zip(panels, plots.AXES.values(), strict=True)}
     return figure, gap_facts(selection, table, caption, panels=told)
 

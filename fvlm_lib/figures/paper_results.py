@@ -66,6 +66,7 @@ def read_gap_table(selection: Selection) -> pd.DataFrame:
     path = existing_file(selection.results / "gap_table.csv")
     estimates = [f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")]
     needed = ["id", "run", "step", "training_flops", *estimates, "verdict", "verdict_unit", "num_samples", "num_tokens"]
+    needed += ["top_share_training", "top_share_inference", "top_share_gap"]
     table = check_columns(pd.read_csv(path, dtype={"id": str, "run": str}), path, needed)
     runs = chosen(selection.runs, sorted(table["run"].unique()), "run", path)
     table = table[table["run"].isin(runs)].reset_index(drop=True)

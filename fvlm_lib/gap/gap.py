@@ -33,13 +33,14 @@ from fvlm_lib.gap.samples import (
     sample_schema,
     write_samples,
 )
-from fvlm_lib.stats import Estimate, bootstrap, difference, percent_difference, ratio
+from fvlm_lib.stats import HEAVY_SHARE, Estimate, bootstrap, difference, percent_difference, ratio, top_share
 
 SMALL, LARGE = 5.0, 15.0  # percent of the training loss; the classes of the verdict
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
 SHOWN_SKIPPED = 5
 NEAR_ZERO_LOSS = 0.1  # nats a token; below it a percentage says nothing, and 5% and 15% of one nat judge
+SIZES = ("small", "moderate", "large")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Gap:
     gap_to_passes: for each K, autoregressive - fine_K.
     verdict, verdict_unit, verdict_reason: see `judge`.
     num_samples, num_tokens: that were scored; skipped: the samples that could not be.
+    top_shares: the share that the ten largest samples carry of the sums of "training loss", "inference loss" and
+    "gap" (of its absolute values); warnings: a sentence for each of which that is over HEAVY_SHARE.
     numerical_floor: mean over tokens of the absolute difference that rounding makes to a sample's gap
     (against the same evaluation in float64); a smaller gap is noise. None where it was not measured.
     """
@@ -69,6 +72,8 @@ class Gap:
     verdict_reason: str
     num_samples: int
     num_tokens: int
+    top_shares: dict[str, float]
+    warnings: tuple[str, ...]
     skipped: tuple[SkippedVideo, ...] = ()
 
 
@@ -101,7 +106,15 @@ def summarize_gap(
 
     losses = {mode: found[f"loss {mode}"] for mode in modes}
     gap_nats = found[f"gap {passes[0]}"]
-    verdict, unit, reason = judge(gap_nats, found["percent"], losses[passes[0]].value, floor)
+    verdict, unit, reason = judge(gap_nats, found["percent"], losses[passes[0]], floor)
+    nll = {"training": columns[f"nll_{passes[0]}"], "inference": columns["nll_autoregressive"]}
+    shares = {f"{name} loss": top_share(values) for name, values in nll.items()}
+    shares["gap"] = top_share(nll["inference"] - nll["training"])
+    warnings = [
+        f"ten of {len(per_sample)} samples carry {share:.0%} of the {name}: its interval may be too narrow"
+        for name, share in shares.items()
+        if share > HEAVY_SHARE
+    ]
     return Gap(
         loss_training_fine=losses[passes[0]],
         loss_inference_fine=losses["autoregressive"],
@@ -116,32 +129,46 @@ def summarize_gap(
         verdict_reason=reason,
         num_samples=len(per_sample),
         num_tokens=int(per_sample["num_tokens"].sum()),
+        top_shares=shares,
+        warnings=tuple(warnings),
         skipped=tuple(skipped),
     )
 
 
-def judge(gap_nats: Estimate, gap_percent: Estimate, training_loss: float, floor: float | None) -> tuple[str, str, str]:
+def judge(
+    gap_nats: Estimate, gap_percent: Estimate, training_loss: Estimate, floor: float | None
+) -> tuple[str, str, str]:
     """The verdict (small, moderate or large, if the whole interval says so), its unit and its reason.
 
-    The size of the gap is judged, whatever its sign: under 5% small, over 15% large. Where the interval
-    crosses a border the verdict names the classes it spans. Where the training loss is under
-    NEAR_ZERO_LOSS, percentages of it mislead; the gap is then judged in nats a token, at 0.05 and 0.15
-    (unit "nats" and not "percent").
+    The size of the gap is judged, whatever its sign: under 5% of the training loss small, over 15% large. Where
+    the interval crosses a border the verdict names the classes it spans. Where the training loss is under
+    NEAR_ZERO_LOSS, percentages of it mislead; the gap is then judged in nats a token, at 0.05 and 0.15. Where the
+    training loss's interval does not tell on which side of NEAR_ZERO_LOSS it lies, both judge, and the verdict
+    is resolved only if they agree. unit: "percent", "nats" or "percent and nats".
     """
-    in_nats = training_loss < NEAR_ZERO_LOSS
-    gap, unit, scale = (gap_nats, "nats a token", 0.01) if in_nats else (gap_percent, "%", 1.0)
-    nearest = 0.0 if gap.low <= 0 <= gap.high else min(abs(gap.low), abs(gap.high))
-    farthest = max(abs(gap.low), abs(gap.high))
-    classes = [_size(nearest, scale), _size(farthest, scale)]
-    names = ("small", "moderate", "large")
-    spanned = names[names.index(classes[0]) : names.index(classes[1]) + 1]
-    verdict = spanned[0] if len(spanned) == 1 else "not resolved: " + " or ".join(spanned)
-    reason = f"interval {gap.low:+.3g} to {gap.high:+.3g} {unit}, borders {SMALL * scale:g} and {LARGE * scale:g}"
-    if in_nats:
-        reason += f"; judged in nats, since the training loss of {training_loss:.3g} is nearly zero"
+    units = {}  # name -> the gap in it, what to call it, and what a border of 1% is in it
+    if training_loss.high >= NEAR_ZERO_LOSS:
+        units["percent"] = (gap_percent, "%", 1.0)
+    if training_loss.low < NEAR_ZERO_LOSS:
+        units["nats"] = (gap_nats, "nats a token", 0.01)
+    spanned, reasons = set(), []
+    for gap, called, scale in units.values():
+        nearest = 0.0 if gap.low <= 0 <= gap.high else min(abs(gap.low), abs(gap.high))
+        farthest = max(abs(gap.low), abs(gap.high))
+        spanned |= {_size(nearest, scale), _size(farthest, scale)}
+        reasons.append(
+            f"interval {gap.low:+.3g} to {gap.high:+.3g} {called}, borders {SMALL * scale:g} and {LARGE * scale:g}"
+        )
+    classes = SIZES[min(map(SIZES.index, spanned)) : max(map(SIZES.index, spanned)) + 1]
+    verdict = classes[0] if len(classes) == 1 else "not resolved: " + " or ".join(classes)
+    if "nats" in units:
+        where = f"the training loss of {training_loss.value:.3g} [{training_loss.low:.3g}, {training_loss.high:.3g}]"
+        alone = f"judged in nats, since {where} is nearly zero"
+        both = f"judged in percent and in nats, since {where} may be under {NEAR_ZERO_LOSS:g} or not"
+        reasons.append(both if "percent" in units else alone)
     if floor is not None and max(abs(gap_nats.low), abs(gap_nats.high)) <= floor:
-        reason += f"; below the numerical floor of {floor:.1e} nats a token, so it is noise"
-    return verdict, "nats" if in_nats else "percent", reason
+        reasons.append(f"below the numerical floor of {floor:.1e} nats a token, so it is noise")
+    return verdict, " and ".join(units), "; ".join(reasons)
 
 
 def _size(gap: float, scale: float) -> str:
@@ -289,6 +316,7 @@ def format_gap(gap: Gap) -> str:
         lines.append(f"{'numerical floor':<22}{gap.numerical_floor:9.1e}   nats a token")
     lines.append(f"{'verdict':<22}{gap.verdict} ({gap.verdict_reason})")
     lines.append(f"{gap.num_samples} samples, {gap.num_tokens} tokens, 95% intervals by paired bootstrap over samples")
+    lines += [f"warning: {warning}" for warning in gap.warnings]
     if gap.skipped:
         lines.append(f"{len(gap.skipped)} samples skipped:")
         lines += [f"  {skipped.sample}, {skipped.name}: {skipped.reason}" for skipped in gap.skipped[:SHOWN_SKIPPED]]

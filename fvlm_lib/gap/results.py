@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-GAP_SCHEMA = 2  # of results/gap/*.json
+GAP_SCHEMA = 3  # of results/gap/*.json
 
 
 def gap_file(checkpoint_id: str) -> str:

@@ -340,7 +340,7 @@ def test_results_of_an_older_version_are_named_with_what_makes_them_anew(copied)
     refused("scaling_laws", r"scaling_fits\.json holds no scaling fits")
     path = copied / "gap" / "late.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
-    refused("gap_passes", r"late\.json has schema 0, this version reads 2")
+    refused("gap_passes", r"late\.json has schema 0, this version reads 3")
     table = pd.read_csv(copied / "gap_table.csv")
     table.assign(step=np.nan).to_csv(copied / "gap_table.csv", index=False)
     with pytest.raises(ValueError, match="does not tell step and training_flops of early; give them in the config"):

@@ -127,15 +127,52 @@ def test_shards_cover_every_sample_once():
 )
 def test_the_verdict_is_judged_by_the_whole_interval(percent, nats, loss, verdict):
     middle = [(low + high) / 2 for low, high in (nats, percent)]
-    found, unit, reason = gap.judge(Estimate(middle[0], *nats), Estimate(middle[1], *percent), loss, None)
+    training = Estimate(loss, 0.9 * loss, 1.1 * loss)
+    found, unit, reason = gap.judge(Estimate(middle[0], *nats), Estimate(middle[1], *percent), training, None)
     assert found == verdict
     assert (unit == "nats") == ("judged in nats" in reason) == (loss < gap.NEAR_ZERO_LOSS)
 
 
+@pytest.mark.parametrize(
+    ("percent", "nats", "verdict"),
+    [
+        ((60, 150), (0.06, 0.12), "not resolved: moderate or large"),  # large of the loss, moderate in nats
+        ((16, 30), (0.16, 0.3), "large"),
+        ((8, 14), (0.008, 0.014), "not resolved: small or moderate"),
+        ((1, 3), (0.001, 0.003), "small"),
+        ((16, 30), (0.01, 0.03), "not resolved: small or moderate or large"),
+    ],
+)
+def test_where_the_training_loss_may_be_nearly_zero_or_not_both_units_must_agree(percent, nats, verdict):
+    training = Estimate(0.107, 0.067, 0.154)  # across NEAR_ZERO_LOSS
+    middle = [(low + high) / 2 for low, high in (nats, percent)]
+    found, unit, reason = gap.judge(Estimate(middle[0], *nats), Estimate(middle[1], *percent), training, None)
+    assert (found, unit) == (verdict, "percent and nats")
+    assert "0.107 [0.067, 0.154] may be under 0.1 or not" in reason
+
+
+def test_a_loss_that_hangs_on_few_samples_is_warned_of():
+    rng = np.random.default_rng(0)
+    nll = rng.gamma(4.0, 1.0, 400)
+    failing = np.where(np.arange(400) < 5, 300.0, 0.0)
+    table = pd.DataFrame({"num_tokens": 10, "nll_coarse": nll, "nll_fine_1": nll, "nll_autoregressive": nll + failing})
+    found = gap.summarize_gap(table)
+    assert found.top_shares["gap"] == 1.0 and found.top_shares["training loss"] < 0.1
+    assert found.top_shares["inference loss"] == pytest.approx(
+        np.sort(nll + failing)[-10:].sum() / (nll + failing).sum()
+    )
+    assert [warning.split(":")[0] for warning in found.warnings] == [
+        f"ten of 400 samples carry {found.top_shares['inference loss']:.0%} of the inference loss",
+        "ten of 400 samples carry 100% of the gap",
+    ]
+    assert "warning: ten of 400 samples carry 100% of the gap" in gap.format_gap(found)
+
+
 def test_a_gap_below_the_floor_is_called_noise():
     tiny = Estimate(1e-8, -1e-8, 3e-8)
-    assert "noise" in gap.judge(tiny, tiny, 1.0, 1e-7)[2]
-    assert "noise" not in gap.judge(tiny, tiny, 1.0, 1e-9)[2]
+    loss = Estimate(1.0, 0.9, 1.1)
+    assert "noise" in gap.judge(tiny, tiny, loss, 1e-7)[2]
+    assert "noise" not in gap.judge(tiny, tiny, loss, 1e-9)[2]
 
 
 def test_nan_names_the_sample():
