@@ -18,7 +18,7 @@ from fvlm_lib.gap.report import ESTIMATES
 from fvlm_lib.gap.results import read_gap_result
 
 SAMPLES_INTERVAL = (
-    "95% intervals, studentised bootstrap over evaluation samples; another training seed may do otherwise."
+    "95% intervals, paired bootstrap over evaluation samples; another training seed may do otherwise."
 )
 MAKE = "`bash run.sh` makes it"
 

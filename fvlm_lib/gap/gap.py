@@ -316,7 +316,7 @@ def format_gap(gap: Gap) -> str:
         lines.append(f"{'numerical floor':<22}{gap.numerical_floor:9.1e}   nats a token")
     lines.append(f"{'verdict':<22}{gap.verdict} ({gap.verdict_reason})")
     lines.append(
-        f"{gap.num_samples} samples, {gap.num_tokens} tokens, 95% intervals by studentised bootstrap over samples"
+        f"{gap.num_samples} samples, {gap.num_tokens} tokens, 95% intervals by paired bootstrap over samples"
     )
     lines += [f"warning: {warning}" for warning in gap.warnings]
     if gap.skipped:
