@@ -73,7 +73,7 @@ def gap_training(selection: Selection, width: float) -> tuple[Figure, Facts]:
     panels = label_panels(axes, ["", ""])
     legend_below(figure, axes)
     caption = "Train/inference gap (autoregressive minus training loss, nats a token) over training."
-    if (table["top_share_gap"] > HEAVY_SHARE).any():
+    if table["doubtful"].str.contains("gap").any():
         caption += f" Hollow: ten samples carry over {HEAVY_SHARE:.0%} of it, so its interval may be too narrow."
     told = {letter: f"against {name}" for letter, name in zip(panels, plots.AXES.values(), strict=True)}
     return figure, gap_facts(selection, table, caption, panels=told)

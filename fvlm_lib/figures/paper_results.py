@@ -17,9 +17,7 @@ from fvlm_lib.figures.paper import Facts
 from fvlm_lib.gap.report import ESTIMATES
 from fvlm_lib.gap.results import read_gap_result
 
-SAMPLES_INTERVAL = (
-    "95% intervals, paired bootstrap over evaluation samples; another training seed may do otherwise."
-)
+SAMPLES_INTERVAL = "95% intervals, paired bootstrap over evaluation samples; another training seed may do otherwise."
 MAKE = "`bash run.sh` makes it"
 
 
@@ -68,8 +66,8 @@ def read_gap_table(selection: Selection) -> pd.DataFrame:
     path = existing_file(selection.results / "gap_table.csv")
     estimates = [f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")]
     needed = ["id", "run", "step", "training_flops", *estimates, "verdict", "verdict_unit", "num_samples", "num_tokens"]
-    needed += ["top_share_training", "top_share_inference", "top_share_gap"]
-    table = check_columns(pd.read_csv(path, dtype={"id": str, "run": str}), path, needed)
+    needed += ["doubtful"]
+    table = check_columns(pd.read_csv(path, dtype={"id": str, "run": str}), path, needed).fillna({"doubtful": ""})
     runs = chosen(selection.runs, sorted(table["run"].unique()), "run", path)
     table = table[table["run"].isin(runs)].reset_index(drop=True)
     if (unknown := table[["step", "training_flops"]].isna().any(axis=1)).any():

@@ -24,7 +24,7 @@ from fvlm_lib.figures.paper_results import (
     selected_names,
 )
 from fvlm_lib.gap.fits import read_fits
-from fvlm_lib.gap.report import HEAVY_NOTE, readable_table
+from fvlm_lib.gap.report import DOUBT_NOTE, readable_table
 from fvlm_lib.screens.measure import bootstrap_policies
 
 Table = tuple[pd.DataFrame, pd.DataFrame, Facts]
@@ -36,7 +36,7 @@ def gap_table(selection: Selection) -> Table:
     table = read_gap_table(selection)
     caption = (
         "Training and inference loss and their difference, the gap, in nats a token and in % of the training loss. "
-        + HEAVY_NOTE
+        + DOUBT_NOTE
     )
     return table, readable_table(table).drop(columns="coarse"), gap_facts(selection, table, caption)
 

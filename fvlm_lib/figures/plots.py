@@ -18,7 +18,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from fvlm_lib.gap.scaling import ScalingFit, predict_loss
-from fvlm_lib.stats import HEAVY_SHARE
 from fvlm_lib.vision.patches import expand_mask
 
 _PALETTE = sns.color_palette("colorblind")
@@ -194,19 +193,18 @@ def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
 
 
 def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step") -> Axes:
-    """Gap against `x`, a line a run; table: run, `x`, gap_nats, gap_nats_low, gap_nats_high, and top_share_gap, by
-    which a gap that hangs on ten samples is drawn hollow (`stats.HEAVY_SHARE`)."""
+    """Gap against `x`, a line a run; table: run, `x`, gap_nats, gap_nats_low, gap_nats_high, and doubtful: a
+    gap whose interval may be too narrow is drawn hollow."""
     styles = series_styles(table["run"])
     for run, rows in _known(ax, table, x).groupby("run"):
         rows = rows.sort_values(x)
         error = [rows["gap_nats"] - rows["gap_nats_low"], rows["gap_nats_high"] - rows["gap_nats"]]
         style = styles[str(run)]
         ax.errorbar(rows[x], rows["gap_nats"], yerr=error, **style, capsize=3, label=run)
-        heavy = rows[rows["top_share_gap"] > HEAVY_SHARE]
-        ax.plot(heavy[x], heavy["gap_nats"], **style, linestyle="", markerfacecolor="white", zorder=3)
-    if (table["top_share_gap"] > HEAVY_SHARE).any():
-        name = f"hollow: ten samples carry over {HEAVY_SHARE:.0%}"
-        ax.plot([], [], "o", color="0.4", markerfacecolor="white", label=name)
+        hollow = rows[rows["doubtful"].str.contains("gap")]
+        ax.plot(hollow[x], hollow["gap_nats"], **style, linestyle="", markerfacecolor="white", zorder=3)
+    if table["doubtful"].str.contains("gap").any():
+        ax.plot([], [], "o", color="0.4", markerfacecolor="white", label="hollow: interval may be too narrow")
     ax.axhline(0, color="0.4", lw=0.8, zorder=0)
     ax.set_xlabel(AXES.get(x, x))
     ax.set_ylabel("gap, nats a token")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from fvlm_lib.gap.report import HEAVY_NOTE, INTERVAL_NOTE, format_interval, readable_table, whole
+from fvlm_lib.gap.report import DOUBT_NOTE, INTERVAL_NOTE, format_interval, readable_table, whole
 from fvlm_lib.stats import Estimate, Statistic, bootstrap
 
 
@@ -159,7 +159,7 @@ def findings_markdown(findings: Sequence[Finding], table: pd.DataFrame) -> str:
         parts.append(f"**{finding.question}** {finding.answer[:1].upper()}{finding.answer[1:]}.")
         if finding.evidence:
             parts.append("\n".join(f"- {line}" for line in finding.evidence))
-    parts.append(f"{INTERVAL_NOTE} {HEAVY_NOTE}")
+    parts.append(f"{INTERVAL_NOTE} {DOUBT_NOTE}")
     parts.append(readable_table(table).to_markdown(index=False, disable_numparse=True))
     return "\n\n".join(parts) + "\n"
 

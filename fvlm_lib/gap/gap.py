@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -53,8 +54,8 @@ class Gap:
     gap_to_passes: for each K, autoregressive - fine_K.
     verdict, verdict_unit, verdict_reason: see `judge`.
     num_samples, num_tokens: that were scored; skipped: the samples that could not be.
-    top_shares: the share that the ten largest samples carry of the sums of "training loss", "inference loss" and
-    "gap" (of its absolute values); warnings: a sentence for each of which that is over HEAVY_SHARE.
+    warnings: a sentence each for which of "training loss", "inference loss" and "gap" has an interval that may be too
+    narrow (`interval_warnings`).
     numerical_floor: mean over tokens of the absolute difference that rounding makes to a sample's gap
     (against the same evaluation in float64); a smaller gap is noise. None where it was not measured.
     """
@@ -72,8 +73,7 @@ class Gap:
     verdict_reason: str
     num_samples: int
     num_tokens: int
-    top_shares: dict[str, float]
-    warnings: tuple[str, ...]
+    warnings: dict[str, str]
     skipped: tuple[SkippedVideo, ...] = ()
 
 
@@ -107,14 +107,8 @@ def summarize_gap(
     losses = {mode: found[f"loss {mode}"] for mode in modes}
     gap_nats = found[f"gap {passes[0]}"]
     verdict, unit, reason = judge(gap_nats, found["percent"], losses[passes[0]], floor)
-    nll = {"training": columns[f"nll_{passes[0]}"], "inference": columns["nll_autoregressive"]}
-    shares = {f"{name} loss": top_share(values) for name, values in nll.items()}
-    shares["gap"] = top_share(nll["inference"] - nll["training"])
-    warnings = [
-        f"ten of {len(per_sample)} samples carry {share:.0%} of the {name}: its interval may be too narrow"
-        for name, share in shares.items()
-        if share > HEAVY_SHARE
-    ]
+    nll = {mode: columns[f"nll_{mode}"] for mode in modes}
+    warnings = interval_warnings(columns["num_tokens"], nll[passes[0]], nll["autoregressive"])
     return Gap(
         loss_training_fine=losses[passes[0]],
         loss_inference_fine=losses["autoregressive"],
@@ -129,10 +123,32 @@ def summarize_gap(
         verdict_reason=reason,
         num_samples=len(per_sample),
         num_tokens=int(per_sample["num_tokens"].sum()),
-        top_shares=shares,
-        warnings=tuple(warnings),
+        warnings=warnings,
         skipped=tuple(skipped),
     )
+
+
+def interval_warnings(num_tokens: np.ndarray, training: np.ndarray, inference: np.ndarray) -> dict[str, str]:
+    """What makes the intervals of training loss, inference loss and gap too narrow, a sentence each; {} for nothing.
+
+    num_tokens, training, inference: tokens and NLL in nats of each sample, (N,). Two things do: few samples that
+    carry a sum, seen by the share of the ten largest; and few that are not among the samples at all. What happens to
+    fewer than 3 in N is missing from N samples in one case of twenty (the rule of three), and by the largest loss of
+    any sample it could add that much to a loss that is nearly zero.
+    """
+    count, tokens = len(num_tokens), num_tokens.sum()
+    unseen = 3 * max(training.max(), inference.max()) / tokens  # nats a token
+    warnings = {}
+    for name, nll in {"training loss": training, "inference loss": inference, "gap": inference - training}.items():
+        share = top_share(nll)
+        if share > HEAVY_SHARE:
+            warnings[name] = f"ten of {count} samples carry {share:.0%} of the {name}: its interval may be too narrow"
+        elif name != "gap" and unseen > HEAVY_SHARE * nll.sum() / tokens:
+            warnings[name] = (
+                f"failures in fewer than 3 of {count} samples could add {unseen:.2g} nats a token to the {name} of "
+                f"{nll.sum() / tokens:.2g}, and may not be among them: its interval may be too narrow"
+            )
+    return warnings
 
 
 def judge(
@@ -315,10 +331,8 @@ def format_gap(gap: Gap) -> str:
     if gap.numerical_floor is not None:
         lines.append(f"{'numerical floor':<22}{gap.numerical_floor:9.1e}   nats a token")
     lines.append(f"{'verdict':<22}{gap.verdict} ({gap.verdict_reason})")
-    lines.append(
-        f"{gap.num_samples} samples, {gap.num_tokens} tokens, 95% intervals by paired bootstrap over samples"
-    )
-    lines += [f"warning: {warning}" for warning in gap.warnings]
+    lines.append(f"{gap.num_samples} samples, {gap.num_tokens} tokens, 95% intervals by paired bootstrap over samples")
+    lines += [f"warning: {warning}" for warning in gap.warnings.values()]
     if gap.skipped:
         lines.append(f"{len(gap.skipped)} samples skipped:")
         lines += [f"  {skipped.sample}, {skipped.name}: {skipped.reason}" for skipped in gap.skipped[:SHOWN_SKIPPED]]

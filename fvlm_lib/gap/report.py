@@ -20,9 +20,9 @@ from fvlm_lib.gap.results import gap_file, read_gap_result
 from fvlm_lib.stats import HEAVY_SHARE
 
 ESTIMATES = ["loss_training_fine", "loss_inference_fine", "loss_coarse", "gap_nats", "gap_percent"]
-HEAVY_NOTE = (
-    f"† Ten samples carry over {HEAVY_SHARE:.0%} of this sum (of a gap, of its absolute values): its interval may be "
-    "too narrow."
+DOUBT_NOTE = (
+    f"† This interval may be too narrow: ten samples carry over {HEAVY_SHARE:.0%} of the sum, or failures in fewer "
+    "than 3 samples could add as much to it."
 )
 INTERVAL_NOTE = (
     "Intervals are 95%, by paired bootstrap over the evaluation samples. They say nothing of how another "
@@ -47,7 +47,7 @@ def read_results(batch: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, str
 def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One row a checkpoint: id, run, step, sizes, training FLOPs, losses and gap each with _low and _high
     (nats a token, gap_percent in percent), numerical_floor, verdict, number of samples scored and skipped;
-    top_share_training, _inference, _gap: the share of the sum that the ten largest samples carry.
+    doubtful: which of training loss, inference loss and gap have an interval that may be too narrow.
 
     What a checkpoint does not tell of its training is empty; its run is then its id.
     """
@@ -62,8 +62,7 @@ def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             row[f"{name}_low"], row[f"{name}_high"] = result[name]["low"], result[name]["high"]
         for key in ("numerical_floor", "verdict", "verdict_unit", "num_samples", "num_tokens"):
             row[key] = result[key]
-        for sum_of, share in result["top_shares"].items():
-            row[f"top_share_{sum_of.removesuffix(' loss')}"] = share
+        row["doubtful"] = ", ".join(result["warnings"])
         rows.append(row | {"skipped": len(result["skipped"])})
     return pd.DataFrame(rows).sort_values(["run", "step"], kind="stable", ignore_index=True)
 
@@ -72,20 +71,19 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it: `value [low, high]`, losses and gaps in nats a token.
 
     The percentage is left out where the training loss is too near zero for it to mean anything; `skipped`
-    counts samples that could not be used, and is there only if there are any. † marks what HEAVY_NOTE tells.
+    counts samples that could not be used, and is there only if there are any. † marks what DOUBT_NOTE tells.
     """
 
     def cells(name: str, form: str, sum_of: str) -> list[str]:
-        heavy = table[f"top_share_{sum_of}"] > HEAVY_SHARE
-        rows = zip(table.iterrows(), heavy, strict=True)
-        return [format_interval(row, name, form) + " †" * marked for (_, row), marked in rows]
+        marks = table["doubtful"].str.contains(sum_of).map({True: " †", False: ""})
+        return [format_interval(row, name, form) + mark for (_, row), mark in zip(table.iterrows(), marks, strict=True)]
 
     readable = pd.DataFrame(
         {
             "run": table["run"],
             "step": ["" if pd.isna(step) else whole(step) for step in table["step"]],
-            "training": cells("loss_training_fine", ".4f", "training"),
-            "inference": cells("loss_inference_fine", ".4f", "inference"),
+            "training": cells("loss_training_fine", ".4f", "training loss"),
+            "inference": cells("loss_inference_fine", ".4f", "inference loss"),
             "coarse": [f"{value:.4f}" for value in table["loss_coarse"]],
             "gap": cells("gap_nats", "+.4f", "gap"),
             "gap %": [
@@ -131,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     results, problems = read_results(batch)
     if results:
         print(readable_table(gap_table(results)).to_markdown(index=False, disable_numparse=True))
-        print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{HEAVY_NOTE}")
+        print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
     for checkpoint_id, problem in problems.items():
         print(f"no result for {checkpoint_id}: {problem}")
     return 1 if problems else 0

@@ -24,7 +24,9 @@ def ax():
 def gaps() -> pd.DataFrame:
     table = pd.DataFrame({"run": ["b", "a", "b", "a"], "step": [300, 100, 100, 300], "gap_nats": [0.3, 0.1, 0.2, 0.0]})
     return table.assign(
-        top_share_gap=[0.1, 0.1, 0.3, 0.1], gap_nats_low=table["gap_nats"] - 0.05, gap_nats_high=table["gap_nats"] + 0.1
+        doubtful=["", "training loss", "gap", ""],
+        gap_nats_low=table["gap_nats"] - 0.05,
+        gap_nats_high=table["gap_nats"] + 0.1,
     )
 
 
@@ -43,9 +45,9 @@ def test_a_gap_that_hangs_on_few_samples_is_drawn_hollow(ax):
     plots.plot_gap(ax, gaps())
     hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
     assert [line.get_xydata().tolist() for line in hollow] == [[[100, 0.2]]]
-    assert "hollow: ten samples carry over 20%" in ax.get_legend_handles_labels()[1]
-    plots.plot_gap(ax.figure.add_subplot(), gaps().assign(top_share_gap=0.2))
-    assert "hollow: ten samples carry over 20%" not in ax.figure.axes[1].get_legend_handles_labels()[1]
+    assert "hollow: interval may be too narrow" in ax.get_legend_handles_labels()[1]
+    plots.plot_gap(ax.figure.add_subplot(), gaps().assign(doubtful="training loss"))
+    assert "hollow: interval may be too narrow" not in ax.figure.axes[1].get_legend_handles_labels()[1]
 
 
 def test_runs_keep_their_colour_whatever_the_order():
@@ -98,7 +100,7 @@ def test_speed_and_error_of_each_policy_are_drawn(ax):
 
 
 def test_a_column_that_no_checkpoint_tells_is_said_in_the_figure():
-    table = pd.DataFrame({"run": ["a", "a"], "step": [1, 2], "training_flops": [None, None], "top_share_gap": 0.1})
+    table = pd.DataFrame({"run": ["a", "a"], "step": [1, 2], "training_flops": [None, None], "doubtful": ""})
     for name in ("gap_nats", "loss"):
         table[name] = table[f"{name}_low"] = table[f"{name}_high"] = 1.0
     _, (left, right) = plt.subplots(1, 2)
