@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
     from fvlm_lib.foveated.checkpoints import load_checkpoint as load_checkpoint
     from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig as FoveatedVLMConfig
     from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM as FoveatedVLM
-    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLMOutput as FoveatedVLMOutput
+    from fvlm_lib.foveated.output import FoveatedVLMOutput as FoveatedVLMOutput
     from fvlm_lib.foveated.stream import FoveatedStream as FoveatedStream
     from fvlm_lib.gap.gap import Gap as Gap
     from fvlm_lib.gap.gap import evaluate_inference_gap as evaluate_inference_gap
@@ -54,7 +54,8 @@ _NAMES = {
     "errors": "CheckpointError",
     "foveated.checkpoints": "load_checkpoint",
     "foveated.configuration_fvlm": "FoveatedVLMConfig",
-    "foveated.modeling_fvlm": "FoveatedVLM FoveatedVLMOutput",
+    "foveated.modeling_fvlm": "FoveatedVLM",
+    "foveated.output": "FoveatedVLMOutput",
     "foveated.stream": "FoveatedStream",
     "gap.gap": "Gap evaluate_inference_gap open_evaluation",
     "gap.scaling": "fit_law fit_scaling_laws",
