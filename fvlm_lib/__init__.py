@@ -32,12 +32,12 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
     from fvlm_lib.stats import bootstrap as bootstrap
     from fvlm_lib.vision.changes import trace_changes as trace_changes
     from fvlm_lib.vision.differential import DifferentialVisionEncoder as DifferentialVisionEncoder
-    from fvlm_lib.vision.differential import FrameStatistics as FrameStatistics
-    from fvlm_lib.vision.differential import StreamStatistics as StreamStatistics
     from fvlm_lib.vision.patches import compute_patch_diff as compute_patch_diff
     from fvlm_lib.vision.settings import DifferentialSettings as DifferentialSettings
     from fvlm_lib.vision.settings import read_settings as read_settings
     from fvlm_lib.vision.settings import write_settings as write_settings
+    from fvlm_lib.vision.statistics import FrameStatistics as FrameStatistics
+    from fvlm_lib.vision.statistics import StreamStatistics as StreamStatistics
     from fvlm_lib.vision.towers import PatchCache as PatchCache
     from fvlm_lib.vision.towers import open_tower as open_tower
     from fvlm_lib.vlm.stream import Answer as Answer
@@ -61,9 +61,10 @@ _NAMES = {
     "gap.scaling": "fit_law fit_scaling_laws",
     "stats": "Estimate bootstrap",
     "vision.changes": "trace_changes",
-    "vision.differential": "DifferentialVisionEncoder FrameStatistics StreamStatistics",
+    "vision.differential": "DifferentialVisionEncoder",
     "vision.patches": "compute_patch_diff",
     "vision.settings": "DifferentialSettings read_settings write_settings",
+    "vision.statistics": "FrameStatistics StreamStatistics",
     "vision.towers": "PatchCache open_tower",
     "vlm.stream": "Answer Decoding VLMStream open_encoder",
     "vlm.vlms": "VLM load_vlm",
