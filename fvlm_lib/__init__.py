@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
     from fvlm_lib.foveated.checkpoints import load_checkpoint as load_checkpoint
     from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig as FoveatedVLMConfig
     from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM as FoveatedVLM
-    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLMOutput as FoveatedVLMOutput
+    from fvlm_lib.foveated.output import FoveatedVLMOutput as FoveatedVLMOutput
     from fvlm_lib.foveated.stream import FoveatedStream as FoveatedStream
     from fvlm_lib.gap.gap import Gap as Gap
     from fvlm_lib.gap.gap import evaluate_inference_gap as evaluate_inference_gap
@@ -32,12 +32,12 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
     from fvlm_lib.stats import bootstrap as bootstrap
     from fvlm_lib.vision.changes import trace_changes as trace_changes
     from fvlm_lib.vision.differential import DifferentialVisionEncoder as DifferentialVisionEncoder
-    from fvlm_lib.vision.differential import FrameStatistics as FrameStatistics
-    from fvlm_lib.vision.differential import StreamStatistics as StreamStatistics
     from fvlm_lib.vision.patches import compute_patch_diff as compute_patch_diff
     from fvlm_lib.vision.settings import DifferentialSettings as DifferentialSettings
     from fvlm_lib.vision.settings import read_settings as read_settings
     from fvlm_lib.vision.settings import write_settings as write_settings
+    from fvlm_lib.vision.statistics import FrameStatistics as FrameStatistics
+    from fvlm_lib.vision.statistics import StreamStatistics as StreamStatistics
     from fvlm_lib.vision.towers import PatchCache as PatchCache
     from fvlm_lib.vision.towers import open_tower as open_tower
     from fvlm_lib.vlm.stream import Answer as Answer
@@ -54,15 +54,17 @@ _NAMES = {
     "errors": "CheckpointError",
     "foveated.checkpoints": "load_checkpoint",
     "foveated.configuration_fvlm": "FoveatedVLMConfig",
-    "foveated.modeling_fvlm": "FoveatedVLM FoveatedVLMOutput",
+    "foveated.modeling_fvlm": "FoveatedVLM",
+    "foveated.output": "FoveatedVLMOutput",
     "foveated.stream": "FoveatedStream",
     "gap.gap": "Gap evaluate_inference_gap open_evaluation",
     "gap.scaling": "fit_law fit_scaling_laws",
     "stats": "Estimate bootstrap",
     "vision.changes": "trace_changes",
-    "vision.differential": "DifferentialVisionEncoder FrameStatistics StreamStatistics",
+    "vision.differential": "DifferentialVisionEncoder",
     "vision.patches": "compute_patch_diff",
     "vision.settings": "DifferentialSettings read_settings write_settings",
+    "vision.statistics": "FrameStatistics StreamStatistics",
     "vision.towers": "PatchCache open_tower",
     "vlm.stream": "Answer Decoding VLMStream open_encoder",
     "vlm.vlms": "VLM load_vlm",

@@ -1,51 +1,88 @@
-"""Masks of a batch: which frames and words are there, and which position predicts each word.
+"""What the forward modes work on: encoded videos and their captions, checked, with masks and predictors.
 
-Checks what the forward modes are given, and says it in the user's terms. Knows nothing of the model but that
-its language model reads frames first, then the caption.
+Says in the user's terms what cannot be right. Knows nothing of the model but that its language model reads frames
+first, then the caption.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fvlm_lib.scoring import IGNORED_LABEL
+from fvlm_lib.vision.towers import PatchCache
 
 
-class CaptionInputs:
-    """The caption's side of a batch: ids, labels, masks, and which position predicts each text token.
+class CaptionOptions(TypedDict, total=False):
+    """What every forward mode takes besides frames, ids and their mask; told at `FoveatedVLM`."""
 
-    `padding` (B, N) of all positions is None where nothing is padded, since the language model then takes a
-    faster path.
+    labels: Tensor | None
+    frame_mask: Tensor | None
+    patch_cache: PatchCache | None
+    output_attentions: bool
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Encoded videos and their captions, as `caption_batch` has checked them.
+
+    patch_cache: of the frames, leading dimensions (B, T). frame_mask: bool (B, T). input_ids, labels (B, L), -100
+    where nothing is scored. padding: bool (B, N) of all positions, the caption's last; None where nothing is padded,
+    since the language model then takes a faster path. predictors (B, L): the position that predicts each text token.
+    output_attentions: whether outputs hold the queries' attention.
     """
 
-    def __init__(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        frame_mask: Tensor,
-        mode_tokens: bool,
-    ) -> None:
-        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, length >= 1)")
-        if input_ids.shape[0] != frame_mask.shape[0]:
-            raise ValueError(f"{input_ids.shape[0]} captions for {frame_mask.shape[0]} videos; one each is needed")
-        text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        text_mask = text_mask.bool()
-        if labels is None:
-            labels = input_ids.masked_fill(~text_mask, IGNORED_LABEL)
-        elif ((labels != IGNORED_LABEL) & ~text_mask).any():
-            raise ValueError("labels scores a position where attention_mask is 0; set it to -100 there")
-        mask = torch.cat([mask_before_caption(frame_mask, mode_tokens), text_mask], dim=1)  # (B, N)
-        self.input_ids = input_ids
-        self.labels = labels
-        self.padding = None if mask.all() else mask
-        # a text token is predicted by the last position before it that is not padding
-        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-        last_seen = places.masked_fill(~mask, -1).cummax(dim=1).values
-        self.predictors = last_seen[:, -input_ids.shape[1] - 1 : -1]  # (B, L)
+    patch_cache: PatchCache
+    frame_mask: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    padding: Tensor | None
+    predictors: Tensor
+    output_attentions: bool
+
+
+def caption_batch(
+    patch_cache: PatchCache,
+    frame_mask: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    mode_tokens: bool = False,
+    output_attentions: bool = False,
+) -> CaptionBatch:
+    """Captions (B, L) behind encoded frames, of which frame_mask, bool (B, T), says which are there.
+
+    attention_mask, labels: as at `FoveatedVLM`. mode_tokens: whether learnt tokens stand around the frames.
+    Raises ValueError for captions without a token, of another number than the videos, and labels on padding.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, length >= 1)")
+    if input_ids.shape[0] != frame_mask.shape[0]:
+        raise ValueError(f"{input_ids.shape[0]} captions for {frame_mask.shape[0]} videos; one each is needed")
+    text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    text_mask = text_mask.bool()
+    if labels is None:
+        labels = input_ids.masked_fill(~text_mask, IGNORED_LABEL)
+    elif ((labels != IGNORED_LABEL) & ~text_mask).any():
+        raise ValueError("labels scores a position where attention_mask is 0; set it to -100 there")
+    mask = torch.cat([mask_before_caption(frame_mask, mode_tokens), text_mask], dim=1)  # (B, N)
+    # a text token is predicted by the last position before it that is not padding
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    last_seen = places.masked_fill(~mask, -1).cummax(dim=1).values
+    return CaptionBatch(
+        patch_cache=patch_cache,
+        frame_mask=frame_mask,
+        input_ids=input_ids,
+        labels=labels,
+        padding=None if mask.all() else mask,
+        predictors=last_seen[:, -input_ids.shape[1] - 1 : -1],  # (B, L)
+        output_attentions=output_attentions,
+    )
 
 
 def mask_before_caption(frame_mask: Tensor, mode_tokens: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """A foveated VLM on a stream: one frame at a time, captioned at any moment.
 
-What a forward mode is stands in `modeling_fvlm.py`; a stream is its autoregressive mode without an end.
+A stream is the autoregressive mode of `watching.py` without an end.
 """
 
 from __future__ import annotations

@@ -2,5 +2,5 @@
 
 Patches are compared in `patches.py`, the policy is in `changes.py`, towers are walked in `towers.py`, updated in
 `updates.py`, and `differential.py` is the encoder made of them. Knows tensors and frames; nothing of files,
-recordings, language models or checkpoints.
+recordings or checkpoints, and of language models only where they keep their tower (`models.py`).
 """

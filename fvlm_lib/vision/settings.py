@@ -1,14 +1,15 @@
 """Settings of the differential encoder, as a file keeps them: read, checked, written.
 
 `config/differential.yaml` holds the setting that the batch and `predict` use; `notebooks/tune_threshold.ipynb`
-writes it. Fields and defaults are those of `differential.DifferentialVisionEncoder`. Imports nothing heavy,
-since the Snakefile reads settings at every start.
+writes it. Fields and defaults are those of `differential.DifferentialVisionEncoder`, which has them checked here.
+Imports nothing heavy, since the Snakefile reads settings at every start.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Number
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,10 @@ class DifferentialSettings:
     tolerance: float | None = _setting(None, "relative L2; 0 is exact, null the encoder's default")
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value: Any = getattr(self, item.name)
+            if isinstance(value, Number) and hasattr(value, "item"):  # numpy's, which YAML cannot write
+                object.__setattr__(self, item.name, value.item())
         _check_number("diff_threshold", self.diff_threshold, 0, 1)
         for name in ("max_changed_patches", "patch_size"):
             value, lowest = getattr(self, name), 1 if name == "patch_size" else 0

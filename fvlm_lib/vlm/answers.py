@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
-from fvlm_lib.vision.differential import StreamStatistics
+from fvlm_lib.vision.statistics import StreamStatistics
 from fvlm_lib.vlm.stream import Answer, VLMStream
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 from fvlm_lib.timing import now, timed
-from fvlm_lib.vision.differential import DifferentialVisionEncoder, open_vision
+from fvlm_lib.vision.differential import DifferentialVisionEncoder
+from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vlm.vlms import VLM, Fit
 

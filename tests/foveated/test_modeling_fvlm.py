@@ -417,6 +417,39 @@ def test_wrong_input_is_named(model, mode, change, message):
         model(**{**tiny_batch(), **change}, mode=mode)
 
 
+MODES = ["forward", "forward_captioning", "forward_passes", "forward_autoregressive", "forward_modes"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_takes_the_same_batch_and_no_other_name(model, mode):
+    batch = tiny_batch()
+    options = {"labels": batch["input_ids"], "frame_mask": torch.ones(3, 5), "patch_cache": None}
+    run = getattr(model, mode)
+    run(**batch, attention_mask=torch.ones(3, 6), **options, output_attentions=True)
+    run(batch["pixel_values"], batch["input_ids"], torch.ones(3, 6))
+    with pytest.raises(TypeError, match="'frames_mask'"):
+        run(**batch, frames_mask=torch.ones(3, 5))
+    with pytest.raises(TypeError, match="'input_ids'"):
+        run(batch["pixel_values"])
+
+
+def test_a_wrong_batch_is_refused_when_the_passes_are_asked_for(model):
+    with pytest.raises(ValueError, match="both None"):
+        model.forward_passes(None, tiny_batch()["input_ids"])
+
+
+@pytest.mark.parametrize("config", [{}, {"mode_tokens": True}, {"visual_norm": "legacy"}])
+def test_modes_side_by_side_give_attention_too(config):
+    model = float64_copy(tiny_model(**config))
+    batch = tiny_batch()
+    wanted = [*model.forward_passes(**batch, output_attentions=True)]
+    wanted.append(model.forward_autoregressive(**batch, output_attentions=True))
+    found = model.forward_modes(**batch, output_attentions=True)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.attentions, other.attentions, rtol=0, atol=EXACT)
+    assert all(output.attentions is None for output in model.forward_modes(**batch))
+
+
 def test_no_fine_pass_is_an_error(model):
     with pytest.raises(ValueError, match="num_fine is 0"):
         model(**tiny_batch(), num_fine=0)

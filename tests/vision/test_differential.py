@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -124,6 +125,26 @@ def test_another_resolution_is_encoded_in_full():
     encoder = DifferentialVisionEncoder(dino)
     wide = torch.rand(1, 3, 16, 32)
     assert paths(encoder, [frame(), wide, wide, frame()]) == ["full", "full", "cached", "full"]
+
+
+def test_what_was_done_with_a_frame_is_a_dict_and_has_attributes(clip):
+    encoder = DifferentialVisionEncoder(clip)
+    frames = [frame(), frame(), touched(frame(), (1, 2)), torch.cat([frame(1), frame(2)])]
+    every = [encoder.encode(image, return_stats=True)[1] for image in frames]
+    assert [stats["path"] for stats in every] == ["full", "cached", "partial", "full"]
+    assert [stats["changed_patches"] for stats in every] == [16, 0, 1, 16]
+    names = ["path", "changed_patches", "num_patches", "computed_tokens", "encoded"]
+    for stats in every:
+        assert isinstance(stats, dict)
+        assert list(stats) == names, "none vanishes, 0 neither"
+        assert "path" in stats
+        assert "paths" not in stats
+        for name, value in dict(stats).items():
+            assert value is getattr(stats, name)
+        assert stats["encoded"].shape == (4, 4)
+    again = pickle.loads(pickle.dumps(every[2]))
+    assert again["path"] == again.path == "partial"
+    assert torch.equal(again.encoded, every[2].encoded)
 
 
 # ---- the tokens --------------------------------------------------------------------------------------
@@ -349,11 +370,22 @@ def test_a_frame_that_cannot_be_right_leaves_the_cache_as_it_was(clip, image, me
         ({"metric": "median"}, "'median'"),
         ({"max_changed_patches": -1}, "max_changed_patches is -1"),
         ({"context_radius": -1}, "context_radius is -1"),
+        ({"tolerance": -1.0}, "tolerance is -1.0"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"max_changed_patches": 1.5}, "max_changed_patches is 1.5"),
+        ({"patch_size": 0}, "patch_size is 0"),
     ],
 )
 def test_wrong_arguments_are_named(clip, options, message):
     with pytest.raises(ValueError, match=message):
         DifferentialVisionEncoder(clip, **options)
+
+
+def test_numbers_may_be_numpys(clip):
+    options = {"diff_threshold": np.float32(0.5), "max_changed_patches": np.int64(1), "tolerance": np.float64(0.25)}
+    encoder = DifferentialVisionEncoder(clip, **options)
+    changes = [touched(frame(), (1, 1), by=0.4), touched(frame(), (1, 1), by=0.6), frame(9)]
+    assert paths(encoder, [frame(), *changes]) == ["full", "cached", "partial", "full"]
 
 
 # ---- attaching ---------------------------------------------------------------------------------------

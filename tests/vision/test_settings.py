@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -27,6 +28,7 @@ def test_defaults_are_those_of_the_encoder_and_of_the_stored_file():
         DifferentialSettings(),
         DifferentialSettings(1e-5, "mean", 0, 14, "previous", "none", 1e-7),
         DifferentialSettings(1, "max", 10**6, 1, "encoded", "gated", 0.0),
+        DifferentialSettings(np.float32(0.25), max_changed_patches=np.int64(7), tolerance=np.float64(0.1)),
     ],
 )
 def test_what_is_written_is_read(tmp_path, settings):

@@ -12,7 +12,8 @@ from transformers import AutoProcessor
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.errors import CheckpointError
-from fvlm_lib.vision.differential import DifferentialVisionEncoder, open_vision
+from fvlm_lib.vision.differential import DifferentialVisionEncoder
+from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vlm import assemble as assemble_llava
 from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder

@@ -1,0 +1,142 @@
+"""Where a model keeps its vision tower: its way from pixels to tokens found, and its own image features replaced.
+
+Of language models it knows only where LLaVA-style ones keep tower and projector, and by which call they ask for an
+image's tokens. How a tower is walked is `towers.py`'s subject.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from fvlm_lib.vision.towers import Tower, open_tower
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A model's way from pixels to tokens.
+
+    module: the vision tower. tower: the same, opened for partial updates; None where there is no adapter.
+    patch_size: (height, width) of its patches in pixels; None where its config does not say. select: drops the
+    global tokens from the tower's (N, P, D) if the model does. project: into the language model's width. newline:
+    the embedding (width) that LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels
+    (N, C, height, width) to tokens (N, tokens, width), as the model itself goes it.
+    """
+
+    module: nn.Module
+    tower: Tower | None
+    patch_size: tuple[int, int] | None
+    select: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+    own: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+    newline: Tensor | None
+
+    def finish(self, features: Tensor) -> Tensor:
+        """All tokens (N, tokens, width) of an image from its selected features (N, P, D)."""
+        tokens = self.project(features)
+        if self.newline is None:
+            return tokens
+        return torch.cat([tokens, self.newline.to(tokens).expand(tokens.shape[0], 1, -1)], dim=1)
+
+
+def open_vision(model: nn.Module, pack_weights: bool = False) -> Vision:
+    """Find a model's vision tower, projector and feature layer; a tower alone gives its own tokens.
+
+    LLaVA-OneVision's images are taken as one crop each. Raises ValueError for models that join several layers."""
+    inner: Any = getattr(model, "model", model)
+    config: Any = getattr(model, "config", None)
+    call = _image_call(inner)
+    own_call: Any = getattr(inner, call or "__call__")  # bound now: `replace_image_call` replaces it later
+    module: Any = inner.vision_tower if call else model
+    module = getattr(module, "vision_tower", module)  # the original LLaVA code wraps it once more
+    projector = getattr(inner, "multi_modal_projector", None) or getattr(inner, "mm_projector", None)
+    layer = getattr(config, "vision_feature_layer", None) if call else None
+    if isinstance(layer, list | tuple):
+        raise ValueError(f"vision_feature_layer is {layer}; models that join several layers are not supported")
+    drops_cls = call is not None and getattr(config, "vision_feature_select_strategy", "full") == "default"
+    try:
+        tower = open_tower(module, layer, pack_weights=pack_weights)
+    except TypeError:
+        tower = None
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+
+    single_crop = getattr(config, "model_type", None) == "llava_onevision"
+
+    def own(images: Tensor) -> Tensor:
+        options: dict[str, Any] = {}
+        if single_crop:  # it makes one crop of an image where a prompt has several
+            sizes = torch.tensor([images.shape[-2:]] * len(images))
+            options = {"image_sizes": sizes, "batch_num_images": [2] * len(images)}
+        output = own_call(images.to(dtype), **options)
+        if call == "get_image_features":
+            output = output.pooler_output
+        elif not isinstance(output, Tensor):
+            output = output.last_hidden_state
+        return output if isinstance(output, Tensor) else torch.stack(list(output))
+
+    return Vision(
+        module=module,
+        tower=tower,
+        patch_size=tower.patch_size if tower else _configured_patch_size(module),
+        select=lambda features: features[:, 1:] if drops_cls else features,
+        project=projector or (lambda features: features),
+        own=own,
+        dtype=dtype,
+        newline=getattr(inner, "image_newline", None) if single_crop else None,
+    )
+
+
+@contextlib.contextmanager
+def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While inside, the model's image features are those of `encode`, frames (1, C, height, width) to tokens (1, P, D).
+
+    The model's own call is restored whatever happens. Raises TypeError for a model with neither `get_image_features`
+    nor `encode_images`.
+    """
+    owner: Any = getattr(model, "model", model)
+    name = _image_call(owner)
+    if name is None:
+        raise TypeError(f"{type(model).__name__} has neither get_image_features nor encode_images to replace")
+    own: Callable[..., Any] = getattr(owner, name)
+    had = vars(owner).get(name)
+
+    def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if pixel_values.ndim == 5:  # LLaVA-OneVision's crops of an image
+            if pixel_values.shape[1] > 1:
+                raise ValueError(f"an image has {pixel_values.shape[1]} crops; only a single one can be encoded")
+            pixel_values = pixel_values[:, 0]
+        tokens = encode(pixel_values)
+        if name == "encode_images":
+            return tokens
+        config: Any = model.config
+        joined = config.model_type == "fast_vlm"  # others give a list, one entry an image
+        return BaseModelOutputWithPooling(pooler_output=tokens if joined else list(tokens))  # type: ignore[arg-type]
+
+    setattr(owner, name, get_image_features)
+    try:
+        yield
+    finally:
+        if had is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def _image_call(model: Any) -> str | None:
+    """Name of the method by which a vision-language model turns pixels into tokens; None for a mere tower."""
+    return next((name for name in ("get_image_features", "encode_images") if hasattr(model, name)), None)
+
+
+def _configured_patch_size(module: nn.Module) -> tuple[int, int] | None:
+    config: Any = getattr(module, "config", None)
+    size = getattr(config, "patch_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else tuple(size)
