@@ -1,8 +1,9 @@
 """The foveated vision-language model: one visual token a frame, by a query that the language model chooses.
 
-`FoveatedVLM` is the forward modes over the weights of `parts.py`: the parallel passes are here, watching frame by
-frame is in `watching.py`, without an end in `stream.py`. What the modes are given is checked in `inputs.py`, what
-they return is in `output.py`; where videos come from and what a gap is, this module does not know.
+`FoveatedVLM` holds the weights, one step with each of them, and the forward modes; the parallel passes are in
+`passes.py`, watching frame by frame is in `watching.py`, without an end in `stream.py`. What the modes are given is
+checked in `inputs.py`, what they return is in `output.py`; where videos come from and what a gap is, this module does
+not know.
 
 With h_t the language model's last hidden state at visual position t and look(t, q) the walk of query q
 through the ViT over frame t's keys and values:
@@ -24,8 +25,12 @@ from collections.abc import Iterator
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
+from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.inputs import (
     CaptionBatch,
     CaptionOptions,
@@ -33,13 +38,25 @@ from fvlm_lib.foveated.inputs import (
     checked_frame_mask,
     mask_before_caption,
 )
-from fvlm_lib.foveated.output import FoveatedVLMOutput, score_captions
-from fvlm_lib.foveated.parts import FoveatedParts
+from fvlm_lib.foveated.output import FoveatedVLMOutput
+from fvlm_lib.foveated.passes import parallel_passes
 from fvlm_lib.foveated.watching import score_watching, watch
-from fvlm_lib.vision.towers import PatchCache
+from fvlm_lib.vision.towers import PatchCache, encode, look, open_tower
 
 
-class FoveatedVLM(FoveatedParts):
+class FoveatedEncoder(nn.Module):
+    """DINOv2 with a way in and a way out for the query."""
+
+    def __init__(self, config: FoveatedVLMConfig) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.dino = Dinov2Model(config.vision_config)
+        # without a bias: it would outweigh the query, and all queries would look at the same place
+        self.query_input_proj = nn.Linear(config.query_dim, width, bias=False)
+        self.output_proj = nn.Linear(width, width)
+
+
+class FoveatedVLM(PreTrainedModel):
     """A foveated VLM over DINOv2 and any causal language model of transformers.
 
     Every forward mode takes the same batch:
@@ -54,6 +71,111 @@ class FoveatedVLM(FoveatedParts):
     Raises ValueError, naming the argument, for shapes and masks that do not fit each other, and for a caption
     without a token to score.
     """
+
+    config: FoveatedVLMConfig
+    config_class = FoveatedVLMConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ["video", "text"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: FoveatedVLMConfig) -> None:
+        super().__init__(config)
+        text_width = config.text_config.hidden_size
+        self.encoder = FoveatedEncoder(config)
+        self.dino_to_llm = nn.Linear(config.vision_config.hidden_size, text_width)
+        self.llm = AutoModelForCausalLM.from_config(config.text_config)
+        self.llm_to_query = nn.Linear(text_width, config.query_dim)
+        self.q_static = nn.Parameter(torch.empty(1, config.query_dim))
+        self.q_init = nn.Parameter(torch.empty(1, config.query_dim))
+        if config.mode_tokens:
+            self.coarse_token = nn.Parameter(torch.empty(1, 1, text_width))
+            self.fine_token = nn.Parameter(torch.empty(1, 1, text_width))
+            self.no_text_token = nn.Parameter(torch.empty(1, 1, text_width))
+            self.video_end_token = nn.Parameter(torch.empty(1, 1, text_width))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            # std 1: a smaller query drowns in the first layer's norm and gets no gradient
+            init.normal_(self.q_static, mean=0.0, std=1.0)
+            init.normal_(self.q_init, mean=0.0, std=1.0)
+            if self.config.mode_tokens:
+                for token in (self.coarse_token, self.fine_token, self.no_text_token, self.video_end_token):
+                    init.normal_(token, mean=0.0, std=self.config.visual_scale)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.llm.get_output_embeddings()
+
+    # ---- steps that the modes share ------------------------------------------------------------------
+
+    def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> PatchCache:
+        """Encode a video's frames once, for any number of modes and passes.
+
+        pixel_values (B, T, 3, height, width); frame_mask (B, T), 1 where there is a frame. Returns a
+        `PatchCache` with leading dimensions (B, T).
+        """
+        frame_mask = checked_frame_mask(pixel_values, frame_mask)
+        # absent frames may hold anything, NaN included; it must not reach a product, not even times zero
+        pixel_values = pixel_values.masked_fill(~frame_mask[..., None, None, None], 0.0)
+        return encode(open_tower(self.encoder.dino), pixel_values, None if self.config.deep_query else 1)
+
+    def look(
+        self,
+        patch_cache: PatchCache,
+        queries: Tensor,
+        frame_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Visual tokens (..., D) that `queries` (..., query_dim) take from the frames of `patch_cache`.
+
+        With one dimension more than the cache's leading ones, several queries look at each frame. Tokens are
+        zero where frame_mask, which broadcasts to (...), is False. Also returns the queries' attention (...,
+        heads, tokens of a frame) per ViT layer, () without `output_attentions`.
+        """
+        embedded = self.encoder.query_input_proj(queries)
+        seen, attentions = look(open_tower(self.encoder.dino), patch_cache, embedded, output_attentions)
+        z = self.dino_to_llm(self.encoder.output_proj(seen))
+        z = _normalised(z, self.config, frame_mask)
+        if frame_mask is not None:
+            z = z.masked_fill(~frame_mask[..., None], 0.0)
+        return z, attentions
+
+    def run_llm(self, embeds: Tensor, mask: Tensor | None, past: DynamicCache | None = None) -> Tensor:
+        """Last hidden states (B, N, D) of N new positions behind those in `past`; mask over all of them."""
+        position_ids = None
+        if mask is not None:
+            position_ids = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+            mask = mask.long()
+        return self.llm.base_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=past,
+            use_cache=past is not None,
+        ).last_hidden_state
+
+    def begin(self, batch_size: int, past: DynamicCache) -> list[Tensor]:
+        """Read into `past` what precedes the first frame: the fine token, if any. Its hidden state (B, 1, D)."""
+        if not self.config.mode_tokens:
+            return []
+        return [self.run_llm(self.fine_token.expand(batch_size, -1, -1), None, past)]
+
+    def before_caption(self, z: Tensor, fine: bool) -> Tensor:
+        """What precedes a caption: visual tokens z (B, T, D), or [coarse or fine, z, video_end]."""
+        if not self.config.mode_tokens:
+            return z
+        mode = self.fine_token if fine else self.coarse_token
+        batch = z.shape[0]
+        return torch.cat([mode.expand(batch, -1, -1), z, self.video_end_token.expand(batch, -1, -1)], dim=1)
+
+    # ---- the modes -----------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -91,7 +213,7 @@ class FoveatedVLM(FoveatedParts):
         if use_fine and num_fine < 1:
             raise ValueError(f"num_fine is {num_fine}; it must be at least 1 (use_fine=False for coarse alone)")
         batch = self._batch(pixel_values, input_ids, attention_mask, **options)
-        return list(self._passes(batch, num_fine if use_fine else 0, score_last_only=True))[-1]
+        return list(parallel_passes(self, batch, num_fine if use_fine else 0, score_last_only=True))[-1]
 
     def forward_passes(
         self,
@@ -109,7 +231,9 @@ class FoveatedVLM(FoveatedParts):
         next pass its queries (two runs with `mode_tokens`). With `score_last_only`, only the last pass is yielded, and
         the passes before it run over the visual tokens alone.
         """
-        return self._passes(self._batch(pixel_values, input_ids, attention_mask, **options), num_fine, score_last_only)
+        return parallel_passes(
+            self, self._batch(pixel_values, input_ids, attention_mask, **options), num_fine, score_last_only
+        )
 
     def forward_autoregressive(
         self,
@@ -141,7 +265,7 @@ class FoveatedVLM(FoveatedParts):
         """
         batch = self._batch(pixel_values, input_ids, attention_mask, **options)
         if self.config.mode_tokens or self.config.visual_norm == "legacy":
-            return [*self._passes(batch, num_fine), *score_watching(self, batch)]
+            return [*parallel_passes(self, batch, num_fine), *score_watching(self, batch)]
         return score_watching(self, batch, num_fine)
 
     @torch.no_grad()
@@ -171,24 +295,6 @@ class FoveatedVLM(FoveatedParts):
         order = mask.long().argsort(dim=1, stable=True)  # padding first, as decoding wants it
         embeds = embeds.gather(1, order[..., None].expand_as(embeds))
         return self.llm.generate(inputs_embeds=embeds, attention_mask=mask.gather(1, order).long(), **generate_kwargs)
-
-    def _passes(self, batch: CaptionBatch, num_fine: int, score_last_only: bool = False) -> Iterator[FoveatedVLMOutput]:
-        """`forward_passes` of a batch that is checked."""
-        queries = self.q_static.expand(*batch.frame_mask.shape, -1)  # (B, T, query_dim)
-        for number in range(num_fine + 1):
-            # z (B, T, D), attentions (B, T, heads, tokens of a frame) per ViT layer
-            z, attentions = self.look(batch.patch_cache, queries, batch.frame_mask, batch.output_attentions)
-            last, fine = number == num_fine, number > 0
-            if last or not score_last_only:
-                text = self.get_input_embeddings()(batch.input_ids).to(z.dtype)
-                embeds = torch.cat([self.before_caption(z, fine), text], dim=1)  # (B, N, D)
-                hidden = self.run_llm(embeds, batch.padding)
-                yield score_captions(self.get_output_embeddings(), hidden, batch, queries, z, attentions)
-            if not last:
-                # without mode tokens the run that scored has read the same frames after the same nothing
-                shared = not (score_last_only or self.config.mode_tokens)
-                read = hidden[:, : z.shape[1]] if shared else self.read_frames(z, batch.frame_mask, fine)
-                queries = self.next_queries(read)
 
     def _batch(
         self,
@@ -221,3 +327,15 @@ class FoveatedVLM(FoveatedParts):
                 raise ValueError("pixel_values and patch_cache are both None; one of them is needed")
             patch_cache = self.encode_frames(pixel_values, frame_mask)
         return patch_cache, checked_frame_mask(patch_cache.keys[0], frame_mask)
+
+
+def _normalised(z: Tensor, config: FoveatedVLMConfig, frame_mask: Tensor | None) -> Tensor:
+    """Visual tokens (..., D) at the size that the config says, by its `visual_norm`."""
+    if config.visual_norm == "token":
+        z = z * torch.rsqrt(z.pow(2).mean(dim=-1, keepdim=True) + torch.finfo(z.dtype).tiny)
+    elif config.visual_norm == "legacy":
+        # one number for whatever this call holds, the unbiased std and the 1e-6 as published; absent
+        # frames, which the published code did not have, do not count
+        held = z if frame_mask is None else z[frame_mask]
+        z = z / (held.std() + 1e-6) if held.numel() else z
+    return z * config.visual_scale

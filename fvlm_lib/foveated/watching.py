@@ -1,13 +1,14 @@
 """Watching frame by frame, as at inference: look, read, ask, in turn, on the language model's KV cache.
 
 `watch` is the autoregressive recurrence, alone or with all parallel passes side by side; `score_watching` scores the
-captions behind what was seen. A stream without an end is in `stream.py`, the parallel passes in `modeling_fvlm.py`.
+captions behind what was seen. A stream without an end is in `stream.py`, the parallel passes in `passes.py`.
 Shapes: B samples, M modes, T frames, D the language model's width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from transformers import DynamicCache
 
 from fvlm_lib.foveated.inputs import CaptionBatch, padding_mask
 from fvlm_lib.foveated.output import FoveatedVLMOutput, score_captions
-from fvlm_lib.foveated.parts import FoveatedParts
 from fvlm_lib.vision.towers import PatchCache
+
+if TYPE_CHECKING:
+    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Watched:
 
 
 def watch(
-    model: FoveatedParts,
+    model: FoveatedVLM,
     patch_cache: PatchCache,
     frame_mask: Tensor,
     num_fine: int | None = None,
@@ -77,7 +80,7 @@ def watch(
     )
 
 
-def score_watching(model: FoveatedParts, batch: CaptionBatch, num_fine: int | None = None) -> list[FoveatedVLMOutput]:
+def score_watching(model: FoveatedVLM, batch: CaptionBatch, num_fine: int | None = None) -> list[FoveatedVLMOutput]:
     """Score captions behind what `watch` sees, an output for each of its M modes."""
     seen = watch(model, batch.patch_cache, batch.frame_mask, num_fine, batch.output_attentions)
     modes = seen.queries.shape[1]
