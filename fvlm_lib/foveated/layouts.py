@@ -4,7 +4,7 @@ Two layouts. *Released*: `encoder.dino.*`, `encoder.query_input_proj.weight`, `e
 `dino_to_llm.*`, `llm_to_query.*`, `q_static`, `q_init`, `llm.model.*`, `llm.lm_head.weight` unless tied. Visual
 tokens are only scaled, and the caption follows them. *Legacy*: `coarse_token`, `fine_token`, `no_text_token`
 and `video_end_token` besides, and visual tokens are divided by one standard deviation of the whole batch; its
-code calls `encoder.output_proj.*` `encoder.query_output_proj.*`, and either name is taken in both layouts.
+code has `encoder.query_output_proj.*` for `encoder.output_proj.*`, and either name is taken in both layouts.
 In both, queries walk through every layer of the vision tower, and frames are 224 pixels on a side with
 ImageNet's mean and standard deviation; an image counts as a video of 8 equal frames. Both are those of
 github.com/spsanps/nanoSmol, fVLM: released, and in its earlier research scripts.
