@@ -238,6 +238,10 @@ def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shar
     assert whole["skipped"].notna().tolist() == [i == 5 for i in range(10)]
 
 
+def test_the_commands_options_are_those_of_the_evaluation():
+    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (gap.DTYPES, gap.PROCEDURAL_SAMPLES)
+
+
 def test_captions_of_unknown_words_are_no_score(tmp_path, capsys):
     """They were scored as captions of pads, for which the demo's models have losses too."""
     write_folder(tmp_path, 4, captions={i: "a dog runs" for i in range(4)})
