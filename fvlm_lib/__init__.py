@@ -4,7 +4,13 @@ What most users need is imported from here, such as `from fvlm_lib import load_c
 imports its module when it is first asked for (PEP 562), so that a command line starts in the time its own subject
 needs. The wings, from the ground up, and what each of them knows, are told by their docstrings:
 
-    vision, data  <  foveated, batch  <  screens, gap  <  vlm, figures  <  panels
+* `fvlm_lib.vision`, `fvlm_lib.data`
+* `fvlm_lib.foveated`, `fvlm_lib.batch`
+* `fvlm_lib.screens`, `fvlm_lib.gap`
+* `fvlm_lib.vlm`, `fvlm_lib.figures`
+* `fvlm_lib.panels`
+
+Beside them lie `fvlm_lib.stats`, `fvlm_lib.scoring`, `fvlm_lib.timing`, `fvlm_lib.devices` and `fvlm_lib.errors`.
 """
 
 from importlib import import_module

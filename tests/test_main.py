@@ -10,6 +10,8 @@ from conftest import ROOT
 
 from fvlm_lib.__main__ import COMMANDS, main
 
+LIGHT = ["predict", "gap", "bench", "bench-panel", "scaling", "report", "record", "changes", "run"]
+
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_teaches_its_arguments(command, capsys):
@@ -18,6 +20,20 @@ def test_each_command_teaches_its_arguments(command, capsys):
     printed = capsys.readouterr().out
     assert stop.value.code == 0 and "example" in printed
     assert printed.startswith(f"usage: {'fvlm-predict' if command == 'predict' else f'fvlm {command}'} ")
+
+
+def test_help_does_not_wait_for_what_is_heavy():
+    """Importing torch alone takes seconds; `LIGHT` commands print their help, and refuse options, without it."""
+    code = f"""if True:
+        import contextlib, io, sys
+        from fvlm_lib.__main__ import main
+        for command in {LIGHT}:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+                main([command, "--help"])
+            print(command, *({{"torch", "transformers"}} & {{*sys.modules}}))
+    """
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.splitlines() == LIGHT
 
 
 def test_help_lists_the_commands_and_a_wrong_name_is_refused(capsys):

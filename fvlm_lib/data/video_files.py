@@ -34,6 +34,7 @@ from webdataset.tariterators import base_plus_ext
 from fvlm_lib.data.files import matching_files
 from fvlm_lib.data.frames import VIDEO_SUFFIXES, FrameOptions, StoredFile, read_video
 from fvlm_lib.data.screens import IMAGE_SUFFIXES
+from fvlm_lib.data.words import check_words, unknown_tokens
 from fvlm_lib.scoring import IGNORED_LABEL
 
 CAPTIONS_FILE = "captions.jsonl"
@@ -202,9 +203,10 @@ class VideoFiles:
 
     source: where they are stored. frames: how a video becomes pixels. tokenizer: the checkpoint's.
     prompt: text before every caption that brings none of its own; it is not scored, and a space between
-    them is part of it. EOS is appended to the caption, and scored. max_positions: of the language model, for
-    frames and text together (None: no limit); max_text_tokens: a limit of one's own for prompt, caption and
-    EOS. skip_bad: leave out, and name, samples that cannot be used; False makes the first of them an error.
+    them is part of it. EOS is appended to the caption, and scored. A caption or prompt with a word that the
+    tokenizer does not know cannot be used. max_positions: of the language model, for frames and text together
+    (None: no limit); max_text_tokens: a limit of one's own for prompt, caption and EOS.
+    skip_bad: leave out, and name, samples that cannot be used; False makes the first of them an error.
     workers: threads that read videos at once; the pixels do not depend on it.
     """
 
@@ -226,6 +228,11 @@ class VideoFiles:
             raise ValueError(
                 f"prompt is {self.prompt!r} and skip_bad {self.skip_bad!r}; they must be a text and a bool"
             )
+        check_words(self.tokenizer, self.prompt, "prompt", self._unknown_tokens)
+
+    @cached_property
+    def _unknown_tokens(self) -> dict[int, str]:
+        return unknown_tokens(self.tokenizer)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -272,14 +279,16 @@ class VideoFiles:
         """input_ids and labels (L,) of prompt, caption and EOS."""
         if video.problem:
             raise ValueError(video.problem)
-        prompt, caption = (
-            self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-            for text in (self.prompt if video.prompt is None else video.prompt, video.caption)
-        )
+        prompt = self._read_words(self.prompt if video.prompt is None else video.prompt, "prompt")
+        caption = self._read_words(video.caption, "caption")
         ids = [*prompt, *caption, self.tokenizer.eos_token_id]
         if self.max_text_tokens is not None and len(ids) > self.max_text_tokens:
             raise ValueError(f"its text has {len(ids)} tokens, more than max_text_tokens, {self.max_text_tokens}")
         return torch.tensor(ids), torch.tensor([IGNORED_LABEL] * len(prompt) + ids[len(prompt) :])
+
+    def _read_words(self, text: str, what: str) -> list[int]:
+        check_words(self.tokenizer, text, what, self._unknown_tokens)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _check_positions(self, num_frames: int, num_tokens: int) -> None:
         if self.max_positions is not None and num_frames + num_tokens > self.max_positions:

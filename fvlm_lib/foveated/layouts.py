@@ -3,7 +3,8 @@
 Two layouts. *Released*: `encoder.dino.*`, `encoder.query_input_proj.weight`, `encoder.output_proj.*`,
 `dino_to_llm.*`, `llm_to_query.*`, `q_static`, `q_init`, `llm.model.*`, `llm.lm_head.weight` unless tied. Visual
 tokens are only scaled, and the caption follows them. *Legacy*: `coarse_token`, `fine_token`, `no_text_token`
-and `video_end_token` besides, and visual tokens are divided by one standard deviation of the whole batch.
+and `video_end_token` besides, and visual tokens are divided by one standard deviation of the whole batch; its
+code has `encoder.query_output_proj.*` for `encoder.output_proj.*`, and either name is taken in both layouts.
 In both, queries walk through every layer of the vision tower, and frames are 224 pixels on a side with
 ImageNet's mean and standard deviation; an image counts as a video of 8 equal frames. Both are those of
 github.com/spsanps/nanoSmol, fVLM: released, and in its earlier research scripts.
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 IMAGE_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODE_TOKENS = ("coarse_token", "fine_token", "no_text_token", "video_end_token")
-UNUSED = ("z_vae_init", "pred_head.")  # of the legacy layout's reconstruction of frames
+# of the legacy code: its reconstruction of frames, and a tensor that it never reads
+UNUSED = ("z_vae_init", "pred_head.", "encoder._dummy")
 
 # From the config.json of facebook/dinov2-small and HuggingFaceTB/SmolLM2-*-Instruct on the Hugging Face hub.
 DINOV2: dict[str, dict[str, Any]] = {
@@ -88,13 +90,15 @@ _DINO, _LLM = "encoder.dino.", "llm."
 _POSITIONS = _DINO + "embeddings.position_embeddings"
 _PATCHES = _DINO + "embeddings.patch_embeddings.projection.weight"
 _ATTENTION = {"q": "attention.query", "k": "attention.key", "v": "attention.value", "o": "output.dense"}
+_WAY_OUT, _LEGACY_WAY_OUT = "encoder.output_proj.", "encoder.query_output_proj."
 _EMBEDDING, _HEAD = _LLM + "model.embed_tokens.weight", _LLM + "lm_head.weight"
 # what tells a foveated VLM from any other state dict, and what the config is read from
 _REQUIRED = (
     "q_static",
     "q_init",
     "encoder.query_input_proj.weight",
-    "encoder.output_proj.weight",
+    _WAY_OUT + "weight",
+    _WAY_OUT + "bias",
     "dino_to_llm.weight",
     "llm_to_query.weight",
     _POSITIONS,
@@ -105,8 +109,8 @@ _REQUIRED = (
 def clean_state_dict(loaded: Any, name: str) -> dict[str, Tensor]:
     """The model's weights from what a file held: out of `model_state_dict`, and the layouts' keys alone.
 
-    name: the file, for messages. Raises CheckpointError for anything but tensors by name, and for keys that
-    become one when renamed.
+    What `torch.compile` and the legacy code call otherwise gets the released layout's names. name: the file, for
+    messages. Raises CheckpointError for anything but tensors by name, and for keys that become one when renamed.
     """
     if isinstance(loaded, Mapping) and isinstance(loaded.get("model_state_dict"), Mapping):
         loaded = loaded["model_state_dict"]
@@ -117,7 +121,7 @@ def clean_state_dict(loaded: Any, name: str) -> dict[str, Tensor]:
             f"{name} is no state dict: {_some(other)} are no tensors; save `model.state_dict()` alone, or under "
             "'model_state_dict'"
         )
-    return _drop_unused(_drop_compile_prefix(loaded, name), name)
+    return _drop_unused(_rename_way_out(_drop_compile_prefix(loaded, name), name), name)
 
 
 def _drop_compile_prefix(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -131,8 +135,23 @@ def _drop_compile_prefix(weights: Mapping[str, Tensor], name: str) -> dict[str, 
     return renamed
 
 
+def _rename_way_out(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Give the encoder's way out the released layout's name where it has the legacy code's."""
+    if not any(key.startswith(_LEGACY_WAY_OUT) for key in weights):
+        return weights
+    if any(key.startswith(_WAY_OUT) for key in weights):
+        raise CheckpointError(
+            f"{name} has both {_WAY_OUT}* and {_LEGACY_WAY_OUT}*, two names of one layer; keep one of them"
+        )
+    logger.info("%s: %s* is read as %s*", name, _LEGACY_WAY_OUT, _WAY_OUT)
+    return {
+        key.replace(_LEGACY_WAY_OUT, _WAY_OUT) if key.startswith(_LEGACY_WAY_OUT) else key: value
+        for key, value in weights.items()
+    }
+
+
 def _drop_unused(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Leave out what only the legacy layout's reconstruction of frames used."""
+    """Leave out what only the legacy code used, and nothing here does."""
     unused = sorted(key for key in weights if key.startswith(UNUSED))
     if unused:
         logger.warning("%s: not used here, so not loaded: %s", name, ", ".join(unused))
@@ -155,9 +174,13 @@ def read_config(
     `lm_head` that is not the embedding to which the config ties it.
     """
     if missing := [key for key in _REQUIRED if key not in weights]:
+        lacks = ", ".join(
+            f"{key} (or {key.replace(_WAY_OUT, _LEGACY_WAY_OUT)})" if key.startswith(_WAY_OUT) else key
+            for key in missing
+        )
+        has = _some({re.sub(r"^([^.]+\.[^.]+)\..+", r"\1.*", key) for key in weights}, 12)  # a name a module
         raise CheckpointError(
-            f"{name} is no foveated VLM in the released or legacy layout: it lacks {', '.join(missing)}; what it "
-            f"has is {_some(weights)}"
+            f"{name} is no foveated VLM in the released or legacy layout: it lacks {lacks}; what it has is {has}"
         )
     legacy = any(token in weights for token in MODE_TOKENS)
     vision = copy.deepcopy(vision_config) or _vision_config(weights, name)

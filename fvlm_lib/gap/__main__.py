@@ -1,4 +1,7 @@
-"""`fvlm gap`: the gap of one checkpoint, from the command line; also `fvlm gap`."""
+"""`fvlm gap`: the gap of one checkpoint, from the command line; also `python -m fvlm_lib.gap`.
+
+What takes seconds to import is imported behind the options, so that `--help` and a wrong option do not wait.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from fvlm_lib.gap.gap import (
-    DTYPES,
-    PROCEDURAL_SAMPLES,
-    evaluate_inference_gap,
-    format_gap,
-    open_evaluation,
-    score_shard,
-    write_gap,
-)
+DTYPES, PROCEDURAL_SAMPLES = ("float64", "float32", "bfloat16", "float16"), 512  # those of `gap.py`
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         "--shard", help="K/N: only score part K of N, and write its table (.parquet) to --output, no gap"
     )
     args = vars(parser.parse_args(argv))
+
+    from fvlm_lib.gap.gap import evaluate_inference_gap, format_gap, open_evaluation, score_shard, write_gap
+
     output, shard = args.pop("output"), args.pop("shard")
     try:
         parameters = {**args, "data": yaml.safe_load(args["data"])}

@@ -1,7 +1,7 @@
 """What one evaluation of all forward modes costs beside coarse->fine alone, since they share one vision encode.
 
 `fvlm bench` gives the model random pixels and tokens of the size it wants: what they show makes no difference to
-the time. How a time is taken is `timing.py`'s subject.
+the time. How a time is taken is `timing.py`'s subject. What takes seconds to import is imported behind the options.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ import argparse
 import json
 import resource
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from fvlm_lib.devices import pick_device
-from fvlm_lib.foveated.checkpoints import load_checkpoint
-from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
-from fvlm_lib.timing import summarize_times, time_in_turn
+    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 
 
 def peak_memory() -> int:
@@ -26,8 +24,10 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def random_batch(model: FoveatedVLM, batch_size: int, num_frames: int, num_tokens: int) -> dict[str, torch.Tensor]:
+def random_batch(model: FoveatedVLM, batch_size: int, num_frames: int, num_tokens: int) -> dict[str, Tensor]:
     """Random frames of the model's own size and random captions without padding, on the model's device."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     size, vocabulary = model.config.image_size, model.config.text_config.vocab_size
     pixels = torch.randn(batch_size, num_frames, 3, size, size, generator=generator)
@@ -53,6 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
+
+    import torch
+
+    from fvlm_lib.devices import pick_device
+    from fvlm_lib.foveated.checkpoints import load_checkpoint
+    from fvlm_lib.timing import summarize_times, time_in_turn
+
     torch.set_num_threads(args.threads)
     try:
         model = load_checkpoint(args.checkpoint, device=pick_device(args.device))

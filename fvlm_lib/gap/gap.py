@@ -244,9 +244,11 @@ def evaluate_inference_gap(
 
     table: the file to write, see `samples.py`. num_samples: None takes them all, and 512 of procedural ones.
     num_fine: numbers of fine passes to score; the first is the training mode. seed: of the bootstrap.
-    floor_samples: how many samples are evaluated again in float64 for the numerical floor (0: none; MPS has no
-    float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
+    floor_samples: how many of the scored samples are evaluated again in float64 for the numerical floor (0: none; MPS
+    has no float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
     else is scored here, and they are joined.
+
+    Raises ValueError where fewer than two samples are asked for, or can be used.
     """
     table = Path(table)
     count = _count_samples(videos, num_samples)
@@ -257,10 +259,16 @@ def evaluate_inference_gap(
     else:
         rows = score_batches(model, videos, 0, count, batch_size, num_fine, progress)
         write_samples(table, rows, sample_schema(scored_modes(num_fine)))
-    scored, floor = read_samples(table), None
+    scored, skipped, floor = read_samples(table), read_skipped(table), None
+    if len(scored) < 2:
+        raise ValueError(
+            f"{len(skipped)} of the {count} samples cannot be used, and an interval needs at least 2; the first of "
+            f"them, {skipped[0].name}: {skipped[0].reason}"
+        )
     if floor_samples:
-        floor = numerical_floor(model, videos, scored, batch_size, num_fine[0], min(floor_samples, count))
-    return summarize_gap(scored, floor, seed=seed, skipped=read_skipped(table))
+        last = int(scored["sample"].iloc[:floor_samples].iloc[-1])
+        floor = numerical_floor(model, videos, scored, batch_size, num_fine[0], last + 1)
+    return summarize_gap(scored, floor, seed=seed, skipped=skipped)
 
 
 def score_shard(

@@ -1,6 +1,7 @@
 """How long a panel takes to redraw after a widget has moved, in the kernel: without the way to the browser and back.
 
-As a command, `fvlm bench-panel` times the tuning panel on a recording.
+As a command, `fvlm bench-panel` times the tuning panel on a recording. What takes seconds to import is imported
+behind the options.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ipywidgets
+if TYPE_CHECKING:
+    import ipywidgets
 
-from fvlm_lib.panels.tuning_panel import PATCH_SIZES, TuningPanel
-from fvlm_lib.screens.tuning import compare_patches
-from fvlm_lib.timing import summarize_times, time_in_turn
+PATCH_SIZES = (8, 14, 16, 28, 32)  # those of the panel
 
 
 def moves(widget: ipywidgets.Widget, places: Iterable[Any]) -> Callable[[], None]:
@@ -44,6 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--patch-size", type=int, choices=PATCH_SIZES, default=16, help="pixels, default %(default)s")
     parser.add_argument("--repeats", type=int, default=50, help="moves of each widget, default %(default)s")
     args = parser.parse_args(argv)
+
+    from fvlm_lib.panels.tuning_panel import TuningPanel
+    from fvlm_lib.screens.tuning import compare_patches
+    from fvlm_lib.timing import summarize_times, time_in_turn
+
     panel = TuningPanel(args.folder, args.sequence)
     if panel.sequence.value is None:
         print(f"{parser.prog}: {html.unescape(re.sub('<[^>]*>', '', panel.message.value))}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Command line: frames through a LLaVA- or FastVLM-style model, one answer a frame, differential encoding on.
 
 Here are the options, what they may not say together, and what is made of them. What happens to a frame is
-`stream.py`'s subject, how answers are written and resumed `answers.py`'s, `--benchmark` `bench.py`'s.
+`stream.py`'s subject, how answers are written and resumed `answers.py`'s, `--benchmark` `bench.py`'s. What takes
+seconds to import is imported where it is used, behind the options, so that `--help` and a wrong option do not wait.
 """
 
 from __future__ import annotations
@@ -14,20 +15,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from fvlm_lib.data.screens import ScreenSequence, read_frame, read_sequence, read_sequences
-from fvlm_lib.devices import pick_device
-from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
-from fvlm_lib.vlm.answers import answer_sequences, format_statistics, open_output
-from fvlm_lib.vlm.bench import format_answers, format_frame, measure_answers, summarize_answers
-from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
-from fvlm_lib.vlm.vlms import VLM, Fit, load_vlm
 
+if TYPE_CHECKING:
+    from fvlm_lib.vision.differential import DifferentialVisionEncoder
+    from fvlm_lib.vlm.stream import VLMStream
+    from fvlm_lib.vlm.vlms import VLM, Fit
+
+FITS = ("processor", "squash", "pad")  # those of `vlms.Fit`
 SETTINGS_FILE = Path("config/differential.yaml")
 # option -> field of DifferentialSettings
 _SETTINGS = {
@@ -64,7 +62,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--skip-bad", action="store_true", help="pass over images that cannot be read, and say so")
     parser.add_argument(
         "--fit",
-        choices=get_args(Fit),
+        choices=FITS,
         default="processor",
         help="how frames are brought to the model's size: as its processor does (may crop the sides off wide screens), "
         "squashed, or padded; default %(default)s",
@@ -214,7 +212,12 @@ def benchmark(
     run: dict[str, Any],
     output: Path | None,
 ) -> None:
-    """Print the table of `vlm_bench` and, as the last line, JSON of it and of the run; a row a frame to `output`."""
+    """Print the table of `bench.py` and, as the last line, JSON of it and of the run; a row a frame to `output`."""
+    import torch
+    from tqdm import tqdm
+
+    from fvlm_lib.vlm.bench import format_answers, format_frame, measure_answers, summarize_answers
+
     print("ms of encode + prefill + decode, each frame both ways in turn, after a warm-up")
     rows = measure_answers(
         differential, full, sequences, report=lambda row: tqdm.write(format_frame(row), file=sys.stdout)
@@ -248,6 +251,14 @@ def run_predict(args: argparse.Namespace) -> int:
     """What `main` does with checked arguments."""
     sequences = open_sequences(args)
     settings = open_settings(args)
+
+    import torch
+
+    from fvlm_lib.devices import pick_device
+    from fvlm_lib.vlm.answers import answer_sequences, format_statistics, open_output
+    from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
+    from fvlm_lib.vlm.vlms import load_vlm
+
     device = pick_device(args.device)
     dtype = getattr(torch, args.dtype, torch.float32 if device == "cpu" else None)
     vlm = load_vlm(args.model, device, dtype)

@@ -181,6 +181,31 @@ def test_bad_samples_are_named_or_skipped_and_the_others_keep_their_numbers(tmp_
     assert nothing.inputs == {}
 
 
+def test_a_caption_or_prompt_of_unknown_words_cannot_be_used(tmp_path):
+    write_folder(tmp_path, 4, captions={1: "a dog runs", 2: "red dog green"})
+    lines = (tmp_path / "captions.jsonl").read_text().splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), "prompt": "What? red"})
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    problems = {
+        1: "the tokenizer does not know 3 of the 3 words of the caption: a, dog, runs",
+        2: "the tokenizer does not know 1 of the 3 words of the caption: dog",
+        3: "the tokenizer does not know 1 of the 2 words of the prompt: What?",
+    }
+    for number, problem in problems.items():
+        with pytest.raises(ValueError) as raised:
+            open_folder(tmp_path).batch(number, number + 1)
+        assert str(raised.value).startswith(f"sample {number}, {number}.mkv: {problem}; ")
+        assert "skip_bad: true" in str(raised.value)
+    (batch,) = open_folder(tmp_path, skip_bad=True).batches(0, 4, 4)
+    assert batch.samples == [0]
+    assert {skipped.sample: skipped.reason for skipped in batch.skipped} == problems
+
+
+def test_a_prompt_for_all_of_unknown_words_is_refused_at_once(stored):
+    with pytest.raises(ValueError, match=r"^the tokenizer does not know 2 of the 3 words of the prompt: "):
+        open_folder(stored, prompt="Describe it. red", skip_bad=True)
+
+
 def test_a_limit_of_ones_own_on_text(stored):
     with pytest.raises(ValueError, match=r"sample 0, .*its text has 10 tokens, more than max_text_tokens, 9"):
         open_folder(stored, max_text_tokens=9).batch(0, 1)

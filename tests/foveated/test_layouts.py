@@ -27,6 +27,7 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_KV_HEADS, TEXT_MLP, VOCABULARY = 16, 2
 QUERY, SIZE, THETA = 10, 16, 100.0
 SCALE = 0.14
 MODE_TOKENS = ("coarse_token", "fine_token", "no_text_token", "video_end_token")
+WAY_OUT = ("encoder.output_proj", "encoder.query_output_proj")  # released code's name, legacy code's
 
 
 def state_dict(legacy: bool = False, tied: bool = False, grid: int = 4, mask_token: bool = True) -> dict[str, Tensor]:
@@ -68,7 +69,7 @@ def state_dict(legacy: bool = False, tied: bool = False, grid: int = 4, mask_tok
         add(f"{layer}.layer_scale2.lambda1", WIDTH, std=0.2, mean=1.0)
     norm(f"{dino}.layernorm", WIDTH)
     linear("encoder.query_input_proj", WIDTH, QUERY, bias=False)
-    linear("encoder.output_proj", WIDTH, WIDTH)
+    linear(WAY_OUT[legacy], WIDTH, WIDTH)
     linear("dino_to_llm", TEXT_WIDTH, WIDTH)
     linear("llm_to_query", QUERY, TEXT_WIDTH)
     add("q_static", 1, QUERY, std=1.0)
@@ -94,6 +95,7 @@ def state_dict(legacy: bool = False, tied: bool = False, grid: int = 4, mask_tok
             add(name, 1, 1, TEXT_WIDTH, std=0.3)
         add("z_vae_init", 1, 4, 8, 8)
         linear("pred_head.0", 8, TEXT_WIDTH)
+        add("encoder._dummy", 1)
     return weights
 
 
@@ -197,7 +199,7 @@ class Plain:
         for i in range(LAYERS):
             x = self.vit_block(i, x, frame[i])
         return self.linear(
-            "dino_to_llm", self.linear("encoder.output_proj", self.layer_norm("encoder.dino.layernorm", x))
+            "dino_to_llm", self.linear(WAY_OUT[self.legacy], self.layer_norm("encoder.dino.layernorm", x))
         )
 
     def scaled(self, z: list[list[Tensor]]) -> list[list[Tensor]]:
@@ -360,6 +362,23 @@ def test_every_way_of_keeping_a_state_dict_loads_alike(tmp_path, legacy):
         assert all(torch.equal(found[key], value) for key, value in wanted.items()), name
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_encoders_way_out_has_either_name_in_either_layout(tmp_path, legacy):
+    weights = state_dict(legacy)
+    own, other = WAY_OUT[legacy], WAY_OUT[not legacy]
+    for name in (own, other):
+        torch.save({key.replace(own, name): value for key, value in weights.items()}, tmp_path / "weights.pt")
+        found = load_checkpoint(tmp_path / "weights.pt", **configs()).state_dict()
+        assert torch.equal(found["encoder.output_proj.weight"], weights[f"{own}.weight"])
+        assert torch.equal(found["encoder.output_proj.bias"], weights[f"{own}.bias"])
+    torch.save(weights | {f"{other}.bias": weights[f"{own}.bias"]}, tmp_path / "weights.pt")
+    with pytest.raises(
+        CheckpointError,
+        match=r"has both encoder\.output_proj\.\* and encoder\.query_output_proj\.\*, two names of one layer; keep one",
+    ):
+        load_checkpoint(tmp_path / "weights.pt", **configs())
+
+
 def test_what_is_renamed_or_left_out_is_logged(tmp_path, caplog):
     weights = state_dict(legacy=True)
     torch.save({f"_orig_mod.{name}": value for name, value in weights.items()}, tmp_path / "weights.pt")
@@ -367,7 +386,9 @@ def test_what_is_renamed_or_left_out_is_logged(tmp_path, caplog):
         model = load_checkpoint(tmp_path / "weights.pt", **configs())
     said = [record.getMessage() for record in caplog.records]
     assert any("'_orig_mod.'" in text and f"{len(weights)} keys" in text for text in said)
-    assert any("not loaded: pred_head.0.bias, pred_head.0.weight, z_vae_init" in text for text in said)
+    unused = "encoder._dummy, pred_head.0.bias, pred_head.0.weight, z_vae_init"
+    assert any(f"not loaded: {unused}" in text for text in said)
+    assert any("encoder.query_output_proj.* is read as encoder.output_proj.*" in text for text in said)
     assert model.config.visual_norm == "legacy"
 
 
@@ -425,13 +446,13 @@ def test_such_a_model_saved_is_one_of_the_projects_own(tmp_path, legacy):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_every_missing_key_is_an_error_that_names_it(tmp_path, legacy):
     weights = state_dict(legacy)
-    optional = {"z_vae_init", "encoder.dino.embeddings.mask_token"}
+    optional = {"z_vae_init", "encoder._dummy", "encoder.dino.embeddings.mask_token"}
     names = [n for n in weights if ".1." not in n and n not in optional and not n.startswith("pred_head.")]
     for name in names:
         torch.save({key: value for key, value in weights.items() if key != name}, tmp_path / "weights.pt")
         with pytest.raises(CheckpointError) as caught:
             load_checkpoint(tmp_path / "weights.pt", **configs())
-        assert f": {name}" in str(caught.value) or f"lacks {name}" in str(caught.value)
+        assert any(f"{before}{name}" in str(caught.value) for before in (": ", "lacks ", "(or "))
 
 
 @pytest.mark.parametrize(
@@ -451,9 +472,22 @@ def test_keys_that_do_not_fit_are_listed(tmp_path, change, message):
         load_checkpoint(tmp_path / "weights.pt", **configs())
 
 
+def test_a_layer_of_another_name_is_among_what_the_file_has(tmp_path):
+    weights = {key.replace("encoder.output_proj", "encoder.exit"): value for key, value in state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "weights.pt", **configs())
+    assert "it lacks encoder.output_proj.weight (or encoder.query_output_proj.weight), encoder.output_proj.bias" in str(
+        caught.value
+    )
+    assert "encoder.dino.*, encoder.exit.*, encoder.query_input_proj.*" in str(caught.value)
+
+
 def test_a_state_dict_of_another_family(tmp_path):
     save_file({"features.0.weight": torch.zeros(2, 2), "classifier.bias": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"is no foveated VLM.*lacks q_static.*classifier\.bias, features\.0"):
+    with pytest.raises(
+        CheckpointError, match=r"is no foveated VLM.*lacks q_static.*classifier\.bias, features\.0\.\*$"
+    ):
         load_checkpoint(tmp_path / "a.safetensors")
     torch.save([torch.zeros(2)], tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
@@ -493,6 +527,7 @@ def test_the_known_families_are_recognised_by_their_sizes(name):
         "q_init": empty(1, 384),
         "encoder.query_input_proj.weight": empty(384, 384),
         "encoder.output_proj.weight": empty(384, 384),
+        "encoder.output_proj.bias": empty(384),
         "dino_to_llm.weight": empty(width, 384),
         "llm_to_query.weight": empty(384, width),
         "encoder.dino.embeddings.mask_token": empty(1, 384),

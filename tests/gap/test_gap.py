@@ -281,6 +281,31 @@ def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shar
     assert whole["skipped"].notna().tolist() == [i == 5 for i in range(10)]
 
 
+def test_the_commands_options_are_those_of_the_evaluation():
+    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (gap.DTYPES, gap.PROCEDURAL_SAMPLES)
+
+
+def test_captions_of_unknown_words_are_no_score(tmp_path, capsys):
+    """They were scored as captions of pads, for which the demo's models have losses too."""
+    write_folder(tmp_path, 4, captions={i: "a dog runs" for i in range(4)})
+    data = {"kind": "folder", "path": str(tmp_path)}
+    problem = "0.mkv: the tokenizer does not know 3 of the 3 words of the caption: a, dog, runs"
+    assert run(tmp_path / "gap.json", data) == 2
+    assert f"sample 0, {problem}; " in capsys.readouterr().err
+    assert run(tmp_path / "gap.json", data | {"skip_bad": True}) == 2
+    said = capsys.readouterr().err
+    assert f"4 of the 4 samples cannot be used, and an interval needs at least 2; the first of them, {problem}" in said
+    assert not (tmp_path / "gap.json").exists()
+
+
+def test_the_floor_is_measured_where_samples_are_scored(tmp_path):
+    write_folder(tmp_path, 8, captions={i: "a dog runs" for i in range(4)})
+    assert run(tmp_path / "gap.json", {"kind": "folder", "path": str(tmp_path), "skip_bad": True}) == 0
+    result = json.loads((tmp_path / "gap.json").read_text())
+    assert 0 < result["numerical_floor"] < 1e-5
+    assert len(result["skipped"]) == 4
+
+
 def test_a_checkpoint_without_tokenizer_is_named(tmp_path, capsys):
     write_folder(tmp_path, 2)
     checkpoint = tmp_path / "checkpoint"

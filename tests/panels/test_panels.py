@@ -303,6 +303,10 @@ def test_difference_colours_part_at_the_threshold():
     assert orange.sum() > red.sum()
 
 
+def test_the_benchs_patch_sizes_are_those_of_the_panel():
+    assert panel_bench.PATCH_SIZES == tuning_panel.PATCH_SIZES
+
+
 def test_the_bench_prints_number_median_and_quartiles(capsys):
     assert panel_bench.main(["--folder", str(SCREENS), "--sequence", "dialog", "--repeats", "3"]) == 0
     said = capsys.readouterr().out

@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from conftest import ROOT
 
-from fvlm_lib.vlm import predict
+from fvlm_lib.vlm import predict, vlms
 from fvlm_lib.vlm.assemble import random_llama
 
 SCREENS = ROOT / "data" / "screens"
@@ -110,7 +111,7 @@ def test_ctrl_c_keeps_what_is_written(call, sequence, tmp_path, capsys, monkeypa
     assert call("--image-dir", sequence, "--output", out) == 0
     expected = rows(out)
     out.unlink()
-    load, loaded = predict.load_vlm, []
+    load, loaded = vlms.load_vlm, []
 
     def interrupted_at_the_third_answer(*arguments):
         vlm = load(*arguments)
@@ -124,14 +125,18 @@ def test_ctrl_c_keeps_what_is_written(call, sequence, tmp_path, capsys, monkeypa
         loaded.append(vlm)
         return vlm
 
-    monkeypatch.setattr(predict, "load_vlm", interrupted_at_the_third_answer)
+    monkeypatch.setattr(vlms, "load_vlm", interrupted_at_the_third_answer)
     assert call("--image-dir", sequence, "--output", out, "--min-new-tokens", 4) == 130
     assert "--resume" in capsys.readouterr().err
     assert len(rows(out)) == 1 + 2
     assert "get_image_features" not in vars(loaded[0].model.model)
-    monkeypatch.setattr(predict, "load_vlm", load)
+    monkeypatch.setattr(vlms, "load_vlm", load)
     assert call("--image-dir", sequence, "--output", out, "--min-new-tokens", 4, "--resume") == 0
     assert [row.get("path") for row in rows(out)] == [row.get("path") for row in expected]
+
+
+def test_the_ways_to_fit_a_frame_are_those_of_the_models():
+    assert get_args(vlms.Fit) == predict.FITS
 
 
 def test_fast_vlm_says_that_its_tower_has_no_partial_updates(call, vlm_folders, sequence, tmp_path, capsys):
