@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     gated_cache = encode_frame(tower, one, "gated") if args.gated else None
     total = len(cache.blank) - cache.num_global_tokens
     if wrong := [count for count in (*args.counts, *args.gated) if not 1 <= count <= total]:
-        print(f"update_bench: {wrong[0]} patches cannot change; the tower has {total}", file=sys.stderr)
+        print(f"{parser.prog}: {wrong[0]} patches cannot change; the tower has {total}", file=sys.stderr)
         return 2
 
     encoder = DifferentialVisionEncoder(loaded.model, propagate="none")
