@@ -182,8 +182,13 @@ def _trajectory(
     answer = f"{direction.get(frozenset(signs), 'goes up and down')} {changes[0].scope}"
     gaps = [f"{_interval(_gap(stage, samples, num_fine))} at step {whole(stage['step'].iloc[0])}" for stage in stages]
     steps = ", ".join(_interval(change.estimate) for change in changes)
-    together = "" if len(changes) == 1 else f" ({100 * level:.3g}% each, so that all {len(changes)} hold at 95%)"
-    return answer, [f"{name}: {', '.join(gaps)}", f"{name}, from step to step: {steps}{together}: {answer}"]
+    together = (
+        "" if len(changes) == 1 else f" ({100 * level:.3g}% each, so that all {len(changes)} together hold at 95%)"
+    )
+    return answer, [
+        f"{name}, nats a token: {', '.join(gaps)}",
+        f"{name}, from step to step: {steps}{together}: {answer}",
+    ]
 
 
 def _gap(rows: pd.DataFrame, samples: Mapping[str, pd.DataFrame], num_fine: int) -> Estimate:
