@@ -18,7 +18,9 @@ from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential", "paper"}
 DIFFERENTIAL_KEYS = {"sequences", "towers", "vlms", "settings"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
-TRAINING_KEYS = {"name", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"}
+TRAINING_KEYS = {
+    "name", "group", "seed", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine",
+}  # fmt: skip
 # The paper's figures and tables, and the list of ids that each is made once for (None: once in all).
 PAPER_FIGURES = {
     "gap_training": None, "gap_passes": None, "mode_losses": None, "position_losses": None, "scaling_laws": None,
@@ -128,6 +130,11 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         if not isinstance(path, str):
             raise ValueError(f"{name}: checkpoint {checkpoint_id} has the path {path!r}; it must be a folder")
         _check_keys(f"{name}: checkpoint {checkpoint_id}", values, TRAINING_KEYS)
+        seed, group = values.get("seed", 0), values.get("group", "")
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"{name}: checkpoint {checkpoint_id} has the seed {seed!r}; it must be a whole number")
+        if not isinstance(group, str):
+            raise ValueError(f"{name}: checkpoint {checkpoint_id} has the group {group!r}; it must be a name")
         owner = owners.setdefault(Path(path).resolve(), checkpoint_id)
         if owner != checkpoint_id:
             raise ValueError(f"{name}: {owner} and {checkpoint_id} are the same folder, {path}; keep one of them")

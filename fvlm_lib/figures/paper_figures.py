@@ -89,7 +89,8 @@ def gap_passes(selection: Selection, width: float) -> tuple[Figure, Facts]:
         for mode, left in gaps[row["id"]]["gap_to_passes"].items()
     ]
     figure, axes = _panels(width, 1)
-    plots.plot_gap_passes(axes[0], pd.DataFrame(points), plots.series_styles(read_gap_table(selection)["run"]))
+    table = read_gap_table(selection)
+    plots.plot_gap_passes(axes[0], pd.DataFrame(points), plots.series_styles(table["run"], table["group"]))
     legend_below(figure, axes)
     caption = "Autoregressive loss minus the loss after so many fine passes, nats a token, of " + _steps(rows)
     return figure, gap_facts(selection, rows, caption)

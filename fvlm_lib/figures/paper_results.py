@@ -23,9 +23,9 @@ MAKE = "`bash run.sh` makes it"
 
 @dataclass(frozen=True)
 class Selection:
-    """Which results are shown. results: the folder. None is all: runs of the gap table; checkpoints, for figures of
-    single ones, the last of each run; sequences of results/changes, a figure each; towers of results/differential, a
-    figure and a table each; recordings that their policies are compared on."""
+    """Which results are shown. results: the folder. None is all: runs of the gap table, by name or group;
+    checkpoints, for figures of single ones, the last of each run; sequences of results/changes, a figure each; towers
+    of results/differential, a figure and a table each; recordings that their policies are compared on."""
 
     results: Path = Path("results")
     runs: Sequence[str] | None = None
@@ -65,11 +65,12 @@ def read_gap_table(selection: Selection) -> pd.DataFrame:
     """The gap table of the selected runs, with steps and FLOPs known. Raises ValueError where it cannot be read."""
     path = existing_file(selection.results / "gap_table.csv")
     estimates = [f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")]
-    needed = ["id", "run", "step", "training_flops", *estimates, "verdict", "verdict_unit", "num_samples", "num_tokens"]
-    needed += ["doubtful"]
-    table = check_columns(pd.read_csv(path, dtype={"id": str, "run": str}), path, needed).fillna({"doubtful": ""})
-    runs = chosen(selection.runs, sorted(table["run"].unique()), "run", path)
-    table = table[table["run"].isin(runs)].reset_index(drop=True)
+    needed = ["id", "run", "group", "seed", "step", "training_flops", *estimates, "verdict", "verdict_unit"]
+    needed += ["num_samples", "num_tokens", "doubtful"]
+    table = check_columns(pd.read_csv(path, dtype={"id": str, "run": str, "group": str}), path, needed)
+    table = table.fillna({"doubtful": ""})
+    runs = chosen(selection.runs, sorted({*table["run"], *table["group"]}), "run", path)
+    table = table[table["run"].isin(runs) | table["group"].isin(runs)].reset_index(drop=True)
     if (unknown := table[["step", "training_flops"]].isna().any(axis=1)).any():
         raise ValueError(
             f"{path} does not tell step and training_flops of {table.loc[unknown, 'id'].iloc[0]}; give them in the "
@@ -129,7 +130,7 @@ def gap_facts(
         """The value that all agree on, or all of them by id."""
         return values[next(iter(values))] if len({str(value) for value in values.values()}) == 1 else dict(values)
 
-    seeds = {"training": {gap["training"].get("name", name): gap["training"].get("seed") for name, gap in gaps.items()}}
+    seeds = {run: gaps[name]["training"].get("seed") for name, run in zip(rows["id"], rows["run"], strict=True)}
     return Facts(
         caption=caption,
         n={
@@ -138,7 +139,7 @@ def gap_facts(
             "scored tokens": one({name: gap["num_tokens"] for name, gap in gaps.items()}),
         },
         seeds={
-            "of training": one(seeds["training"]),
+            "of training": one(seeds),
             "of the evaluation data": one({name: gap["parameters"]["data"].get("seed") for name, gap in gaps.items()}),
             "of the bootstrap": one({name: gap["parameters"]["seed"] for name, gap in gaps.items()}),
         },

@@ -36,14 +36,21 @@ def mode_style(mode: str) -> tuple[str, tuple[float, float, float]]:
     return MODES.get(mode, (mode.replace("fine_", "") + " fine passes", _PALETTE[6]))
 
 
-def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each training run, the same for the same set of names. Five colours, five markers;
-    after the fifth run the same colours come again with other markers, so that 25 runs differ."""
+def series_styles(runs: Sequence[str], groups: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each training run, the same for the same set of runs. groups: of each run; runs of a group
+    (the seeds of a recipe) share its colour. None: every run is a group of its own.
+
+    Five colours, five markers; after the fifth group the same colours come again with other markers, so that 25 groups
+    of a run each differ, or five groups of five.
+    """
     count = len(_SERIES)
-    return {
-        name: {"color": _SERIES[i % count][0], "marker": _SERIES[(i + i // count) % count][1]}
-        for i, name in enumerate(sorted(set(names)))
-    }
+    group_of = dict(zip(runs, runs if groups is None else groups, strict=True))
+    places = {group: i for i, group in enumerate(sorted(set(group_of.values())))}
+    styles = {}
+    for group, i in places.items():
+        for j, run in enumerate(sorted(name for name in group_of if group_of[name] == group)):
+            styles[run] = {"color": _SERIES[i % count][0], "marker": _SERIES[(i + i // count + j) % count][1]}
+    return styles
 
 
 def plot_mode_losses(ax: Axes, losses: Mapping[str, Mapping[str, float]], log: bool = False) -> Axes:
@@ -194,8 +201,8 @@ def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
 
 def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step") -> Axes:
     """Gap against `x`, a line a run; table: run, `x`, gap_nats, gap_nats_low, gap_nats_high, and doubtful: a
-    gap whose interval may be too narrow is drawn hollow."""
-    styles = series_styles(table["run"])
+    gap whose interval may be too narrow is drawn hollow; group, where there is, for the colours (`series_styles`)."""
+    styles = series_styles(table["run"], table.get("group"))
     for run, rows in _known(ax, table, x).groupby("run"):
         rows = rows.sort_values(x)
         error = [rows["gap_nats"] - rows["gap_nats_low"], rows["gap_nats_high"] - rows["gap_nats"]]
@@ -240,11 +247,11 @@ AXES = {"step": "training step", "training_flops": "training FLOPs"}
 
 
 def plot_loss_scaling(ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Sequence[ScalingFit] = ()) -> Axes:
-    """`loss` (with loss_low, loss_high) against `x`, both on log axes, a colour a run; fits as dashed lines.
+    """`loss` (with loss_low, loss_high) against `x`, both on log axes, styles as in `plot_gap`; fits as dashed lines.
 
     Of the fits those are drawn whose group is a run of the table.
     """
-    styles = series_styles(table["run"])
+    styles = series_styles(table["run"], table.get("group"))
     known = _known(ax, table, x)
     if len(known):
         ax.set_yscale("log")

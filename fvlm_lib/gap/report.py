@@ -25,8 +25,8 @@ DOUBT_NOTE = (
     "than 3 samples could add as much to it."
 )
 INTERVAL_NOTE = (
-    "Intervals are 95%, by paired bootstrap over the evaluation samples. They say nothing of how another "
-    "training seed would do."
+    "Intervals of the table are 95%, of one trained run each, by paired, studentised bootstrap over the evaluation "
+    "samples. They say nothing of how another training seed would do."
 )
 
 
@@ -45,26 +45,48 @@ def read_results(batch: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, str
 
 
 def gap_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a checkpoint: id, run, step, sizes, training FLOPs, losses and gap each with _low and _high
+    """One row a checkpoint: id, run, group, seed, step, sizes, training FLOPs, losses and gap each with _low and _high
     (nats a token, gap_percent in percent), numerical_floor, verdict, number of samples scored and skipped;
     doubtful: which of training loss, inference loss and gap have an interval that may be too narrow.
 
-    What a checkpoint does not tell of its training is empty; its run is then its id.
+    group: the recipe; seed: of the training; a run is one seed of a group. It is called by its name, and by its seed
+    too where that name has several. What a checkpoint does not tell of its training is empty; its name is then its id,
+    its group its name. Raises ValueError where two checkpoints have one group, seed and step, or two groups one name.
     """
     rows = []
     for checkpoint_id, result in results.items():
         training = result["training"]
-        row: dict[str, Any] = {"id": checkpoint_id, "run": training.get("name", checkpoint_id)}
-        for key in ("step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"):
+        name = training.get("name") or checkpoint_id
+        row: dict[str, Any] = {"id": checkpoint_id, "run": name, "group": training.get("group") or name}
+        for key in ("seed", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine"):
             row[key] = training.get(key)
-        for name in ESTIMATES:
-            row[name] = result[name]["value"]
-            row[f"{name}_low"], row[f"{name}_high"] = result[name]["low"], result[name]["high"]
+        for estimate in ESTIMATES:
+            row[estimate] = result[estimate]["value"]
+            row[f"{estimate}_low"], row[f"{estimate}_high"] = result[estimate]["low"], result[estimate]["high"]
         for key in ("numerical_floor", "verdict", "verdict_unit", "num_samples", "num_tokens"):
             row[key] = result[key]
         row["doubtful"] = ", ".join(result["warnings"])
         rows.append(row | {"skipped": len(result["skipped"])})
-    return pd.DataFrame(rows).sort_values(["run", "step"], kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows).astype({"seed": "Int64"})
+    table["run"] = _name_runs(table)
+    return table.sort_values(["run", "step"], kind="stable", ignore_index=True)
+
+
+def _name_runs(table: pd.DataFrame) -> pd.Series:
+    """Of a table whose `run` is the name alone, the name, with the seed where the name has several."""
+    by_name = table.groupby("run")
+    if (wrong := by_name["group"].nunique() > 1).any():
+        name = wrong.idxmax()
+        groups = " and ".join(sorted(set(table.loc[table["run"] == name, "group"])))
+        raise ValueError(f"the name {name} is of the groups {groups}; give each group names of its own in the config")
+    for (group, _, _), same in table.groupby(["group", "seed", "step"], dropna=False):
+        if len(same) > 1:
+            raise ValueError(
+                f"{' and '.join(same['id'])} are of one group, {group}, with the same seed and step; give each its own "
+                "`seed`, `step` or `name` in the config"
+            )
+    several = table["run"].map(by_name["seed"].nunique(dropna=False)) > 1
+    return table["run"].where(~several, table["run"] + ", seed " + table["seed"].astype("string").fillna("unknown"))
 
 
 def readable_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +150,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     results, problems = read_results(batch)
     if results:
-        print(readable_table(gap_table(results)).to_markdown(index=False, disable_numparse=True))
+        try:
+            table = readable_table(gap_table(results))
+        except ValueError as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 2
+        print(table.to_markdown(index=False, disable_numparse=True))
         print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
     for checkpoint_id, problem in problems.items():
         print(f"no result for {checkpoint_id}: {problem}")

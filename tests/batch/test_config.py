@@ -53,6 +53,8 @@ def test_the_demo_config_is_right_and_its_files_exist():
         ({"checkpoints": {"a/b": "x"}}, "'a/b' is no id"),
         ({"checkpoints": {"a": None}}, "a has the path None"),
         ({"checkpoints": {"a": {"path": "x", "steps": 3}}}, "unknown key 'steps'"),
+        ({"checkpoints": {"a": {"path": "x", "seed": "one"}}}, "a has the seed 'one'; it must be a whole number"),
+        ({"checkpoints": {"a": {"path": "x", "group": 3}}}, "a has the group 3; it must be a name"),
         ({"gap": {**GAP, "samples": 3}}, "unknown key 'samples'"),
         ({"gap": {k: v for k, v in GAP.items() if k != "seed"}}, "gap lacks seed"),
         ({"gap": {**GAP, "data": "procedural"}}, "gap has data 'procedural'"),
@@ -69,9 +71,9 @@ def test_a_wrong_config_is_named(change, message):
 
 
 def test_what_the_config_says_of_a_training_overrides():
-    entry = {"path": "x", "name": "mine", "step": 7}
-    batch = read_batch({"checkpoints": {"a": entry}, "gap": GAP})
-    assert batch.training["a"] == {"name": "mine", "step": 7}
+    said = {"name": "mine", "group": "ours", "seed": 3, "step": 7}
+    batch = read_batch({"checkpoints": {"a": {"path": "x", **said}}, "gap": GAP})
+    assert batch.training["a"] == said
     assert batch.gap_parameters("a") == {"checkpoint": "x", **GAP}
 
 

@@ -180,6 +180,22 @@ def test_figures_show_the_numbers_of_the_results(results):
 # ---- files -------------------------------------------------------------------------------------------
 
 
+def test_seeds_of_a_recipe_are_lines_of_one_colour(copied):
+    """Two seeds of S-S: the multi-fine checkpoint passed off as another seed, which its training.json does not say."""
+    contents = {name: json.loads((copied / "gap" / f"{name}.json").read_text()) for name in CHECKPOINTS}
+    assert [content["training"]["seed"] for content in contents.values()] == [0, 0, 0]  # from training.json
+    contents["multi"]["training"] |= {"name": "S-S", "seed": 1}
+    (copied / "gap" / "multi.json").write_text(json.dumps(contents["multi"]))
+    report.gap_table(contents).to_csv(copied / "gap_table.csv", index=False)
+    (figure, facts), (passes, _) = drawn(copied, figures=("gap_training", "gap_passes"), runs=["S-S"]).values()
+    for ax in (figure.axes[0], passes.axes[0]):
+        lines = {container.get_label(): container.lines[0] for container in ax.containers}
+        assert set(lines) == {"S-S, seed 0", "S-S, seed 1"}
+        assert len({line.get_color() for line in lines.values()}) == 1
+        assert len({line.get_marker() for line in lines.values()}) == 2
+    assert facts.seeds["of training"] == {"S-S, seed 0": 0, "S-S, seed 1": 1}
+
+
 def test_a_saved_figure_is_as_wide_as_said_with_fonts_embedded_and_facts_beside_it(results, tmp_path):
     venue = paper.find_venue("icml")
     with plt.rc_context(venue.rc_parameters()):

@@ -57,6 +57,17 @@ def test_runs_keep_their_colour_whatever_the_order():
     assert one["S"]["marker"] != one["M"]["marker"]
 
 
+def test_seeds_of_a_recipe_share_its_colour_and_differ_in_markers(ax):
+    table = gaps().assign(run=["S, seed 1", "M", "S, seed 0", "M"], group=["S", "M", "S", "M"])
+    styles = plots.series_styles(table["run"], table["group"])
+    assert styles["S, seed 0"]["color"] == styles["S, seed 1"]["color"] != styles["M"]["color"]
+    assert styles["S, seed 0"]["marker"] != styles["S, seed 1"]["marker"]
+    plots.plot_gap(ax, table)
+    drawn = {container.get_label(): container.lines[0] for container in ax.containers}
+    assert {name: line.get_color() for name, line in drawn.items()} == {run: styles[run]["color"] for run in styles}
+    assert [len(drawn[run].get_xdata()) for run in ("M", "S, seed 0", "S, seed 1")] == [2, 1, 1]
+
+
 def test_modes_have_distinct_colours_and_names():
     styles = [plots.mode_style(mode) for mode in ("coarse", "fine_1", "fine_2", "fine_3", "autoregressive", "fine_7")]
     assert len({name for name, _ in styles}) == len({colour for _, colour in styles}) == 6

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from fvlm_lib.data.video_files import SkippedVideo
 from fvlm_lib.gap import gap, report
-from fvlm_lib.gap.findings import find, findings_markdown, gap_difference, replace_section
+from fvlm_lib.gap.findings import compare_gaps, find, findings_markdown, gap_difference, replace_section
 from fvlm_lib.gap.fits import drawn_fits, find_power_laws, fit_losses, fits_table, read_fits, write_points
 from fvlm_lib.gap.results import read_gap_result
 from fvlm_lib.gap.scaling import json_ready, predict_loss
+from fvlm_lib.gap.seeds import SeedValues, gaps_by_seed, mean_over_seeds
 from fvlm_lib.stats import Estimate
 
 PARAMETERS = {"checkpoint": "x", "num_samples": 200}
@@ -45,55 +47,73 @@ def write(path: Path, table: pd.DataFrame, facts: dict | None = None, skipped: S
     gap.write_gap(path, measured, path.with_suffix(".parquet"), PARAMETERS, facts)
 
 
-def ladder(tmp_path, gaps: dict[str, list[float]], sizes: dict[str, int], training: float = 1.0):
-    """Table and samples of runs with the given gaps at steps 100, 200, ...; a name ending in -multi is multi-fine."""
+Runs = dict[str, list[float] | dict[int, list[float]]]
+NOT_MEASURED = " in this run; how another seed would do was not measured"
+
+
+def ladder(tmp_path, gaps: Runs, sizes: dict[str, int], training: float = 1.0):
+    """Table and samples of runs with the given gaps at steps 100, 200, ..., or of several seeds of such runs; a name
+    ending in -multi is multi-fine. The seed of a single run is not told."""
     tables, results = {}, {}
-    for run, values in gaps.items():
-        for i, value in enumerate(values):
-            name, step = f"{run}_{i}", 100 * (i + 1)
-            tables[name] = samples(value, training / (i + 1), seed=len(tables))
-            facts = {
-                "name": run, "step": step, "num_parameters": 2 * sizes[run], "num_text_parameters": sizes[run],
-                "training_flops": step * sizes[run], "multi_fine": run.endswith("-multi"),
-            }  # fmt: skip
-            path = tmp_path / f"{name}.json"
-            write(path, tables[name], facts)
-            results[name] = read_gap_result(path, PARAMETERS)
+    for run, seeds in gaps.items():
+        for seed, values in seeds.items() if isinstance(seeds, dict) else [(None, seeds)]:
+            for i, value in enumerate(values):
+                name, step = f"{run}_{seed}_{i}", 100 * (i + 1)
+                tables[name] = samples(value, training / (i + 1), seed=len(tables))
+                facts = {
+                    "name": run, "seed": seed, "step": step, "num_parameters": 2 * sizes[run],
+                    "num_text_parameters": sizes[run], "training_flops": step * sizes[run],
+                    "multi_fine": run.endswith("-multi"),
+                }  # fmt: skip
+                path = tmp_path / f"{name}.json"
+                write(path, tables[name], facts)
+                results[name] = read_gap_result(path, PARAMETERS)
     return report.gap_table(results), tables
+
+
+# ---- one seed ----------------------------------------------------------------------------------------
 
 
 def test_findings_follow_the_intervals(tmp_path):
     gaps = {"S": [0.0, 0.02, 0.3], "M": [0.0, 0.01, 0.1], "S-multi": [0.0, 0.0, 0.0]}
     table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400, "S-multi": 100})
     growth, size, multi, valid = find(table, tables)
-    assert growth.answer == "M: grows; S: grows; S-multi: not resolved"
-    assert size.answer == "yes"
-    assert multi.answer == "yes"
-    assert "S: gap large" in valid.answer
-    assert "S-multi: gap small" in valid.answer
+    assert growth.answer == f"M: grows in this run; S: grows in this run; S-multi: not resolved{NOT_MEASURED}"
+    assert size.answer == f"it is smaller{NOT_MEASURED}"
+    assert multi.answer == f"it is small{NOT_MEASURED}"
+    assert "S: gap large in this run" in valid.answer
+    assert valid.answer.endswith(f"S-multi: gap small{NOT_MEASURED}")
 
 
 def test_findings_in_the_other_direction(tmp_path):
     gaps = {"S": [0.3, 0.05], "M": [0.3, 0.2], "S-multi": [0.3, 0.2]}
     table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400, "S-multi": 100})
     growth, size, multi, _ = find(table, tables)
-    assert growth.answer == "shrinks"
-    assert size.answer == "no, it is larger"
-    assert multi.answer == "no, it is larger"
+    assert growth.answer == f"shrinks{NOT_MEASURED}"
+    assert size.answer == f"it is larger{NOT_MEASURED}"
+    assert multi.answer == f"no, it is larger{NOT_MEASURED}"
 
 
-def test_what_is_not_there_is_not_answered(tmp_path):
-    table, tables = ladder(tmp_path, {"S": [0.1]}, {"S": 100})
-    growth, size, multi, _ = find(table, tables)
-    for finding in (growth, size, multi):
-        assert finding.answer.startswith("not asked: ")
+def test_a_gap_is_told_along_the_whole_training_and_not_by_its_ends(tmp_path):
+    table, tables = ladder(tmp_path, {"M": [0.02, -0.02, 0.10, 0.04]}, {"M": 400})
+    growth = find(table, tables)[0]
+    assert growth.answer == f"goes up and down{NOT_MEASURED}"
+    path, changes = growth.evidence
+    for row in table.itertuples():
+        shown = f"{row.gap_nats:+.4f} [{row.gap_nats_low:+.4f}, {row.gap_nats_high:+.4f}] at step {row.step:,}"
+        assert shown in path
+    assert "98.3% each, so that all 3 together hold at 95%" in changes
+    step = gap_difference(tables["M_None_1"], tables["M_None_0"], level=1 - 0.05 / 3)
+    assert f"from step to step: {step.value:+.4f} [{step.low:+.4f}, {step.high:+.4f}]," in changes
+    single = gap_difference(tables["M_None_1"], tables["M_None_0"])
+    assert step.low < single.low < single.high < step.high
 
 
 def test_equal_gaps_are_not_resolved(tmp_path):
     table, tables = ladder(tmp_path, {"S": [0.1, 0.1], "M": [0.1, 0.1]}, {"S": 100, "M": 400})
     growth, size, _, _ = find(table, tables)
-    assert growth.answer == "not resolved"
-    assert size.answer == "not resolved"
+    assert growth.answer == f"not resolved{NOT_MEASURED}"
+    assert size.answer == f"not resolved{NOT_MEASURED}"
 
 
 def test_gap_difference_is_paired_and_refuses_other_samples():
@@ -104,6 +124,142 @@ def test_gap_difference_is_paired_and_refuses_other_samples():
     assert (same.value, same.low, same.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="different samples"):
         gap_difference(ours, theirs.head(100))
+
+
+# ---- several seeds -----------------------------------------------------------------------------------
+
+
+def test_two_seeds_of_a_recipe_are_two_runs(tmp_path):
+    table, _ = ladder(tmp_path, {"S": {0: [0.1, 0.1], 1: [0.1, 0.1]}, "M": {0: [0.1]}}, {"S": 100, "M": 400})
+    assert table["run"].tolist() == ["M", *["S, seed 0"] * 2, *["S, seed 1"] * 2]
+    assert table["group"].tolist() == ["M", *["S"] * 4]
+    assert table["seed"].tolist() == [0, 0, 0, 1, 1]
+    assert table["step"].tolist() == [100, 100, 200, 100, 200]
+
+
+def test_a_group_joins_runs_of_other_names(tmp_path):
+    write(tmp_path / "a.json", samples(0.1))
+    result = read_gap_result(tmp_path / "a.json")
+
+    def table(**facts: dict):
+        return report.gap_table({name: {**result, "training": told} for name, told in facts.items()})
+
+    joined = table(a={"name": "first", "group": "S", "seed": 0}, b={"name": "second", "group": "S", "seed": 1}, c={})
+    assert joined["run"].tolist() == ["c", "first", "second"]
+    assert joined["group"].tolist() == ["c", "S", "S"]
+    with pytest.raises(ValueError, match="a and b are of one group, S, with the same seed and step"):
+        table(a={"name": "S", "seed": 0, "step": 1}, b={"name": "S", "seed": 0, "step": 1})
+    with pytest.raises(ValueError, match="the name S is of the groups one and two"):
+        table(a={"name": "S", "group": "one"}, b={"name": "S", "group": "two"})
+
+
+def test_an_interval_over_seeds_is_student_s():
+    """Against SciPy, where the videos add nothing."""
+
+    def values(*numbers: float) -> SeedValues:
+        return SeedValues(np.array(numbers), np.tile(np.array(numbers)[:, None], 5))
+
+    ours, theirs = [0.12, 0.36, 0.09], [0.03, 0.20, 0.07]
+    expected = {
+        mean_over_seeds(values(*ours)): stats.ttest_1samp(ours, 0),
+        mean_over_seeds(values(*ours) - values(*theirs), level=0.9): stats.ttest_rel(ours, theirs),
+        mean_over_seeds(values(*ours, 0.2), values(*theirs)): stats.ttest_ind([*ours, 0.2], theirs, equal_var=False),
+    }
+    for (found, test), level in zip(expected.items(), (0.95, 0.9, 0.95), strict=True):
+        interval = test.confidence_interval(level)
+        assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+        assert found.value == pytest.approx((interval.low + interval.high) / 2)
+    with pytest.raises(ValueError, match="there is one seed; an interval over seeds needs at least 2"):
+        mean_over_seeds(values(*ours), values(0.1))
+
+
+def test_videos_are_redrawn_the_same_for_all_seeds():
+    """Seeds that do the same are one measurement: redrawing the videos alone makes the interval."""
+    table = samples(0.2)
+    found = gaps_by_seed([table, table, table])
+    assert (found.resampled[0] == found.resampled[1]).all()
+    assert (mean_over_seeds(found - found).low, mean_over_seeds(found - found).high) == (0, 0)
+    gap = (table["nll_autoregressive"] - table["nll_fine_1"]) / 10
+    margin = stats.t.ppf(0.975, 2) * gap.std() / 200**0.5
+    estimate = mean_over_seeds(found)
+    assert estimate.value == pytest.approx(gap.mean())
+    assert estimate.high - estimate.value == pytest.approx(margin, rel=0.1)  # of 2000 resamples
+    with pytest.raises(ValueError, match="different samples"):
+        gaps_by_seed([table, table.head(100)])
+
+
+def test_what_holds_over_seeds_is_answered_over_seeds(tmp_path):
+    seeds = range(4)
+    gaps = {
+        "S": {seed: [0.01, 0.3 + 0.01 * seed] for seed in seeds},
+        "M": {seed: [0.01, 0.1 + 0.01 * seed] for seed in seeds},
+        "S-multi": {seed: [0.3, 0.001 * seed] for seed in seeds},
+    }
+    table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400, "S-multi": 100})
+    growth, size, multi, valid = find(table, tables)
+    assert growth.answer == "M: grows over 4 seeds; S: grows over 4 seeds; S-multi: shrinks over 4 seeds"
+    assert size.answer == "it is smaller over 4 seeds"
+    assert multi.answer == "it is small over 4 seeds"
+    assert "S: gap large in each of 4 seeds" in valid.answer
+    ids = [[f"{run}_{seed}_1" for seed in seeds] for run in ("M", "S")]
+    ours, theirs = (gaps_by_seed([tables[id] for id in side]) for side in ids)
+    change = mean_over_seeds(ours - theirs)
+    assert f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}] nats a token over 4 seeds" in size.evidence[0]
+    assert change.value == pytest.approx(-0.2, abs=0.01)
+    assert any(line.startswith("S, mean over 4 seeds, nats a token: ") for line in growth.evidence)
+    assert any(line.startswith("S, seed 3, from step to step: ") for line in growth.evidence)
+
+
+def test_what_each_seed_shows_may_hold_over_none(tmp_path):
+    """As in the ladder's three seeds: smaller at every seed, by amounts that differ more than they are large."""
+    gaps = {"S": {0: [0.12], 1: [0.36], 2: [0.09]}, "M": {0: [0.03], 1: [0.20], 2: [0.07]}}
+    table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400})
+    _, size, _, valid = find(table, tables)
+    assert size.answer == "not resolved over 3 seeds"
+    for seed in (0, 1, 2):
+        alone = table["seed"] == seed
+        assert find(table[alone], tables)[1].answer == f"it is smaller{NOT_MEASURED}"
+    assert valid.answer.startswith("M: gap ") and valid.answer.endswith(" of 3 seeds")
+    assert sum("judged in" in line for line in valid.evidence) == 6
+
+
+def test_sides_of_other_seeds_are_independent(tmp_path):
+    gaps = {"S": {0: [0.30], 1: [0.31], 2: [0.32]}, "M": {0: [0.1], 5: [0.11]}}
+    table, tables = ladder(tmp_path, gaps, {"S": 100, "M": 400})
+    ours, theirs = (table[table["group"] == group] for group in ("M", "S"))
+    change = compare_gaps(ours, theirs, tables)
+    assert (change.scope, change.by_seed, change.resolved) == ("over 2 and 3 seeds", (), True)
+    one = compare_gaps(ours[ours["seed"] == 0], theirs, tables)
+    assert (one.ours, one.theirs, one.scope) == ("M, seed 0", "S, seed 0", "in this run")
+    assert one.estimate == gap_difference(tables["M_0_0"], tables["S_0_0"])
+    assert find(table, tables)[1].answer == "it is smaller over 2 and 3 seeds"
+
+
+def test_a_seed_that_is_not_trained_to_the_end_does_not_speak_of_it(tmp_path):
+    gaps = {"S": {0: [0.1, 0.2, 0.3], 1: [0.1, 0.2]}}
+    table, tables = ladder(tmp_path, gaps, {"S": 100})
+    growth, _, _, valid = find(table, tables)
+    (told,) = (line for line in growth.evidence if line.startswith("S, mean over 2 seeds, nats a token: "))
+    assert "at step 200" in told and "at step 300" not in told
+    assert growth.answer.endswith("over 2 seeds")
+    assert valid.answer == f"gap large{NOT_MEASURED}"
+
+
+def test_seeds_without_a_common_step_are_told_apart(tmp_path):
+    table, tables = ladder(tmp_path, {"S": {0: [0.1, 0.2], 1: [0.1, 0.2]}}, {"S": 100})
+    table["step"] += 50 * table["seed"].astype(int)
+    growth = find(table, tables)[0]
+    assert growth.answer == f"grows{NOT_MEASURED}"
+    assert [line[:9] for line in growth.evidence] == [*["S, seed 0"] * 2, *["S, seed 1"] * 2]
+
+
+def test_no_fit_mixes_points_of_two_seeds(tmp_path):
+    table, tables = ladder(tmp_path, {"S": {0: [0.0] * 3, 1: [0.0] * 3}}, {"S": 100}, training=2.0)
+    fits = fit_losses(table, tables, num_bootstrap=5)["loss_training_fine by step"]
+    assert [(fit.group, fit.num_points) for fit in fits if fit.form == "power"] == [("S, seed 0", 3), ("S, seed 1", 3)]
+
+
+# ---- fits, files -------------------------------------------------------------------------------------
 
 
 def test_scaling_fits_recover_the_planted_law(tmp_path):
