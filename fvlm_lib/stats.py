@@ -73,8 +73,9 @@ def bootstrap(
     columns: per-sample numbers by name, each of shape (N,), all in the same order of samples.
     statistics: by name, functions of the summed columns (see `ratio`, `difference`, `percent_difference`), smooth
         ones: a standard error is that of the statistic linearised at the sums (delta method).
-    level: the coverage the intervals aim at. What they reach on losses with heavy tails is in docs/LOG.md
-        (2026-11-24); of the mean of 30 exponential numbers, nominal 95% covers COVER30.
+    level: the coverage the intervals aim at. Nominal 95% holds the mean of 30, 128 and 512 exponential numbers in
+        94.6, 94.8 and 93.9% of 2,000 data sets (percentile intervals in 91.0, 93.5 and 93.8%); what it reaches on
+        losses of which few samples carry the sum is in docs/LOG.md (2026-11-24).
 
     Raises ValueError for columns that are empty, unequal in length, shorter than 2 or not finite, and for
     a statistic that is not finite, as a ratio is with a zero denominator.
