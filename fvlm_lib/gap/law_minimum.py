@@ -20,7 +20,7 @@ MAX_EXPONENT = 5.0  # published exponents of loss against scale lie between 0.03
 TIE_BREAK = 1e-5
 # Residuals are in units of delta, at most this. The unit matters: the plain sum of losses is about 1e-5, less than
 # optimisers tolerate, and they stop early (the fault that Besiroglu et al. 2024, arXiv 2404.10102, found in the
-# published fit of the joint form), and with squares of hundreds of units they stop early too.
+# published fit of the joint form); in units of a delta far beyond the residuals it is as small.
 MAX_UNIT = 0.1
 
 

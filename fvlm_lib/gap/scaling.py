@@ -136,7 +136,7 @@ def fit_law(
         with 0.1, and 1.02 by least squares, which is what a delta beyond all residuals gives.
     runs: shape (n,), which training run each point is of. Points along one run are correlated (with their neighbour
         by 0.7 on that curve), and intervals that take them as independent are too narrow. With it residuals are
-        drawn in blocks of neighbours of one run. COVERAGE
+        drawn in blocks of neighbours of one run.
     block_length: points in such a block, by default sqrt(n) for the longest run of n points; at most all of it.
     names, group: what to call the columns of x and the set of points in the result.
 

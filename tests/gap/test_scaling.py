@@ -147,6 +147,11 @@ def test_a_large_delta_is_least_squares_and_a_small_one_least_absolute_deviation
         assert squares.delta == delta and squares.num_starts_at_best == squares.num_starts
         assert squares.parameters["b"].value == pytest.approx(-slope, rel=1e-4)
         assert np.log(squares.parameters["a"].value) == pytest.approx(intercept, rel=1e-4)
+    x, loss, _ = _points("joint", noise=0.001)
+    near, far = (fit_law("joint", x, loss, delta=delta, num_bootstrap=2) for delta in (0.1, 100.0))
+    for name, estimate in near.parameters.items():
+        assert far.parameters[name].value == pytest.approx(estimate.value, rel=1e-3)
+    assert far.num_starts_at_best == far.num_starts
     x, loss, planted = _points("power")
     loss[-1] *= 1.5
     deviations, squares = (fit_law("power", x, loss, delta=delta, num_bootstrap=2) for delta in (1e-3, 1.0))
