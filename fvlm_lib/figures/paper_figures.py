@@ -30,7 +30,8 @@ from fvlm_lib.figures.paper_results import (
     selected_names,
     single_checkpoints,
 )
-from fvlm_lib.gap.fits import GOOD_R2, drawn_fits, read_fits
+from fvlm_lib.gap.fits import drawn_fits, read_fits
+from fvlm_lib.gap.scaling import GOOD_R2
 from fvlm_lib.screens.measure import bootstrap_policies
 from fvlm_lib.stats import HEAVY_SHARE
 from fvlm_lib.vision.changes import ChangeMaps
@@ -152,11 +153,16 @@ def scaling_laws(selection: Selection, width: float) -> tuple[Figure, Facts]:
         plots.plot_loss_scaling(ax, table, x, loss, shown)
         ax.set_ylabel(f"{LOSSES[loss]},\nnats a token")
         ax.set_ylim(low / 1.5, high * 1.5)  # the same in all panels
-        drawn += [f"{LOSSES[loss]} of {fit.group} by {plots.AXES[x]}, R² {fit.r2:.2f}" for fit in shown]
+        drawn += [f"{LOSSES[loss]} of {fit.group} by {plots.AXES[x]}, R² of log loss {fit.r2_log:.2f}" for fit in shown]
     letters = label_panels(axes, [""] * 4)
     legend_below(figure, axes)
-    caption = f"Loss against training on log axes; dashed: a power law a·C^-b where its R² is at least {GOOD_R2:g} "
-    caption += f"({'; '.join(drawn)})." if drawn else "(none)."
+    caption = "Loss against training on log axes"
+    criterion = f"its R² of log loss is at least {GOOD_R2:g} and the points determine b"
+    caption += (
+        f"; dashed: a power law a·C^-b where {criterion} ({'; '.join(drawn)})."
+        if drawn
+        else (f". No power law a·C^-b is drawn: of none {criterion}.")
+    )
     told = [f"{LOSSES[loss]} against {plots.AXES[x]}" for x, loss in places]
     return figure, gap_facts(selection, table, caption, panels=dict(zip(letters, told, strict=True)), also=[path])
 

@@ -25,6 +25,7 @@ from fvlm_lib.figures.paper_results import (
 )
 from fvlm_lib.gap.fits import read_fits
 from fvlm_lib.gap.report import DOUBT_NOTE, readable_table
+from fvlm_lib.gap.scaling import GOOD_R2
 from fvlm_lib.screens.measure import bootstrap_policies
 
 Table = tuple[pd.DataFrame, pd.DataFrame, Facts]
@@ -42,7 +43,8 @@ def gap_table(selection: Selection) -> Table:
 
 
 def scaling_fits(selection: Selection) -> Table:
-    """The scaling fits: all laws as numbers, one row a parameter; to read, the power laws, one row a fit."""
+    """The scaling fits: all laws as numbers, one row a parameter; to read, the power laws, one row a fit. A rejected
+    law has its reason, and no intervals."""
     path = selection.results / "scaling_fits.json"
     table = read_gap_table(selection)
     runs = set(table["run"])
@@ -53,21 +55,28 @@ def scaling_fits(selection: Selection) -> Table:
             if fit.group not in {*runs, None}:
                 continue
             about = {"loss": loss, "against": x, "run": fit.group or "all", "law": fit.form, "formula": fit.formula}
-            quality = {"r2": fit.r2, "rmse": fit.rmse, "num_points": fit.num_points, "fitted": fit.fitted}
+            quality = {"r2_log": fit.r2_log, "rmse_nats": fit.rmse_nats, "num_points": fit.num_points}
+            why = {"fitted": fit.fitted, "reason": fit.reason, "rejected": fit.rejected}
             for parameter, estimate in fit.parameters.items() or [(None, None)]:
                 values = asdict(estimate) if estimate else {"value": np.nan, "low": np.nan, "high": np.nan}
-                numbers.append({**about, "parameter": parameter, **values, **quality, "reason": fit.reason})
+                if fit.rejected:
+                    values |= {"low": np.nan, "high": np.nan}
+                numbers.append({**about, "parameter": parameter, **values, **quality, **why})
             if fit.form == "power":
-                cells = {
-                    key: f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" for key, e in fit.parameters.items()
-                } or {"a": "not fitted", "b": "-"}  # fmt: skip
+                cells = {"a": "rejected" if fit.fitted else "not fitted", "b": "-"}
+                if fit.fitted and not fit.rejected:
+                    cells = {key: f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" for key, e in fit.parameters.items()}
                 shown = {"loss": LOSSES[loss].split()[0], "against": plots.AXES[x], "run": fit.group, **cells}
-                r2, rmse = ("-" if number is None else f"{number:.2f}" for number in (fit.r2, fit.rmse))
-                readable.append({**shown, "R2": r2, "RMSE": rmse, "points": str(fit.num_points)})
+                r2, rmse = ("-" if number is None else f"{number:.2f}" for number in (fit.r2_log, fit.rmse_nats))
+                readable.append({**shown, "R2 of log": r2, "RMSE, nats": rmse, "points": str(fit.num_points)})
     caption = (
-        "Power laws L = a C^(-b) of the loss L (nats a token) against training C. R2 below 0: worse than a constant."
+        "Power laws L = a C^(-b) of the loss L (nats a token) against training C, fitted in log loss: R2 is of log L, "
+        f"RMSE of L. Rejected: R2 below {GOOD_R2:g}, or b not determined by the points."
     )
-    interval = "95% intervals from refits on resampled evaluation samples; checkpoints of one run share their training."
+    interval = (
+        "95% intervals from refits on resampled evaluation samples and on residuals; checkpoints of one run share "
+        "their training."
+    )
     facts = gap_facts(selection, table, caption, interval, also=[path])
     return pd.DataFrame(numbers), pd.DataFrame(readable), facts
 

@@ -246,23 +246,30 @@ def plot_gap_passes(ax: Axes, table: pd.DataFrame, styles: Mapping[str, Mapping[
 AXES = {"step": "training step", "training_flops": "training FLOPs"}
 
 
-def plot_loss_scaling(ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Sequence[ScalingFit] = ()) -> Axes:
+def plot_loss_scaling(
+    ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Sequence[ScalingFit] | None = None
+) -> Axes:
     """`loss` (with loss_low, loss_high) against `x`, both on log axes, styles as in `plot_gap`; fits as dashed lines.
 
-    Of the fits those are drawn whose group is a run of the table.
+    Of the fits those are drawn whose group is a run of the table; where there is none, the axes say so. None: no fits
+    were made.
     """
     styles = series_styles(table["run"], table.get("group"))
     known = _known(ax, table, x)
     if len(known):
         ax.set_yscale("log")
+    drawn = False
     for run, rows in known.groupby("run"):
         rows = rows.sort_values(x)
         error = [rows[loss] - rows[f"{loss}_low"], rows[f"{loss}_high"] - rows[loss]]
         ax.errorbar(rows[x], rows[loss], yerr=error, ls="none", **styles[str(run)], capsize=3, label=run)
         grid = np.geomspace(rows[x].min(), rows[x].max(), 100)
-        for fit in fits:
+        for fit in fits or ():
             if fit.fitted and fit.group == run:
                 ax.plot(grid, predict_loss(fit, grid), "--", color=styles[str(run)]["color"], lw=1)
+                drawn = True
+    if fits is not None and len(known) and not drawn:
+        ax.text(0.04, 0.05, "no power law fits", fontsize=rcParams["legend.fontsize"], transform=ax.transAxes)
     ax.set_xlabel(AXES.get(x, x))
     ax.set_ylabel("loss, nats a token")
     return ax

@@ -5,6 +5,7 @@ How one law is fitted is `scaling.py`'s subject, how gaps become a table and fin
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,19 +16,25 @@ import numpy as np
 import pandas as pd
 
 from fvlm_lib.gap.findings import Finding, summarize_answers
-from fvlm_lib.gap.scaling import ScalingFit, fit_scaling_laws
+from fvlm_lib.gap.scaling import GOOD_R2, ScalingFit, fit_scaling_laws
 from fvlm_lib.stats import Estimate, ratio, resample_statistics
-
-GOOD_R2 = 0.5  # a fit that explains less than half of the variance is not drawn
 
 
 def fit_losses(
-    table: pd.DataFrame, samples: Mapping[str, pd.DataFrame], num_bootstrap: int = 200, seed: int = 0
+    table: pd.DataFrame,
+    samples: Mapping[str, pd.DataFrame],
+    num_bootstrap: int = 200,
+    seed: int = 0,
+    delta: float = 1e-3,
+    block_length: int | None = 1,
 ) -> dict[str, list[ScalingFit]]:
     """Scaling laws of training and inference loss, against steps and against training FLOPs.
 
-    Returns fits by "<loss> by <column>". Intervals come from refits on resampled evaluation samples, the
-    same resamples for every checkpoint. Checkpoints that do not tell the column or their size are left out.
+    Returns fits by "<loss> by <column>". Intervals come from refits on resampled evaluation samples, the same
+    resamples for every checkpoint, and on residuals drawn for the scatter about the law that those do not explain.
+    delta, block_length: as in `fit_law`, blocks along the table's `run`; with 1, the residuals of checkpoints are
+    taken as independent, for runs too short to tell how they correlate. Checkpoints that do not tell the column or
+    their size are left out.
     """
     numerators = {"loss_training_fine": None, "loss_inference_fine": "nll_autoregressive"}
     fits: dict[str, list[ScalingFit]] = {}
@@ -45,7 +52,16 @@ def fit_losses(
             if len(known):
                 resampled = np.stack([replicates[checkpoint_id] for checkpoint_id in known["id"]], axis=1)
                 fits[f"{loss} by {x}"] = fit_scaling_laws(
-                    known, x, loss, params="num_parameters", group="run", replicates=resampled
+                    known,
+                    x,
+                    loss,
+                    params="num_parameters",
+                    group="run",
+                    replicates=resampled,
+                    seed=seed,
+                    delta=delta,
+                    run="run",
+                    block_length=block_length,
                 )
     return fits
 
@@ -63,20 +79,23 @@ def read_fits(path: str | Path) -> dict[str, list[ScalingFit]]:
 
 
 def _read_fit(content: Mapping[str, Any]) -> ScalingFit:
+    if differing := {field.name for field in dataclasses.fields(ScalingFit)} ^ set(content):
+        raise ValueError(f"it is of another version, which differs in {', '.join(sorted(differing))}")
     parameters = {
         name: Estimate(**{key: math.inf if number is None else number for key, number in estimate.items()})
         for name, estimate in content["parameters"].items()
     }
-    return ScalingFit(**{**content, "parameters": parameters, "at_bound": tuple(content["at_bound"])})
+    return ScalingFit(**{**content, "parameters": parameters, "undetermined": tuple(content["undetermined"])})
 
 
 def drawn_fits(fits: Sequence[ScalingFit]) -> list[ScalingFit]:
-    """Of the fits those that a figure shows: power laws that explain at least `GOOD_R2` of the variance."""
-    return [fit for fit in fits if fit.form == "power" and (fit.r2 or 0) >= GOOD_R2]
+    """Of the fits those that a figure shows: power laws that are not rejected."""
+    return [fit for fit in fits if fit.form == "power" and fit.fitted and fit.rejected is None]
 
 
 def fits_table(fits: Mapping[str, Sequence[ScalingFit]]) -> pd.DataFrame:
-    """The fits as people read them, one row a fit; where there is none, why."""
+    """The fits as people read them, one row a fit; where there is none or it is rejected, why, in place of numbers that
+    mean nothing. r2_log: R² of the log loss, which was fitted; rmse_nats: of the loss itself."""
     rows = []
     for name, group in fits.items():
         for fit in group:
@@ -84,8 +103,8 @@ def fits_table(fits: Mapping[str, Sequence[ScalingFit]]) -> pd.DataFrame:
                 f"{key} = {e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" for key, e in fit.parameters.items()
             )
             row: dict[str, Any] = {"loss": name, "run": fit.group or "all", "formula": fit.formula}
-            row["fit"] = parameters or f"not fitted: {fit.reason}"
-            rows.append(row | {"r2": fit.r2, "rmse": fit.rmse})
+            row["fit"] = f"rejected: {fit.rejected}" if fit.rejected else parameters or f"not fitted: {fit.reason}"
+            rows.append(row | {"r2_log": fit.r2_log, "rmse_nats": fit.rmse_nats})
     return pd.DataFrame(rows)
 
 
@@ -106,13 +125,19 @@ def find_power_laws(fits: Mapping[str, Sequence[ScalingFit]]) -> Finding:
     answers, evidence = {}, []
     for name, group in fits.items():
         for fit in group:
-            if fit.form == "power" and fit.fitted and fit.r2 is not None and name.endswith("by training_flops"):
+            if fit.form == "power" and fit.fitted and name.endswith("by training_flops"):
                 key = f"{name.removesuffix(' by training_flops')} of {fit.group}"
-                answers[key] = "yes" if fit.r2 >= GOOD_R2 else "no"
-                exponent = fit.parameters["b"]
+                answers[key] = "no" if fit.rejected else "yes"
+                b = fit.parameters["b"]
+                told = f"rejected: {fit.rejected}"
+                if not fit.rejected:
+                    told = f"b = {b.value:.2f} [{b.low:.2f}, {b.high:.2f}], over evaluation samples and the scatter "
+                    told += f"about the law; R² of log loss {fit.r2_log:.2f}"
                 evidence.append(
-                    f"{key}: b = {exponent.value:.2f} [{exponent.low:.2f}, {exponent.high:.2f}], R² {fit.r2:.2f}, "
-                    f"RMSE {fit.rmse:.2f} nats a token, {fit.num_points} checkpoints"
+                    f"{key}: {told}; RMSE of the loss {fit.rmse_nats:.2f} nats a token, {fit.num_points} checkpoints"
                 )
-    question = f"Does the loss follow a power law of training FLOPs (R² of at least {GOOD_R2:g})?"
+    question = (
+        f"Does the loss follow a power law of training FLOPs (R² of log loss at least {GOOD_R2:g}, the exponent "
+        "determined by the points)?"
+    )
     return Finding(question, summarize_answers(answers, "no run has three checkpoints"), tuple(evidence))

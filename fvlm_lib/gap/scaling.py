@@ -7,17 +7,17 @@ Huber loss on the residuals of the log loss, minimised over the logs of the coef
     offset_power  L = E + B / D^beta
     joint         L = E + A / N^alpha + B / D^beta        (their eq. 2)
 
-Every parameter comes with an interval, from the caller's replicates of the losses or from the residuals.
-Too few points give a result that says so, not a number.
+Every parameter comes with an interval, from the scatter of the points about the law and, where the caller gives
+replicates of the losses, from the noise of their evaluation too. A law that does not describe its points, or whose
+exponents they do not determine, is rejected and says why. Too few points give a result that says so, not a number.
 
-This module takes a table of points and knows nothing of where it came from, of models, or of plots. It
-treats points as independent: checkpoints along one training run share their noise, and their intervals are
-too narrow. As a command: `fvlm scaling --help`.
+This module takes a table of points and knows nothing of where it came from, of models, or of plots. How a minimum
+is found is in `law_minimum.py`, what is refitted for intervals in `law_bootstrap.py`. Points are independent unless
+their `runs` are told: checkpoints along one training run share their noise. As a command: `fvlm scaling --help`.
 """
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import sys
@@ -28,16 +28,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize, nnls
 
+from fvlm_lib.gap.law_bootstrap import default_block_length, resample_log_losses
+from fvlm_lib.gap.law_minimum import MAX_EXPONENT, MAX_UNIT, grid_starts, law_design, log_law, minimise, refit
 from fvlm_lib.stats import Estimate, percentile_interval
 
 Array = NDArray[np.float64]
 
-MAX_EXPONENT = 5.0  # published exponents of loss against scale lie between 0.03 and 1
-# Far beyond delta the Huber loss is a median's: between two runs at each scale any curve would do. This much
-# of the square picks the middle one; on an outlier of 50% it pulls a hundredth of what the Huber loss does.
-TIE_BREAK = 1e-5
+# A law with less than this R² of log loss is rejected. Any falling curve has a high one: at four equally spaced log
+# scales the best straight line reaches 0.60 on a plateau and a drop, 0.80 on a step, and 0.92 on a parabola from its
+# vertex, whose exponent keeps growing. None of them is a power law.
+GOOD_R2 = 0.95
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,18 @@ class ScalingFit:
     """One fit, or the reason why there is none (`fitted` False, and what depends on a fit left empty).
 
     variables: the column behind each symbol of the formula.
-    rmse, r2: of the loss itself, not of its log; rmse (nats) is the root of the mean squared residual. r2 is
-        None if all losses are equal.
+    r2_log: of the log loss, which is what was fitted: 1 - SS_res / SS_tot. None if all losses are equal.
+    rmse_nats: of the loss itself, not of its log: the root of the mean squared residual, in nats.
+    rejected: why the law is none of these points, as a sentence: `r2_log` below `GOOD_R2`, or an exponent that is
+        not determined. None for a law that holds, and where nothing was fitted. What the parameters of a rejected
+        law are, and their intervals, is not to be told as a finding.
+    undetermined: parameters that the points do not determine: an exponent that is, or whose interval ends, at 0 or
+        `MAX_EXPONENT`, or an E of practically zero (below a ten-thousandth of the smallest loss; being fitted as a
+        log, neither it nor the ends of its interval can be zero itself).
     num_starts, num_starts_at_best: how many starts there were, how many ended at the lowest objective.
     converged: the optimiser reported success from a start that reached the lowest objective.
-    at_bound: parameters that the points do not determine: an exponent at 0 or `MAX_EXPONENT`, or an E of
-        practically zero (below a ten-thousandth of the smallest loss; being fitted as a log, neither it nor
-        the ends of its interval can be zero itself).
-    bootstrap: what the intervals come from, "replicates" or "residual".
+    bootstrap: what the intervals come from, "residuals" or "replicates and residuals".
+    block_length: residuals drawn together; 1 where points are independent.
     """
 
     form: str
@@ -81,14 +86,17 @@ class ScalingFit:
     fitted: bool
     reason: str | None = None
     parameters: dict[str, Estimate] = dataclasses.field(default_factory=dict)
-    rmse: float | None = None
-    r2: float | None = None
+    r2_log: float | None = None
+    rmse_nats: float | None = None
+    rejected: str | None = None
+    undetermined: tuple[str, ...] = ()
     num_starts: int = 0
     num_starts_at_best: int = 0
     converged: bool = False
-    at_bound: tuple[str, ...] = ()
+    delta: float | None = None
     bootstrap: str | None = None
     num_bootstrap: int = 0
+    block_length: int | None = None
     level: float | None = None
     seed: int | None = None
 
@@ -103,6 +111,8 @@ def fit_law(
     seed: int = 0,
     level: float = 0.95,
     delta: float = 1e-3,
+    runs: ArrayLike | None = None,
+    block_length: int | None = None,
     names: Sequence[str] | None = None,
     group: str | None = None,
 ) -> ScalingFit:
@@ -111,15 +121,23 @@ def fit_law(
     x: scale, shape (n,), or (n, 2) with columns N and D for "joint"; positive, in any unit. Exponents and E
         do not depend on the unit, the other coefficients do.
     loss: shape (n,), positive, in nats.
+    num_bootstrap: refits for the intervals. Each is of the fitted curve plus residuals of the log loss, inflated by
+        sqrt(n / (n - p)) for p parameters and drawn with replacement, so that every refit keeps the scales of few
+        points. All residuals of one refit also share a factor sqrt((n - p) / chi2), for n - p degrees of freedom
+        tell the noise only so well: with it, nominal 95% covered 88 to 97% in simulations of 3 to 16 independent
+        points with 1% noise, and 75 to 90% without.
     replicates: shape (R, n), losses of the same points on R resamples of the evaluation samples (see
-        `fvlm_lib.stats.resample_statistics`); each is refitted. Such an interval tells the noise of the
-        evaluation, not of training another model. Without them, `num_bootstrap` residual bootstraps:
-        residuals of the log loss, inflated by sqrt(n / (n - p)) for p parameters, drawn with replacement
-        and added to the fitted curve, so that every refit keeps the scales of few points. All residuals of
-        one refit also share a factor sqrt((n - p) / chi2), for n - p degrees of freedom tell the noise only
-        so well: with it, nominal 95% covered 88 to 97% in simulations of 3 to 16 points with 1% noise, and
-        75 to 90% without.
-    delta: where the Huber loss turns linear, in units of log loss (1e-3 in Hoffmann et al.).
+        `fvlm_lib.stats.resample_statistics`). Each is then refitted in place of `num_bootstrap` draws, with residuals
+        drawn for as much of the scatter about the law as evaluation noise does not explain. Replicates alone
+        would tell nothing of how far the points lie from the law.
+    delta: where the Huber loss turns linear, in units of log loss. The 1e-3 of Hoffmann et al. is nearly least
+        absolute deviations: what lies more than 0.1% off counts by its distance, not by its square. The choice
+        matters: on a published curve of 87 points E of the offset power law is 1.196 [1.07, 1.26] with 1e-3, 1.08
+        with 0.1, and 1.02 by least squares, which is what a delta beyond all residuals gives.
+    runs: shape (n,), which training run each point is of. Points along one run are correlated (with their neighbour
+        by 0.7 on that curve), and intervals that take them as independent are too narrow. With it residuals are
+        drawn in blocks of neighbours of one run.
+    block_length: points in such a block, by default sqrt(n) for the longest run of n points; at most all of it.
     names, group: what to call the columns of x and the set of points in the result.
 
     About 5 ms a refit. Raises ValueError for an unknown form, wrong shapes, and values that are not
@@ -144,6 +162,7 @@ def fit_law(
             raise ValueError(f"replicates have shape {replicates.shape}; they must be (2 or more, {len(y)})")
         for row, replicate in enumerate(replicates):
             _check_positive(f"replicate {row} of the loss", replicate)
+    run, block_length = _check_blocks(runs, block_length, len(y))
 
     shown = dict(zip(law.variables, names, strict=True))
     reason = _too_few(form, columns, names)
@@ -151,21 +170,22 @@ def fit_law(
         return ScalingFit(form, law.formula, shown, group, len(y), False, reason)
 
     # In a fixed order of points sums round alike and draws meet the same point, however a table is sorted.
-    order = np.lexsort((y, *columns.T))
+    order = np.lexsort((y, run, *columns.T))
     u, log_y = np.log(columns[order]).T, np.log(y[order])  # (V, n), (n,)
     centre = u.mean(axis=1, keepdims=True)  # centred, so that coefficients and exponents hardly correlate
-    design = _design(u - centre, floor="E" in law.parameters)
-    results = [_minimise(start, design, log_y, delta) for start in _starts(design, log_y)]
+    design = law_design(u - centre, floor="E" in law.parameters)
+    results = [minimise(start, design, log_y, delta) for start in grid_starts(design, log_y)]
     objectives = np.array([result.fun for result in results])
-    at_best = np.flatnonzero(objectives <= objectives.min() * (1 + 1e-4) + 1e-6)
+    equal = objectives.min() * 1e-4 + 1e-12 / min(delta, MAX_UNIT) ** 2  # or less than log losses of 1e-6 off
+    at_best = np.flatnonzero(objectives <= objectives.min() + equal)
     theta = results[int(objectives.argmin())].x
-    log_fitted = np.logaddexp.reduce(design @ theta, axis=0)
+    log_fitted, slopes = log_law(theta, design)
 
-    if replicates is None:
-        log_replicates = _residual_replicates(log_fitted, log_y, len(theta), num_bootstrap, seed)
-    else:
-        log_replicates = np.log(replicates[:, order])
-    thetas = np.array([theta] + [_refit(theta, design, replicate, delta) for replicate in log_replicates])
+    log_replicates = None if replicates is None else np.log(replicates[:, order])
+    resampled = resample_log_losses(
+        log_y, log_fitted, slopes, run[order], block_length, log_replicates, num_bootstrap, seed
+    )
+    thetas = np.array([theta] + [refit(theta, design, losses, delta) for losses in resampled])
     # From the centre back to scale 1: log A = log A_centre + alpha * centre.
     num_terms, num_variables = len(design), len(u)
     thetas[:, num_terms - num_variables : num_terms] += thetas[:, num_terms:] * centre[:, 0]
@@ -175,11 +195,11 @@ def fit_law(
         name: percentile_interval(values[0], values[1:], level)
         for name, values in zip(law.parameters, thetas.T, strict=True)
     }
-    at_bound = ["E"] if "E" in parameters and parameters["E"].value < 1e-4 * y.min() else []
-    for name in law.parameters[num_terms:]:
-        if not 1e-6 < parameters[name].value < MAX_EXPONENT - 1e-6:
-            at_bound.append(name)
-    squares = ((np.exp(log_fitted) - np.exp(log_y)) ** 2).mean()
+    no_floor = ("E",) if "E" in parameters and parameters["E"].value < 1e-4 * y.min() else ()
+    reached = {name: _bounds_reached(parameters[name]) for name in law.parameters[num_terms:]}
+    loose = {name: bounds for name, bounds in reached.items() if bounds}
+    spread = ((log_y - log_y.mean()) ** 2).sum()
+    r2_log = float(1 - ((log_fitted - log_y) ** 2).sum() / spread) if np.ptp(y) > 0 else None
     return ScalingFit(
         form=form,
         formula=law.formula,
@@ -188,16 +208,19 @@ def fit_law(
         num_points=len(y),
         fitted=True,
         parameters=parameters,
-        rmse=float(np.sqrt(squares)),
-        r2=float(1 - squares / y.var()) if np.ptp(y) > 0 else None,
+        r2_log=r2_log,
+        rmse_nats=float(np.sqrt(((np.exp(log_fitted) - np.exp(log_y)) ** 2).mean())),
+        rejected=_why_rejected(form, r2_log, loose, u, log_y),
+        undetermined=(*no_floor, *loose),
         num_starts=len(results),
         num_starts_at_best=len(at_best),
         converged=any(bool(results[i].success) for i in at_best),
-        at_bound=tuple(at_bound),
-        bootstrap="residual" if replicates is None else "replicates",
-        num_bootstrap=len(log_replicates),
+        delta=delta,
+        bootstrap="residuals" if replicates is None else "replicates and residuals",
+        num_bootstrap=len(resampled),
+        block_length=block_length,
         level=level,
-        seed=seed if replicates is None else None,
+        seed=seed,
     )
 
 
@@ -223,6 +246,8 @@ def fit_scaling_laws(
     seed: int = 0,
     level: float = 0.95,
     delta: float = 1e-3,
+    run: str | None = None,
+    block_length: int | None = None,
 ) -> list[ScalingFit]:
     """All fits of a tidy table with one row a point.
 
@@ -231,15 +256,16 @@ def fit_scaling_laws(
     Without `group`, rows are grouped by `params` if given, for one curve through several sizes is the curve
     of none.
 
-    replicates: shape (R, rows of points), as in `fit_law`; so are the other arguments and the errors. A
-    wrong value is named by its column and its index in the table.
+    replicates: shape (R, rows of points), as in `fit_law`. run: the column of its `runs`. So are the other arguments
+    and the errors; a wrong value is named by its column and its index in the table.
     """
     if len(points) == 0:
         raise ValueError("the table has no rows; it needs one for each point")
-    for column in (x, loss, params, group):
+    for column in (x, loss, params, group, run):
         if column is not None and column not in points.columns:
             raise ValueError(f"there is no column '{column}'; the columns are {list(points.columns)}")
     numbers = {column: _numbers(points, column) for column in (x, loss, params) if column is not None}
+    labels = None if run is None else _labels(points, run)
     draws = None if replicates is None else np.asarray(replicates, dtype=np.float64)
     if draws is not None and draws.shape[1:] != (len(points),):
         raise ValueError(f"replicates have shape {draws.shape}; they must be (R, {len(points)})")
@@ -254,6 +280,8 @@ def fit_scaling_laws(
             seed=seed,
             level=level,
             delta=delta,
+            runs=None if labels is None else labels[rows],
+            block_length=block_length,
             names=columns,
             group=name,
         )
@@ -262,95 +290,12 @@ def fit_scaling_laws(
     groups: list[tuple[str | None, NDArray[np.int64]]] = [(None, everything)]
     by = group or params
     if by is not None:
-        if points[by].isna().any():
-            row = points.index[points[by].isna()][0]
-            raise ValueError(f"column '{by}' is empty at row {row}; every row needs its group")
-        numbered = points[by].reset_index(drop=True)
+        numbered = pd.Series(_labels(points, by))
         groups = [(str(name), rows.index.to_numpy()) for name, rows in numbered.groupby(numbered)]
     fits = [fit(form, rows, [x], name) for name, rows in groups for form in ("power", "offset_power")]
     if params is not None:
         fits.append(fit("joint", everything, [params, x], None))
     return fits
-
-
-# The fit. theta holds the logs of E (if any) and of the coefficients at the centre of the scales, then the
-# exponents: the log of each term is linear in theta, the log loss is the log of a sum of exponentials (LSE).
-
-
-def _design(u: Array, floor: bool) -> Array:
-    """Log scales (V, n) to the array (terms, n, p) with log terms = design @ theta; p - terms is V."""
-    num_terms = floor + len(u)
-    design = np.zeros((num_terms, u.shape[1], num_terms + len(u)))
-    for term in range(num_terms):
-        design[term, :, term] = 1.0
-    for variable, scale in enumerate(u):
-        design[floor + variable, :, num_terms + variable] = -scale
-    return design
-
-
-def _objective(theta: Array, design: Array, log_y: Array, delta: float) -> tuple[float, Array]:
-    """Sum of Huber losses (and of the tie-break) and its gradient, both in units of delta squared.
-
-    The unit matters: the plain sum is about 1e-5, less than optimisers tolerate, and they stop early (the
-    fault that Besiroglu et al. 2024, arXiv 2404.10102, found in the published fit of the joint form).
-    """
-    log_terms = design @ theta  # (terms, n)
-    top = log_terms.max(axis=0)
-    terms = np.exp(log_terms - top)
-    total = terms.sum(axis=0)
-    residual = (top + np.log(total) - log_y) / delta
-    clipped = np.clip(residual, -1.0, 1.0)
-    value = (clipped * (residual - clipped / 2) + TIE_BREAK * residual**2).sum()
-    slope = clipped + 2 * TIE_BREAK * residual
-    return float(value), (terms * (slope / total)).ravel() @ design.reshape(-1, design.shape[2]) / delta
-
-
-def _starts(design: Array, log_y: Array) -> list[Array]:
-    """A grid of exponents, each with coefficients from non-negative least squares of the relative error."""
-    num_terms, num_points, num_parameters = design.shape
-    num_variables = num_parameters - num_terms
-    grid = [0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.6, 2.5] if num_variables == 1 else [0.1, 0.3, 0.6, 1.2]
-    starts = []
-    for exponents in itertools.product(grid, repeat=num_variables):
-        terms = np.exp(design[:, :, num_terms:] @ np.array(exponents) - log_y)  # (terms, n), over the loss
-        coefficients, _ = nnls(terms.T, np.ones(num_points))
-        logs = np.log(np.maximum(coefficients, 1e-3 * np.exp(log_y.min())))
-        starts.append(np.concatenate([logs, exponents]))
-    return starts
-
-
-def _minimise(start: Array, design: Array, log_y: Array, delta: float) -> Any:
-    """scipy's result from one start. E is free down to a millionth of the loss, zero for our purposes."""
-    num_terms, _, num_parameters = design.shape
-    num_variables = num_parameters - num_terms
-    low, high = log_y.min(), log_y.max() + 3.0
-    bounds = [(low - 15.0, high)] * (num_terms - num_variables) + [(low - 40.0, high)] * num_variables
-    bounds += [(0.0, MAX_EXPONENT)] * num_variables
-    start = np.clip(start, *np.transpose(bounds))
-    tolerance = 1e-12 * max(1.0, _objective(start, design, log_y, delta)[0])
-    options = {"maxiter": 2000, "ftol": tolerance}
-    arguments = (design, log_y, delta)
-    return minimize(_objective, start, arguments, "SLSQP", jac=True, bounds=bounds, options=options)
-
-
-def _refit(theta: Array, design: Array, log_y: Array, delta: float) -> Array:
-    """The better of two minima: from the point fit, and from the best of the grid."""
-    best = min(_starts(design, log_y), key=lambda start: _objective(start, design, log_y, delta)[0])
-    results = [_minimise(start, design, log_y, delta) for start in (theta, best)]
-    return min(results, key=lambda result: result.fun).x
-
-
-def _residual_replicates(log_fitted: Array, log_y: Array, p: int, num_bootstrap: int, seed: int) -> Array:
-    rng = np.random.default_rng(seed)
-    freedom = len(log_y) - p
-    residuals = (log_y - log_fitted) * math.sqrt(len(log_y) / freedom)
-    drawn = rng.choice(residuals, size=(num_bootstrap, len(log_y)))  # (R, n)
-    # Capped against a stray draw of a tiny chi2 with one degree of freedom; percentiles do not see the cap.
-    factor = np.sqrt(freedom / rng.chisquare(freedom, size=(num_bootstrap, 1)))
-    return log_fitted + np.minimum(factor, 30.0) * drawn
-
-
-# Checks.
 
 
 def _columns(form: str, x: ArrayLike) -> Array:
@@ -375,6 +320,51 @@ def _too_few(form: str, columns: Array, names: Sequence[str]) -> str | None:
             both = " and ".join(names)
             return f"{form} needs {both} to vary apart; their logs correlate by {correlation:.4f}"
     return None
+
+
+def _check_blocks(runs: ArrayLike | None, length: int | None, num_points: int) -> tuple[NDArray[np.int64], int]:
+    """The number of each point's run, shape (n,), and the length of blocks."""
+    if length is not None and length < 1:
+        raise ValueError(f"block_length is {length}; it is a number of points, 1 or more")
+    if runs is None:
+        if length is not None:
+            raise ValueError(f"block_length is {length}, but the runs of the points are not told; blocks are along one")
+        return np.zeros(num_points, dtype=np.int64), 1
+    labels = np.asarray(runs)
+    if labels.shape != (num_points,):
+        raise ValueError(f"runs have shape {labels.shape}; for {num_points} points it must be ({num_points},)")
+    numbers = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    longest = int(np.bincount(numbers).max())
+    return numbers, min(length or default_block_length(longest), longest)
+
+
+def _bounds_reached(exponent: Estimate) -> str:
+    ends = (exponent.value, exponent.low, exponent.high)
+    reached = {"0": min(ends) <= 1e-6, f"{MAX_EXPONENT:g}": max(ends) >= MAX_EXPONENT - 1e-6}
+    return " and ".join(bound for bound, there in reached.items() if there)
+
+
+def _why_rejected(form: str, r2_log: float | None, loose: dict[str, str], u: Array, log_y: Array) -> str | None:
+    """`ScalingFit.rejected`. loose: the bounds that exponents reach, of those that do; u: log scales (V, n)."""
+    reasons = []
+    if r2_log is not None and r2_log < GOOD_R2:
+        reasons.append(f"R² of log loss is {r2_log:.2f}, a law needs {GOOD_R2:g}")
+    for name, bounds in loose.items():
+        reasons.append(f"{len(log_y)} points determine no exponent {name}: its interval reaches {bounds}")
+    if reasons and form == "power":  # of a plateau and a drop, say
+        scales = np.unique(u[0])
+        half = (len(scales) + 1) // 2
+        rows = (u[0] <= scales[half - 1], u[0] >= scales[-half])
+        lower, upper = (-np.polyfit(u[0][part], log_y[part], 1)[0] for part in rows)
+        reasons.append(f"over the lower half of the scales the exponent is {lower:.2f}, over the upper {upper:.2f}")
+    return "; ".join(reasons) or None
+
+
+def _labels(points: pd.DataFrame, column: str) -> NDArray[Any]:
+    if points[column].isna().any():
+        row = points.index[points[column].isna()][0]
+        raise ValueError(f"column '{column}' is empty at row {row}; every row needs one")
+    return points[column].to_numpy()
 
 
 def _check_positive(name: str, column: Array, rows: Any = None, shown: Any = None) -> None:
@@ -405,7 +395,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "  1200000,1000,3.912\n"
         "  1200000,4000,3.518\n"
         "  $ fvlm scaling points.csv --x num_samples --loss loss --params num_params\n\n"
-        "Intervals come from a residual bootstrap. Errors count rows from 0, after the header.",
+        "Intervals come from a residual bootstrap; of points along training runs, name the column of the run with\n"
+        '--run. A law that does not describe its points has the reason under "rejected". Errors count rows from 0,\n'
+        "after the header.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -414,11 +406,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--loss", required=True, metavar="COLUMN", help="loss in nats a token")
     add("--params", metavar="COLUMN", help="model size N; adds the joint law, in which D is --x")
     add("--group", metavar="COLUMN", help="one curve for each value (default: --params, if given)")
+    add("--run", metavar="COLUMN", help="training run of a point: residuals are drawn in blocks along it")
+    add("--block-length", type=int, metavar="POINTS", help="of such a block (default: sqrt(n) for a run of n)")
+    add("--delta", type=float, default=1e-3, help="Huber's, in log loss (default: %(default)s)")
     add("--num-bootstrap", type=int, default=200, metavar="R", help="refits a law (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     add("--level", type=float, default=0.95, help="coverage of the intervals (default: %(default)s)")
     args = parser.parse_args(argv)
-    options = {"num_bootstrap": args.num_bootstrap, "seed": args.seed, "level": args.level}
+    options = {key: getattr(args, key) for key in ("num_bootstrap", "seed", "level", "delta", "run", "block_length")}
     try:
         points = pd.read_csv(args.points)
         fits = fit_scaling_laws(points, args.x, args.loss, args.params, args.group, **options)

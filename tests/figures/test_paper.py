@@ -254,6 +254,35 @@ def test_tables_hold_the_results_with_intervals(results, tmp_path):
     assert "not fitted" in (tmp_path / "scaling_fits.md").read_text()
 
 
+def test_a_rejected_law_has_neither_line_nor_interval(copied):
+    """Of two runs one follows a power law, one stays on a plateau and drops."""
+    x = [100, 300, 1000, 3000]
+    law = scaling.fit_law("power", x, [3.0, 2.0, 1.3, 0.9], num_bootstrap=100, group="S-S")
+    drop = scaling.fit_law("power", x, [1.73, 1.25, 0.11, 0.0003], num_bootstrap=20, group="S-S-multi")
+    assert law.rejected is None and drop.rejected is not None
+
+    def write(fits):
+        content = {"loss_training_fine by step": [scaling.json_ready(asdict(fit)) for fit in fits]}
+        (copied / "scaling_fits.json").write_text(json.dumps(content))
+
+    write([law, drop])
+    numbers, readable, facts = paper_tables.scaling_fits(Selection(copied))
+    assert numbers["parameter"].tolist() == ["a", "b"] * 2
+    assert numbers.loc[:1, "low"].notna().all() and numbers.loc[2:, ["low", "high"]].isna().all(axis=None)
+    assert numbers["rejected"].fillna("").tolist() == ["", "", drop.rejected, drop.rejected]
+    assert readable["a"].tolist()[1] == "rejected" and readable["b"].tolist()[1] == "-"
+    assert readable["b"].tolist()[0].startswith(f"{law.parameters['b'].value:.3g} [")
+    assert readable["R2 of log"].tolist() == [f"{fit.r2_log:.2f}" for fit in (law, drop)]
+    assert "R2 below 0.95, or b not determined by the points" in facts.caption
+    figure, facts = drawn(copied, figures=["scaling_laws"])["scaling_laws"]
+    notes = [[text.get_text() for text in ax.texts if "law" in text.get_text()] for ax in figure.axes]
+    assert sorted(notes) == [[], *[["no power law fits"]] * 3]
+    assert f"(training loss of S-S by training step, R² of log loss {law.r2_log:.2f})" in facts.caption
+    write([drop])
+    _, facts = drawn(copied, figures=["scaling_laws"])["scaling_laws"]
+    assert "No power law a·C^-b is drawn: of none its R² of log loss is at least 0.95 and" in facts.caption
+
+
 def test_latex_is_escaped_with_true_minus_signs_and_powers_of_ten():
     table = pd.DataFrame(
         {"run_1 & co": [r"a_b & 50% #1 ~ ^ \ {x} $2", "[odd]"], "gap": ["-1.5e-05 [-0.2, +3e+12]", "S-2 to 4-5"]}

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from fvlm_lib.figures import plots
+from fvlm_lib.gap.scaling import fit_law
 
 
 @pytest.fixture
@@ -124,6 +125,19 @@ def test_a_column_that_no_checkpoint_tells_is_said_in_the_figure():
             assert ax.get_xscale() == scale
     assert not left.texts
     assert right.texts[0].get_text() == "no checkpoint tells its training_flops"
+
+
+def test_where_no_law_is_drawn_the_axes_say_so():
+    x = np.array([1.0, 10.0, 100.0])
+    loss = 2 * x**-0.5
+    table = pd.DataFrame({"run": "a", "step": x, "loss": loss, "loss_low": loss * 0.9, "loss_high": loss * 1.1})
+    law = fit_law("power", x, loss, num_bootstrap=2, group="a")
+    for fits, lines, texts in (([law], 1, []), ([], 0, ["no power law fits"]), (None, 0, [])):
+        figure, ax = plt.subplots()
+        plots.plot_loss_scaling(ax, table, "step", "loss", fits)
+        assert sum(line.get_linestyle() == "--" for line in ax.lines) == lines
+        assert [text.get_text() for text in ax.texts] == texts
+        plt.close(figure)
 
 
 def test_intervals_of_policies_are_drawn_where_there_are_some(ax):

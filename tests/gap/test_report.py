@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -288,12 +289,55 @@ def test_fits_are_read_back_and_only_good_power_laws_are_drawn(tmp_path):
     path = tmp_path / "fits.json"
     path.write_text(json.dumps({name: [json_ready(asdict(fit)) for fit in group] for name, group in fits.items()}))
     assert read_fits(path) == fits
-    poor = replace(power, r2=0.49)
+    poor = replace(power, rejected="R² of log loss is 0.49, a law needs 0.95")
     assert drawn_fits([poor, *fits["loss_training_fine by step"]]) == [
         fit for fit in fits["loss_training_fine by step"] if fit.form == "power"
     ]
     with pytest.raises(ValueError, match=r"none\.json is missing; `bash run\.sh` makes it"):
         read_fits(tmp_path / "none.json")
+    older = [{"r2": 0.5, **{key: value for key, value in asdict(power).items() if key not in ("r2_log", "rejected")}}]
+    path.write_text(json.dumps({"loss_training_fine by step": older}))
+    with pytest.raises(ValueError) as caught:
+        read_fits(path)
+    assert str(caught.value) == (
+        f"{path} holds no scaling fits (it is of another version, which differs in r2, r2_log, rejected); "
+        "remove it and run `bash run.sh`"
+    )
+
+
+def test_a_rejected_law_is_told_without_its_numbers(tmp_path):
+    """A plateau and a drop: no exponent, no interval of one, but why."""
+    table, tables = ladder(tmp_path, {"S": [0.0] * 4, "M": [0.0] * 4}, {"S": 100, "M": 400}, training=2.0)
+    table.loc[table["run"] == "M", "loss_training_fine"] = [1.7, 1.3, 0.1, 0.0003]
+    fits = fit_losses(table, tables, num_bootstrap=40)
+    power = [fit for fit in fits["loss_training_fine by training_flops"] if fit.form == "power"]
+    assert [(fit.group, fit.rejected is None) for fit in power] == [("M", False), ("S", True)]
+    assert drawn_fits(fits["loss_training_fine by training_flops"]) == [power[1]]
+    finding = find_power_laws(fits)
+    assert finding.question == (
+        "Does the loss follow a power law of training FLOPs (R² of log loss at least 0.95, the exponent determined by "
+        "the points)?"
+    )
+    assert finding.answer.startswith("loss_training_fine of M: no; loss_training_fine of S: yes; ")
+    rejected, holds = finding.evidence[:2]
+    assert rejected.startswith("loss_training_fine of M: rejected: R² of log loss is 0.")
+    assert "4 points determine no exponent b" in rejected and "[" not in rejected and "b = " not in rejected
+    assert re.fullmatch(
+        r"loss_training_fine of S: b = 1\.0\d \[\S+, \S+\], over evaluation samples and the scatter about the law; "
+        r"R² of log loss 1\.00; RMSE of the loss 0\.\d\d nats a token, 4 checkpoints",
+        holds,
+    )
+    rows = fits_table(fits)
+    row = rows[(rows["loss"] == "loss_training_fine by step") & (rows["run"] == "M")].iloc[0]
+    assert row["fit"].startswith("rejected: R² of log loss is 0.") and "[" not in row["fit"]
+    assert row["r2_log"] < 0.95
+
+
+def test_delta_and_blocks_reach_the_fits(tmp_path):
+    table, tables = ladder(tmp_path, {"S": [0.0] * 4}, {"S": 100}, training=2.0)
+    fits = fit_losses(table, tables, num_bootstrap=2, seed=3, delta=0.1, block_length=None)
+    fit = fits["loss_training_fine by step"][0]
+    assert (fit.delta, fit.block_length, fit.seed) == (0.1, 2, 3)
 
 
 def test_markdown_has_every_answer_and_row(tmp_path):

@@ -1,6 +1,6 @@
 """How often nominal 95% intervals hold the truth, by resampling populations whose truth is known. Prints a table.
 
-    python tests/simulations/interval_coverage.py --videos 5120 --sets 2000     # the table of docs/LOG.md, about 10 minutes
+    python tests/simulations/interval_coverage.py --videos 5120 --sets 2000     # docs/LOG.md, about 10 minutes
 
 Populations: 5,120 scored videos of three demo checkpoints; captions of which 4% fail at inference; captions
 without failures; the mean of exponential numbers. Of each, data sets of n samples are drawn and given both the
