@@ -309,4 +309,4 @@ def test_the_bench_prints_number_median_and_quartiles(capsys):
     assert "28 frames of 800 x 1280 pixels, 4000 patches" in said
     assert "ms_q1" in said
     assert panel_bench.main(["--folder", str(SCREENS), "--sequence", "nope"]) == 2
-    assert "panel_bench: there is no recording 'nope'" in capsys.readouterr().err
+    assert "fvlm bench-panel: there is no recording 'nope'" in capsys.readouterr().err
