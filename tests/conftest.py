@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "checkpoints" / "demo"
 
-torch.set_num_threads(1)  # the models here are too small to gain by more
+# One thread, here and in the processes that tests start: the models are too small to gain by more, and two workers
+# with two threads each would wait for each other. OMP_NUM_THREADS=2 and the like are obeyed.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 def tiny_model(seed: int = 0, **config) -> FoveatedVLM:

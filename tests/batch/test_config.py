@@ -33,6 +33,7 @@ GAP = {
     "dtype": None, "device": "cpu", "seed": 0, "floor_samples": 2,
 }  # fmt: skip
 CHECKPOINTS = {"early": str(DEMO / "S-S" / "step_0100"), "late": str(DEMO / "S-S" / "step_3000")}
+NO_PAPER = {"figures": [], "tables": []}
 
 
 # ---- the config --------------------------------------------------------------------------------------
@@ -122,7 +123,9 @@ def project(folder: Path, checkpoints: dict[str, str] = CHECKPOINTS, **config) -
 
 
 def configure(folder: Path, checkpoints: dict[str, str], **config) -> None:
+    """Write `config.yaml`; without the paper's figures, which are many, unless it says otherwise."""
     content = {"checkpoints": checkpoints, "gap": GAP | config.pop("gap", {}), "scaling": {"num_bootstrap": 5}}
+    content["paper"] = NO_PAPER
     (folder / "config.yaml").write_text(yaml.safe_dump({**content, **config}))
 
 
@@ -132,7 +135,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 def planned(folder: Path) -> set[str]:
@@ -144,8 +147,8 @@ def planned(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Path:
-    """A finished batch of two checkpoints, each scored in two shards."""
-    folder = project(tmp_path_factory.mktemp("batch"), shards=2)
+    """A finished batch of two checkpoints, each scored in two shards, with the paper's figures and tables."""
+    folder = project(tmp_path_factory.mktemp("batch"), shards=2, paper={})
     completed = snakemake(folder)
     assert completed.returncode == 0, completed.stderr
     return folder
@@ -185,22 +188,23 @@ def test_run_again_nothing_is_to_be_done(batch):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_one_shard_gives_the_same_numbers_to_the_last_digit(done, tmp_path):
-    folder = project(tmp_path, {"late": CHECKPOINTS["late"]})
-    assert snakemake(folder, "--", gap_file("late")).returncode == 0
-    whole, parts = (json.loads((where / gap_file("late")).read_text()) for where in (folder, done))
-    assert whole == parts
+def test_two_shards_give_the_numbers_of_one_to_the_last_digit(done, tmp_path):
+    parts = json.loads((done / gap_file("late")).read_text())
+    model, videos = open_evaluation(CHECKPOINTS["late"], GAP["data"])
+    table = tmp_path / "whole.parquet"
+    whole = evaluate_inference_gap(model, videos, table, 8, 4, [1], floor_samples=2, progress=False)
+    assert {name: parts[name] for name in asdict(whole)} == json.loads(json.dumps(asdict(whole)))
 
 
 def test_one_more_checkpoint_runs_that_one_and_the_aggregation(batch):
-    configure(batch, {**CHECKPOINTS, "middle": str(DEMO / "S-S" / "step_1000")}, shards=2)
+    configure(batch, {**CHECKPOINTS, "middle": str(DEMO / "S-S" / "step_1000")}, shards=2, paper={})
     jobs = planned(batch)
     assert {"middle.json", "gap_table.csv", "findings.md"} <= jobs
     assert not any(name.startswith(("early", "late")) for name in jobs)
 
 
 def test_other_parameters_run_everything_anew(batch):
-    configure(batch, CHECKPOINTS, gap={"num_samples": 12}, shards=2)
+    configure(batch, CHECKPOINTS, gap={"num_samples": 12}, shards=2, paper={})
     assert {"early.json", "late.json", "early.1-of-2.parquet", "gap_table.csv"} <= planned(batch)
 
 
@@ -277,14 +281,17 @@ def test_a_failed_run_leaves_its_notebook_and_the_others_their_results(tmp_path)
 
     (broken / "model.safetensors").write_bytes(weights)
     configure(folder, {key: checkpoints[key] for key in ("broken", "early")})
-    assert "early.json" not in planned(folder)
-    assert snakemake(folder).returncode == 0
+    again = planned(folder)
+    assert {"broken.json", "gap_table.csv"} <= again
+    assert "early.json" not in again
+    assert snakemake(folder, "--", gap_file("broken")).returncode == 0
 
 
 def test_killed_and_started_again_only_what_was_running_is_lost(tmp_path):
     folder = project(tmp_path)
+    asked = ["--", *map(gap_file, CHECKPOINTS)]
     process = subprocess.Popen(
-        command("--cores", "1"), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command("--cores", "1", *asked), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     results = [folder / gap_file(name) for name in CHECKPOINTS]
@@ -300,7 +307,7 @@ def test_killed_and_started_again_only_what_was_running_is_lost(tmp_path):
     before = first.stat().st_mtime_ns
     assert sum(path.exists() for path in results) == 1
     assert snakemake(folder, "--unlock").returncode == 0
-    again = snakemake(folder)
+    again = snakemake(folder, *asked)
     assert again.returncode == 0, again.stderr
     assert first.stat().st_mtime_ns == before
     assert all(path.exists() for path in results)
@@ -312,7 +319,7 @@ def test_killed_among_shards_only_the_running_ones_are_lost(tmp_path):
     gap = {"data": {"kind": "folder", "path": str(tmp_path)}, "num_samples": None, "batch_size": 2}
     late = {"late": CHECKPOINTS["late"]}
     (tmp_path / "sharded").mkdir()
-    folder = project(tmp_path / "sharded", late, gap=gap, shards=4)
+    folder = project(tmp_path / "sharded", late, gap=gap, shards=3)
     process = subprocess.Popen(
         command("--cores", "1", "--", gap_file("late")), cwd=folder, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,

@@ -13,12 +13,12 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+from conftest import ROOT
 
 from fvlm_lib.batch import runs
 from fvlm_lib.batch.notebooks import LIBRARY, code_hash, complete_parameters, modules_used_by
 from fvlm_lib.batch.runs import report, run, run_status
 
-PROJECT = Path(__file__).resolve().parent.parent
 SLEEP = ["sleep", f"61.{os.getpid()}"]  # a command that no other test run has
 DEFAULTS = """
 # the example of the tests
@@ -66,7 +66,7 @@ def _start(folder: Path, *arguments: object, **environment: str) -> subprocess.P
     return subprocess.Popen(
         [sys.executable, "-m", "fvlm_lib", "run", *map(str, arguments)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -477,7 +477,7 @@ def test_code_hash_covers_this_library_by_default(tmp_path: Path) -> None:
 def test_importing_the_module_is_light() -> None:
     check = "import sys, fvlm_lib.batch.runs; print(*(name for name in sys.modules if '.' not in name))"
     command = [sys.executable, "-c", check]
-    imported = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True).stdout
+    imported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     assert "fvlm_lib" in imported.split()
     heavy = {"papermill", "nbformat", "torch", "jupyter_client", "numpy", "psutil", "IPython"}
     assert not heavy & set(imported.split())

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from fvlm_lib.data import screens
 from fvlm_lib.data.screens import read_frame, read_sequence, read_sequences
 
-ROOT = Path(__file__).parents[1]
 SCREENS = ROOT / "data" / "screens"
 NAMES = ["dialog", "fade", "idle", "jupyter", "terminal"]
-
-needs_recordings = pytest.mark.skipif(not SCREENS.is_dir(), reason="no recordings in data/screens")
 
 
 def write(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
@@ -27,7 +25,6 @@ def write(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
 # --- the recordings ---
 
 
-@needs_recordings
 def test_the_recordings_are_read_with_what_was_done_at_each_frame():
     sequences = [s for s in read_sequences(SCREENS) if s.name in NAMES]
     assert [s.name for s in sequences] == NAMES
@@ -39,7 +36,6 @@ def test_the_recordings_are_read_with_what_was_done_at_each_frame():
         assert [entry["index"] for entry in sequence.actions] == list(range(len(sequence)))
 
 
-@needs_recordings
 @pytest.mark.parametrize("name", ["idle", "jupyter"])
 def test_frames_are_rgb_arrays_and_equal_their_predecessor_where_the_actions_say_so(name):
     sequence = read_sequence(SCREENS / name)
@@ -52,7 +48,6 @@ def test_frames_are_rgb_arrays_and_equal_their_predecessor_where_the_actions_say
     np.testing.assert_array_equal(sequence[-1], previous)
 
 
-@needs_recordings
 def test_a_line_of_information_for_each_sequence(capsys):
     assert screens.main([str(SCREENS / "idle")]) == 0
     assert capsys.readouterr().out == "idle: 30 frames, 1280x800, 20 changed\n"
@@ -204,7 +199,6 @@ def test_images_beside_directories_of_images_are_refused_as_ambiguous(tmp_path):
     assert len(read_sequence(tmp_path)) == 1
 
 
-@needs_recordings
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif"])
 @pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.95])
 def test_a_truncated_image_is_refused_by_name(tmp_path, suffix, share):
@@ -217,7 +211,6 @@ def test_a_truncated_image_is_refused_by_name(tmp_path, suffix, share):
         read_frame(broken)
 
 
-@needs_recordings
 def test_a_png_with_a_flipped_byte_is_refused_by_name(tmp_path):
     content = bytearray((SCREENS / "jupyter" / "frame_0003.png").read_bytes())
     content[len(content) // 2] ^= 0xFF

@@ -238,7 +238,7 @@ def test_tables_hold_the_results_with_intervals(results, tmp_path):
     late = json.loads((results / "gap" / "late.json").read_text())
     row = pd.read_csv(tmp_path / "gap_table.csv").set_index("id").loc["late"]
     for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-        assert row[f"gap_nats{end}"] == late["gap_nats"][key]
+        assert row[f"gap_nats{end}"] == pytest.approx(late["gap_nats"][key], rel=1e-12)
     text = (tmp_path / "gap_table.md").read_text()
     value = late["loss_inference_fine"]
     assert f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]" in text

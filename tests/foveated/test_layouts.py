@@ -26,6 +26,7 @@ WIDTH, LAYERS, HEADS, PATCH, MLP = 12, 2, 2, 4, 24  # of the vision tower
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_KV_HEADS, TEXT_MLP, VOCABULARY = 16, 2, 4, 2, 20, 11
 QUERY, SIZE, THETA = 10, 16, 100.0
 SCALE = 0.14
+EXACT = 1e-9
 MODE_TOKENS = ("coarse_token", "fine_token", "no_text_token", "video_end_token")
 WAY_OUT = ("encoder.output_proj", "encoder.query_output_proj")  # released code's name, legacy code's
 
@@ -302,9 +303,9 @@ def model_losses(model, batch: dict, num_fine: int) -> dict[str, list[float]]:
         found = {"coarse": coarse, **{f"fine_{k}": output for k, output in enumerate(fine, 1)}}
         found["autoregressive"] = model.forward_autoregressive(**batch)
         # the way a single mode is asked for must not matter
-        assert torch.allclose(model(**batch).nll, found["fine_1"].nll, rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(**batch).nll, found["fine_1"].nll, rtol=0, atol=EXACT)
         for output, other in zip(found.values(), model.forward_modes(**batch, num_fine=num_fine), strict=True):
-            assert torch.allclose(output.nll, other.nll, rtol=0, atol=1e-12)
+            torch.testing.assert_close(output.nll, other.nll, rtol=0, atol=EXACT)
     return {mode: output.nll.tolist() for mode, output in found.items()}
 
 
@@ -437,7 +438,7 @@ def test_such_a_model_saved_is_one_of_the_projects_own(tmp_path, legacy):
     assert again.config.visual_norm == model.config.visual_norm
     batch = inputs()[2] | {"pixel_values": inputs()[2]["pixel_values"].float()}
     for mode in ("captioning", "autoregressive"):
-        assert torch.equal(model(**batch, mode=mode).nll, again(**batch, mode=mode).nll)
+        torch.testing.assert_close(again(**batch, mode=mode).nll, model(**batch, mode=mode).nll)
 
 
 # ---- strictness --------------------------------------------------------------------------------------
@@ -572,7 +573,7 @@ def test_the_legacy_norm_mixes_samples_and_the_others_do_not(legacy):
     legacy.config.visual_norm = "token"
     try:
         for mode in ("captioning", "autoregressive"):
-            assert abs(legacy(**batch, mode=mode).nll[0] - legacy(**alone, mode=mode).nll[0]) < 1e-12, mode
+            assert abs(legacy(**batch, mode=mode).nll[0] - legacy(**alone, mode=mode).nll[0]) < EXACT, mode
     finally:
         legacy.config.visual_norm = "legacy"
 
@@ -586,7 +587,7 @@ def test_frames_that_no_sample_has_change_nothing(legacy):
     longer["frame_mask"] = torch.nn.functional.pad(batch["frame_mask"], (0, 2))
     for mode in ("captioning", "autoregressive"):
         found, wanted = legacy(**longer, mode=mode), legacy(**batch, mode=mode)
-        torch.testing.assert_close(found.nll, wanted.nll, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.nll, wanted.nll, rtol=0, atol=EXACT)
 
 
 def test_a_legacy_stream_captions_like_the_whole_video(legacy):

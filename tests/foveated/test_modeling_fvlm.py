@@ -238,7 +238,7 @@ def test_forward_dispatches(model):
 def test_passes_yield_what_captioning_returns(model):
     batch = tiny_batch()
     coarse, one, two = model.forward_passes(**batch, num_fine=2, output_attentions=True)
-    assert torch.equal(coarse.nll, model.forward_captioning(**batch, use_fine=False).nll)
+    torch.testing.assert_close(coarse.nll, model.forward_captioning(**batch, use_fine=False).nll, rtol=0, atol=EXACT)
     torch.testing.assert_close(one.nll, model.forward_captioning(**batch).nll, rtol=0, atol=EXACT)
     torch.testing.assert_close(two.nll, model.forward_captioning(**batch, num_fine=2).nll, rtol=0, atol=EXACT)
     assert [a.shape for a in two.attentions] == [(3, 5, 2, 5)] * 3  # (B, T, heads, CLS + 4 patches)
@@ -273,7 +273,7 @@ def test_modes_side_by_side_are_the_modes_one_by_one(model, trained64, weights, 
 def test_one_frame_in_all_modes(model):
     batch = tiny_batch(frames=1)
     coarse, fine, inference = model.forward_modes(**batch)
-    assert torch.equal(coarse.nll, model.forward_captioning(**batch, use_fine=False).nll)
+    torch.testing.assert_close(coarse.nll, model.forward_captioning(**batch, use_fine=False).nll, rtol=0, atol=EXACT)
     torch.testing.assert_close(fine.nll, inference.nll, rtol=0, atol=EXACT)
 
 
@@ -300,7 +300,7 @@ def test_query_parameters_start_with_std_one():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_save_and_load_bit_for_bit(tmp_path, tied):
+def test_saved_weights_are_loaded_bit_for_bit(tmp_path, tied):
     text = LlamaConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, vocab_size=20,
         tie_word_embeddings=tied,
@@ -313,7 +313,7 @@ def test_save_and_load_bit_for_bit(tmp_path, tied):
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     batch = tiny_batch(dtype=torch.float32)
-    assert torch.equal(model(**batch).nll, again(**batch).nll)
+    torch.testing.assert_close(again(**batch).nll, model(**batch).nll)  # where weights lie may change how sums round
 
 
 def test_other_language_models_work():
@@ -338,17 +338,17 @@ def test_visual_norm_token_ignores_the_size_of_the_projection_and_scale_does_not
         with torch.no_grad():
             model.dino_to_llm.weight *= 3
             model.dino_to_llm.bias *= 3
-        assert torch.allclose(model(**batch).nll, before.nll, atol=EXACT) == same
+        assert torch.allclose(model(**batch).nll, before.nll, rtol=0, atol=EXACT) == same
 
 
 # ---- generation and streams --------------------------------------------------------------------------
 
 
-def test_generate_is_greedy_on_the_autoregressive_loss(trained):
+def test_generate_is_greedy_on_the_autoregressive_loss(trained64):
     """The first generated token is the argmax of what scores the caption's first token, and so on."""
-    batch = ProceduralVideos(split="test").batch(0, 8)
-    captions = trained.generate(batch["pixel_values"], max_new_tokens=10, do_sample=False)
-    logits = trained.forward_autoregressive(batch["pixel_values"], captions).logits
+    batch = demo_batch(8)
+    captions = trained64.generate(batch["pixel_values"], max_new_tokens=10, do_sample=False)
+    logits = trained64.forward_autoregressive(batch["pixel_values"], captions).logits
     assert torch.equal(captions, logits.argmax(-1)[:, : captions.shape[1]])
     assert (captions[:, -1] == 1).all(), "ten tokens end in <eos>"
 
@@ -365,17 +365,18 @@ def test_generate_with_videos_of_different_length_and_a_prompt(model):
         assert torch.equal(alone[0], together[i])
 
 
-def test_a_stream_captions_like_the_whole_video_at_any_moment(trained):
-    pixels = ProceduralVideos(split="test").batch(3, 4)["pixel_values"]
-    stream = FoveatedStream(trained)
+def test_a_stream_captions_like_the_whole_video_at_any_moment(trained64):
+    """In float64, where no two words are so near each other that rounding chooses."""
+    pixels = demo_batch(4)["pixel_values"][3:]
+    stream = FoveatedStream(trained64)
     options = {"max_new_tokens": 10, "do_sample": False}
     for t in range(8):
         stream.push(pixels[0, t])
-        whole = trained.generate(pixels[:, : t + 1], **options)
+        whole = trained64.generate(pixels[:, : t + 1], **options)
         assert torch.equal(stream.caption(**options), whole)
         assert torch.equal(stream.caption(**options), whole), "asking must not disturb the stream"
     prompt = torch.tensor([[2, 6]])
-    assert torch.equal(stream.caption(prompt, **options), trained.generate(pixels, prompt, **options))
+    assert torch.equal(stream.caption(prompt, **options), trained64.generate(pixels, prompt, **options))
 
 
 def test_a_stream_holds_one_frame_and_one_position_a_frame(trained):

@@ -70,8 +70,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         train.train(TINY, tmp_path / "cut", name="tiny")
     monkeypatch.setattr(train, "training_loss", original)
     train.train(TINY, tmp_path / "cut", name="tiny")
-    for name, value in weights(tmp_path / "whole" / "step_0012").items():
-        assert torch.equal(value, weights(tmp_path / "cut" / "step_0012")[name]), name
+    whole, cut = (weights(tmp_path / name / "step_0012") for name in ("whole", "cut"))
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
     assert (tmp_path / "whole" / "losses.csv").read_text() == (tmp_path / "cut" / "losses.csv").read_text()
 
 

@@ -31,7 +31,7 @@ def test_losses_and_tokens_are_those_of_the_forward_modes(trained, watched):
         }
     assert list(watched.losses) == MODES
     for mode, output in outputs.items():
-        assert watched.losses[mode].sum() == pytest.approx(output.nll.item(), rel=1e-5)
+        assert watched.losses[mode].sum() == pytest.approx(output.nll.item(), rel=1e-5, abs=1e-4)
     assert watched.tokens == VIDEOS.tokenizer().convert_ids_to_tokens(batch["input_ids"][0].tolist())
     np.testing.assert_array_equal(
         watched.frames[0], ((batch["pixel_values"][0, 0] + 1) * 127.5).round().permute(1, 2, 0)
@@ -55,7 +55,7 @@ def test_the_first_query_is_shared_and_as_many_passes_as_frames_are_exact(traine
     assert watched.query_distance[0] == 0
     assert watched.query_distance[1:].min() > 0.01
     first = [watched.attentions[mode][:, 0] for mode in ("fine_1", "autoregressive")]
-    np.testing.assert_allclose(*first, atol=1e-6)
+    np.testing.assert_allclose(*first, atol=1e-5)
     converged = watch_video(trained, VIDEOS, 3, num_fine=8)
     assert converged.query_distance.max() < 1e-3
     np.testing.assert_allclose(converged.losses["fine_8"], converged.losses["autoregressive"], atol=1e-4)

@@ -40,8 +40,8 @@ def test_losses_are_sums_over_tokens_divided_once(trained, scored):
         inference = trained.forward_autoregressive(**batch)
         training = trained.forward_captioning(**batch)
     assert found.num_tokens == 480
-    assert found.loss_inference_fine.value == pytest.approx(inference.nll.double().sum().item() / 480, abs=1e-6)
-    assert found.loss_training_fine.value == pytest.approx(training.nll.double().sum().item() / 480, abs=1e-6)
+    assert found.loss_inference_fine.value == pytest.approx(inference.nll.double().sum().item() / 480, abs=1e-5)
+    assert found.loss_training_fine.value == pytest.approx(training.nll.double().sum().item() / 480, abs=1e-5)
     assert found.gap_nats.value == found.loss_inference_fine.value - found.loss_training_fine.value
     assert found.gap_percent.value == pytest.approx(100 * found.gap_nats.value / found.loss_training_fine.value)
 
@@ -206,7 +206,7 @@ def test_command_line(tmp_path, capsys):
     assert "verdict" in printed
     content = json.loads(output.read_text())
     assert content["parameters"]["num_fine"] == [1, 8]
-    assert content["losses"]["fine_8"]["value"] == pytest.approx(content["losses"]["autoregressive"]["value"], abs=1e-5)
+    assert content["losses"]["fine_8"]["value"] == pytest.approx(content["losses"]["autoregressive"]["value"], abs=1e-4)
     assert content["training"]["step"] == 3000
     assert len(pd.read_parquet(output.with_suffix(".parquet"))) == 16
 

@@ -88,7 +88,7 @@ def test_screenshots_are_squashed_and_normalised(tower):
     frame = np.full((800, 1280, 3), 255, dtype=np.uint8)
     pixels = tower.pixel_values(frame)
     assert pixels.shape == (1, 3, 104, 160)
-    assert torch.equal(pixels, torch.ones_like(pixels))  # (1 - 0.5) / 0.5
+    torch.testing.assert_close(pixels, torch.ones_like(pixels))  # (1 - 0.5) / 0.5
 
 
 def test_a_transformers_folder_is_a_tower(tmp_path):

@@ -3,11 +3,11 @@
 import functools
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from fvlm_lib.vision.patches import (
@@ -20,11 +20,9 @@ from fvlm_lib.vision.patches import (
     patch_grid,
 )
 
-SCREENS = Path(__file__).parents[1] / "data" / "screens"
+SCREENS = ROOT / "data" / "screens"
 CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 SIGLIP = {"mean": 0.5, "std": 0.5}
-
-needs_recordings = pytest.mark.skipif(not SCREENS.is_dir(), reason="no recordings in data/screens")
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,7 +68,6 @@ def all_forms(a: np.ndarray, b: np.ndarray) -> dict[str, tuple]:
 # --- definition ---
 
 
-@needs_recordings
 @pytest.mark.parametrize("patch_size", [14, 16, (7, 24), 500])
 def test_map_is_the_mean_and_the_maximum_over_each_patchs_own_pixels(patch_size):
     a, b = frame("dialog", 5)[200:341, 300:533], frame("dialog", 6)[200:341, 300:533]
@@ -144,7 +141,6 @@ def test_grid_covers_the_frame():
 # --- the same map in every form ---
 
 
-@needs_recordings
 @pytest.mark.parametrize(("sequence", "index"), pairs("jupyter", "dialog", "terminal", "idle", every=19))
 def test_every_form_of_a_recording_gives_the_same_map_to_the_last_bit(sequence, index):
     a, b = frame(sequence, index - 1), frame(sequence, index)
@@ -155,7 +151,6 @@ def test_every_form_of_a_recording_gives_the_same_map_to_the_last_bit(sequence, 
             np.testing.assert_array_equal(np.asarray(got), expected, err_msg=f"{form}, {metric}")
 
 
-@needs_recordings
 @pytest.mark.parametrize("k", [1, 5, 17, 39])
 def test_a_difference_equal_to_the_threshold_is_no_change_in_any_form(k):
     a, b = frame("fade", 0), frame("fade", k)
@@ -183,7 +178,6 @@ def test_floats_off_the_grey_levels_are_kept_to_the_documented_tolerance():
     assert abs(patch_difference_map(a, b, 16, metric="max")[0, 0] - exact.max()) <= 1e-3 / 255
 
 
-@needs_recordings
 def test_half_precision_frames_are_judged_without_error_and_near_the_truth():
     a, b = frame("dialog", 5)[:320], frame("dialog", 6)[:320]
     expected = patch_difference_map(a, b, 16)
@@ -197,7 +191,6 @@ def test_half_precision_frames_are_judged_without_error_and_near_the_truth():
 # --- layouts and kinds ---
 
 
-@needs_recordings
 def test_layout_keyword_and_defaults_read_the_same_pixels():
     a, b = frame("dialog", 5)[:100, :150], frame("dialog", 6)[:100, :150]
     expected = compute_patch_diff(a, b, 16, 0.01)
@@ -210,7 +203,6 @@ def test_layout_keyword_and_defaults_read_the_same_pixels():
     np.testing.assert_array_equal(got.numpy(), expected)
 
 
-@needs_recordings
 def test_grey_images_without_a_channel_axis_and_with_one_are_the_same():
     a, b = frame("dialog", 5)[..., 0], frame("dialog", 6)[..., 0]
     expected = compute_patch_diff(a, b, 16, 0.01)
@@ -243,7 +235,6 @@ def blinks() -> list[tuple[str, int, list[int]]]:
     return found
 
 
-@needs_recordings
 def test_every_recorded_caret_blink_is_seen_and_nothing_else():
     assert len(blinks()) >= 26
     for name, index, (x, y, width, height) in blinks():
@@ -261,7 +252,6 @@ def test_every_recorded_caret_blink_is_seen_and_nothing_else():
 # --- speed ---
 
 
-@needs_recordings
 def test_two_screenshots_are_compared_within_15_ms():
     a, b = frame("dialog", 5), frame("dialog", 6)  # 94% of the pixels differ
     for prev, new, keywords in [(a, b, {}), all_forms(a, b)["torch uint8"]]:
@@ -276,7 +266,6 @@ def test_two_screenshots_are_compared_within_15_ms():
 # --- cutting out ---
 
 
-@needs_recordings
 def test_a_patch_is_its_pixels_in_the_layout_of_the_image_and_a_copy():
     image = frame("jupyter", 3).copy()
     tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
@@ -290,7 +279,6 @@ def test_a_patch_is_its_pixels_in_the_layout_of_the_image_and_a_copy():
     assert image[42:56, 98:112].any()
 
 
-@needs_recordings
 @pytest.mark.parametrize(("row", "col"), [(0, 0), (57, 91), (0, 40), (20, 91), (10, 10)])
 @pytest.mark.parametrize("radius", [0, 1, 3])
 def test_a_window_is_clipped_at_the_border_and_says_where_its_patch_lies(row, col, radius):
@@ -329,7 +317,6 @@ def test_a_mask_of_patches_as_a_mask_of_pixels():
     assert torch.equal(expand_mask(torch.from_numpy(mask), 20, 40, 16), torch.from_numpy(pixels))
 
 
-@needs_recordings
 def test_copying_the_changed_pixels_makes_the_changed_patches_equal():
     reference, new = frame("jupyter", 1).copy(), frame("jupyter", 9)
     mask = compute_patch_diff(reference, new, 14, 0.01)

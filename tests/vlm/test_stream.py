@@ -29,7 +29,7 @@ def exact(vlm: VLM) -> DifferentialVisionEncoder:
 
 @pytest.mark.parametrize("recording", RECORDINGS)
 def test_exact_settings_say_what_the_full_path_says(vlms, recording):
-    vlm, decoding = vlms["llava"], Decoding(max_new_tokens=8)
+    vlm, decoding = vlms["llava"], Decoding(max_new_tokens=4)
     fast = VLMStream(vlm, PROMPT, exact(vlm), decoding=decoding)
     full = VLMStream(vlm, PROMPT, reuse_prefix=False, decoding=decoding)
     said = set()
