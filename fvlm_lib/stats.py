@@ -75,7 +75,8 @@ def bootstrap(
         ones: a standard error is that of the statistic linearised at the sums (delta method).
     level: the coverage the intervals aim at. Nominal 95% holds the mean of 30, 128 and 512 exponential numbers in
         94.6, 94.8 and 93.9% of 2,000 data sets (percentile intervals in 91.0, 93.5 and 93.8%); what it reaches on
-        losses of which few samples carry the sum is in docs/LOG.md (2026-11-24).
+        losses of which few samples carry the sum is in docs/LOG.md (2026-11-24). Of the mean of 5 normal numbers it
+        holds 93%, of 3 and 2, which tell next to nothing of their spread, 88 and 60%.
 
     Raises ValueError for columns that are empty, unequal in length, shorter than 2 or not finite, and for
     a statistic that is not finite, as a ratio is with a zero denominator.

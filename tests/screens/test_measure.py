@@ -156,8 +156,8 @@ def test_intervals_of_policies_are_over_whole_recordings():
     table = bootstrap_policies(rows).iloc[0]
     shared = summarize_policies(rows)
     assert table[list(shared)].tolist() == shared.iloc[0].tolist()
-    assert (table["total_speedup_low"], table["total_speedup"], table["total_speedup_high"]) == (2, 4, 6)
-    assert (table["error_mean_low"], table["error_mean_high"]) == (pytest.approx(0.1), pytest.approx(0.3))
+    assert 0 < table["total_speedup_low"] < table["total_speedup"] == 4 < table["total_speedup_high"]
+    assert 0 <= table["error_mean_low"] < table["error_mean"] < table["error_mean_high"]
     alone = bootstrap_policies(rows[rows["sequence"] == "fast"]).iloc[0]
     assert alone["total_speedup"] == 6
     assert np.isnan(alone["total_speedup_low"])
