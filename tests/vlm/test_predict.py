@@ -262,13 +262,15 @@ def test_frames_that_cannot_be(call, capsys, tmp_path):
 
 
 def test_an_image_that_cannot_be_read(call, capsys, sequence, tmp_path):
+    """With the exact settings, which say the same whether or not the frame before was read."""
+    asked = ["--image-dir", sequence, "--diff-threshold", 0, "--diff-propagate", "gated", "--diff-tolerance", 0]
     good = tmp_path / "good.jsonl"
-    assert call("--image-dir", sequence, "--output", good) == 0
+    assert call(*asked, "--output", good) == 0
     (sequence / "frame_0003.png").write_bytes(b"no image")
     out = tmp_path / "answers.jsonl"
-    assert "frame_0003.png" in refusal(call, capsys, "--image-dir", sequence, "--output", out)
+    assert "frame_0003.png" in refusal(call, capsys, *asked, "--output", out)
     assert rows(out) == rows(good)[:4]
-    assert call("--image-dir", sequence, "--output", out, "--skip-bad", "--resume") == 0
+    assert call(*asked, "--output", out, "--skip-bad", "--resume") == 0
     assert "skipped: " in capsys.readouterr().out
     answers = rows(out)[1:]
     assert "frame_0003.png" in answers[3]["error"]
