@@ -142,7 +142,10 @@ def interval_warnings(num_tokens: np.ndarray, training: np.ndarray, inference: n
     for name, nll in {"training loss": training, "inference loss": inference, "gap": inference - training}.items():
         share = top_share(nll)
         if share > HEAVY_SHARE:
-            warnings[name] = f"ten of {count} samples carry {share:.0%} of the {name}: its interval may be too narrow"
+            few = f"ten of {count} samples carry {share:.0%} of the {name}"
+            if count <= 10:
+                few = f"there are only {count} samples for the {name}"
+            warnings[name] = f"{few}: its interval may be too narrow"
         elif name != "gap" and unseen > HEAVY_SHARE * nll.sum() / tokens:
             warnings[name] = (
                 f"failures in fewer than 3 of {count} samples could add {unseen:.2g} nats a token to the {name} of "
