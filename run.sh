@@ -53,7 +53,7 @@ retrain)
 docs)
     # the notice is about versions after the pinned ones
     NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
-    echo "made site/index.html"
+    echo "made site/index.html; searching needs it served: .venv/bin/python -m http.server --directory site"
     exit 0
     ;;
 esac
