@@ -3,6 +3,7 @@ names every module."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+
+from fvlm_lib.batch.config import read_batch
 
 PAGES = [
     ROOT / "README.md",
@@ -39,14 +42,6 @@ def snippets(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
-def of_each(language: str) -> list:
-    return [
-        pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}")
-        for page in TEXTS
-        for i, code in enumerate(snippets(page, language), start=1)
-    ]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """The tracked files, as a user's clone has them, with the .venv that is here."""
@@ -61,35 +56,36 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("code", of_each("yaml"))
-def test_every_config_of_the_pages_is_one(code, project):
-    from fvlm_lib.batch.config import read_batch
-
+@pytest.mark.parametrize("code", [code for page in TEXTS for code in snippets(page, "yaml")])
+def test_every_config_of_the_pages_is_one(code):
     config = yaml.safe_load(code)
     if set(config) == {"data"}:  # what `gap:` may hold
         config = {"checkpoints": {"mine": "checkpoints/demo/S-S/step_3000"}, "gap": config}
     read_batch(config)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in TEXTS if snippets(page, "python")], ids=lambda page: page.name)
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, project):
-    code = "\n".join(snippets(page, "python"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def runnable(code: str) -> str:
+    """A snippet without the lines that ELSEWHERE stands for."""
+    return "".join(line for line in code.splitlines(keepends=True) if not any(command in line for command in ELSEWHERE))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", of_each("bash"))
-def test_the_commands_of_a_page_run_as_they_stand(code, project):
-    if found := [command for command in ELSEWHERE if command in code]:
-        lines = [line for line in code.splitlines() if not any(command in line for command in ELSEWHERE)]
-        code = "\n".join(lines)
-        if not code.strip():
-            pytest.skip(ELSEWHERE[found[0]])
-    start = "set -e\nsource .venv/bin/activate\n"
-    done = subprocess.run(["bash", "-c", start + code], cwd=project, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+@pytest.mark.parametrize(
+    "page", [page for page in TEXTS if snippets(page, "python") or snippets(page, "bash")], ids=lambda page: page.name
+)
+def test_the_snippets_of_a_page_run_from_top_to_bottom(page, project):
+    python = "\n".join(snippets(page, "python"))
+    commands = [runnable(code) for code in snippets(page, "bash")]
+    for call in [[sys.executable, "-c", python], *(["bash", "-ec", code] for code in commands)]:
+        done = subprocess.run(
+            call,
+            cwd=project,
+            env={**os.environ, "PATH": f"{project}/.venv/bin:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        assert done.returncode == 0, f"{call[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
 def anchors(page: Path) -> set[str]:
