@@ -83,13 +83,18 @@ def load_checkpoint(
     return model.to(device or "cpu").eval()
 
 
-def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+def has_tokenizer(path_or_id: str | Path) -> bool:
+    """Whether `load_tokenizer` has something to read."""
+    return (_folder(_local(path_or_id)) / "tokenizer_config.json").exists()
+
+
+def load_tokenizer(path_or_id: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, from its folder (for a state dict file, the folder it is in).
 
-    Raises CheckpointError where there is none, or it cannot be read.
+    Raises CheckpointError where there is none, it cannot be read, or has more tokens than the model's `vocab_size`.
     """
     folder = _folder(_local(path_or_id))
-    if not (folder / "tokenizer_config.json").exists():
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder} has no tokenizer; put the tokenizer.json and tokenizer_config.json of the checkpoint's language "
             "model there"
@@ -97,9 +102,15 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
     check_json_files(folder, TOKENIZER_FILES)
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise CheckpointError(f"the tokenizer in {folder} cannot be read ({first_line(error)})") from error
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the language model embeds {vocab_size}; they "
+            "must be of one model"
+        )
+    return tokenizer
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
