@@ -65,8 +65,8 @@ class FoveatedVLMConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         if self.visual_norm not in ("token", "scale", "legacy"):
             raise ValueError(f"visual_norm is {self.visual_norm!r}; it must be 'token', 'scale' or 'legacy'")
-        if not 0 < self.visual_scale < math.inf:
-            raise ValueError(f"visual_scale is {self.visual_scale}; it must be a positive number")
+        if not isinstance(self.visual_scale, int | float) or not 0 < self.visual_scale < math.inf:
+            raise ValueError(f"visual_scale is {self.visual_scale!r}; it must be a positive number")
         self._check_frames()
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if getattr(self.vision_config, name):

@@ -176,9 +176,10 @@ def read_config(
     if missing := [key for key in _REQUIRED if key not in weights]:
         lacks = ", ".join(
             f"{key} (or {key.replace(_WAY_OUT, _LEGACY_WAY_OUT)})" if key.startswith(_WAY_OUT) else key
-            for key in missing
+            for key in missing[:5]
         )
-        has = some({re.sub(r"^([^.]+\.[^.]+)\..+", r"\1.*", key) for key in weights}, 12)  # a name a module
+        lacks += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        has = some({re.sub(r"^([^.]+\.[^.]+)\..+", r"\1.*", key) for key in weights}, 8)  # a name a module
         raise CheckpointError(
             f"{name} is no foveated VLM in the released or legacy layout: it lacks {lacks}; what it has is {has}"
         )
