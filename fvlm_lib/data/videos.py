@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fvlm_lib.data.frames import FrameOptions
 from fvlm_lib.data.video_files import FolderSource, TarSource, VideoBatch, VideoFiles
+from fvlm_lib.errors import some
 
 DIRECTIONS = ("right", "left", "down", "up")
 COLOURS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
@@ -110,6 +111,36 @@ class ProceduralVideos:
             eos_token="<eos>",
             model_input_names=["input_ids", "attention_mask"],
         )
+
+    def check_fits(
+        self, image_size: int, vocab_size: int, max_positions: int, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them.
+
+        image_size: of its frames, in pixels. vocab_size, max_positions: of its language model. tokenizer: its own,
+        None where it has none. Other frames it would take by resized position embeddings, other words by ids that
+        mean something else, so both are refused.
+        """
+        what = f"procedural videos of grid {self.grid} and {self.num_frames} frames"
+        if self.image_size != image_size:
+            raise ValueError(f"{what} are {self.image_size} pixels wide, but the checkpoint takes {image_size}")
+        if len(self.vocabulary) > vocab_size:
+            raise ValueError(
+                f"{what} have captions of {len(self.vocabulary)} words, but the checkpoint embeds {vocab_size} tokens"
+            )
+        if tokenizer is not None:
+            known = tokenizer.get_vocab()
+            if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
+                raise ValueError(
+                    f"{what} have captions of {len(self.vocabulary)} words, of which the checkpoint's tokenizer "
+                    f"numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
+                )
+        tokens = self.num_frames + 2  # direction, lane, a colour for every later frame, end
+        if self.num_frames + tokens > max_positions:
+            raise ValueError(
+                f"{what} take {self.num_frames + tokens} positions, the frames and {tokens} tokens of the caption, but "
+                f"the checkpoint's language model has {max_positions}"
+            )
 
     def blind_loss(self) -> float:
         """The best loss without seeing anything, nats a token: direction, lane and colours are uniform."""

@@ -21,7 +21,7 @@ import torch
 from fvlm_lib.data.video_files import SkippedVideo
 from fvlm_lib.data.videos import FILE_KINDS, ProceduralVideos, Videos, open_videos
 from fvlm_lib.devices import pick_device
-from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
+from fvlm_lib.foveated.checkpoints import has_tokenizer, load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.gap.evaluation import numerical_floor, score_batches, scored_modes
 from fvlm_lib.gap.results import GAP_SCHEMA
@@ -218,17 +218,22 @@ def open_evaluation(
     data: what `open_videos` takes; of videos on disk, the checkpoint says what its captions are read with (its
     tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
     dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
+
+    Raises ValueError for procedural videos that are not of the checkpoint's frames, words and positions.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype is {dtype!r}; it must be null or one of {', '.join(DTYPES)}")
     stored_in = getattr(torch, dtype) if dtype else None
     model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
-    if data.get("kind") not in FILE_KINDS:
-        return model, open_videos(data)
-    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
-    positions = model.config.text_config.max_position_embeddings
+    vocab_size, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
-    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint), positions)
+    on_disk = data.get("kind") in FILE_KINDS
+    tokenizer = load_tokenizer(checkpoint, vocab_size) if on_disk or has_tokenizer(checkpoint) else None
+    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
+    videos = open_videos({**(wanted if on_disk else {}), **data}, tokenizer, positions)
+    if isinstance(videos, ProceduralVideos):
+        videos.check_fits(model.config.image_size, vocab_size, positions, tokenizer)
+    return model, videos
 
 
 def evaluate_inference_gap(

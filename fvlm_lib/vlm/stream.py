@@ -7,6 +7,7 @@ frame before, so the cache is cropped there and only the rest is run. That reuse
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from fvlm_lib.vlm.vlms import VLM, Fit
 @dataclass(frozen=True)
 class Decoding:
     """How answers are decoded. temperature 0 is greedy; seed is of the sampling, frame by frame, so that a frame's
-    answer does not depend on those before it."""
+    answer does not depend on those before it. Raises ValueError for numbers that no decoding has."""
 
     max_new_tokens: int = 32
     min_new_tokens: int = 0
@@ -33,6 +34,20 @@ class Decoding:
     top_p: float = 1.0
     num_beams: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {least}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}"
+            )
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
     def options(self) -> dict[str, Any]:
         """Arguments of transformers' `generate`."""
@@ -80,8 +95,9 @@ class VLMStream:
     encoder: None for the model's own full encode of every frame. reuse_prefix: keep the language model's keys and
     values from frame to frame.
 
-    Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), and for prefix reuse on a language model
-    with sliding windows, whose cache cannot be cropped.
+    Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), one that is longer with an image and an
+    answer than the language model has positions, and for prefix reuse on a language model with sliding windows, whose
+    cache cannot be cropped.
     """
 
     def __init__(
@@ -103,7 +119,25 @@ class VLMStream:
         self.reuse_prefix = reuse_prefix
         self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
+        self._check_positions()
         self.reset()
+
+    @torch.no_grad()
+    def _check_positions(self) -> None:
+        """Raise ValueError where prompt, image and answer are more than the language model's positions."""
+        positions = getattr(self.vlm.model.config.text_config, "max_position_embeddings", None)
+        if positions is None:
+            return
+        height, width = self.vlm.image_size
+        blank = torch.zeros(1, 3, height, width, device=self.vlm.model.device, dtype=self._vision.dtype)
+        tower = self._vision.tower  # its embeddings alone tell how many tokens there are
+        tokens = self._vision.finish(self._vision.select(tower.embed(blank))) if tower else self._vision.own(blank)
+        text, image, answer = len(self.prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
+        if text + image + answer > positions:
+            raise ValueError(
+                f"the prompt's {text} tokens, {image} of the image and {answer} of the answer are more than the "
+                f"{positions} positions of the language model of {self.vlm.name}; ask for less"
+            )
 
     def reset(self) -> None:
         """Forget the frames seen, as between unrelated sequences."""
