@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,13 +112,15 @@ def label_panels(axes: Sequence[Axes], names: Sequence[str]) -> dict[str, str]:
         return {}
     letters = [chr(ord("a") + i) for i in range(len(axes))]
     for ax, letter, name in zip(axes, letters, names, strict=True):
-        ax.set_title(f"({letter}) {name}".strip(), loc="left")
+        width = 0.8 * 72 * ax.figure.get_figwidth() / ax.get_gridspec().ncols  # type: ignore[union-attr]
+        characters = int(width / (0.5 * ax.title.get_fontsize()))  # half as wide as high, roughly
+        ax.set_title(textwrap.fill(f"({letter}) {name}".strip(), characters), loc="left")
     return dict(zip(letters, names, strict=True))
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+def legend_below(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
     """One legend in place of those of the axes, under the figure, which grows by it, in as few rows as its width
-    allows. The figure must be of constrained layout."""
+    allows, with a title before its entries. The figure must be of constrained layout."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -127,7 +130,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     for rows in range(1, len(entries) + 1):
         legend = figure.legend(
             list(entries.values()), list(entries), loc="outside lower center", ncols=math.ceil(len(entries) / rows),
-            frameon=False, columnspacing=1.2, handlelength=1.5,
+            frameon=False, columnspacing=1.2, handlelength=2.2, title=title,
         )  # fmt: skip
         box = legend.get_window_extent()
         if box.width <= figure.bbox.width or rows == len(entries):
