@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,14 @@ from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 FAR = 20.0  # times the median size of the values; an axis on which one lies farther is no plain one
 DEEPEST = 6  # decades that a log axis with a 0 shows; what is smaller lies between 0 and the last of them
+
+
+class _Decades(SymmetricalLogLocator):
+    """Ticks at 0 and at decades, at no more of them than labels have room for."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        self.numticks = max(3, self.axis.get_tick_space())  # type: ignore[union-attr]
+        return super().tick_values(vmin, vmax)
 
 
 def spread_axis(axis: Axis, values: Sequence[float], ends: Sequence[float] = ()) -> float | None:
@@ -58,6 +67,7 @@ def _symlog(axis: Axis, start: float, plain: bool) -> None:
     """Logarithmic beyond ±start, linear between; plain: tick labels as 0.01, not as powers of ten."""
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale  # type: ignore[attr-defined]
     set_scale("symlog", linthresh=start, linscale=0.5 if not plain else 1.0)
+    axis.set_major_locator(_Decades(base=10, linthresh=start))
     if plain:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=start, subs=list(range(2, 10))))

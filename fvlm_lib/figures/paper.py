@@ -107,14 +107,22 @@ class Facts:
 
 
 def label_panels(axes: Sequence[Axes], names: Sequence[str]) -> dict[str, str]:
-    """Write (a), (b), ... and the name over each of several axes; returns letter -> name, as in `Facts.panels`."""
+    """Write (a), (b), ... and the name over each of several axes, in lines that fit, by which the figure grows; returns
+    letter -> name, as in `Facts.panels`."""
     if len(axes) == 1:
         return {}
     letters = [chr(ord("a") + i) for i in range(len(axes))]
-    for ax, letter, name in zip(axes, letters, names, strict=True):
-        width = 0.8 * 72 * ax.figure.get_figwidth() / ax.get_gridspec().ncols  # type: ignore[union-attr]
-        characters = int(width / (0.5 * ax.title.get_fontsize()))  # half as wide as high, roughly
-        ax.set_title(textwrap.fill(f"({letter}) {name}".strip(), characters), loc="left")
+    figure, size = axes[0].get_figure(root=True), axes[0].title.get_fontsize()
+    assert figure is not None
+    grid: Any = axes[0].get_gridspec()
+    characters = int(0.8 * 72 * figure.get_figwidth() / grid.ncols / (0.45 * size))  # about so wide for their height
+    titles = [
+        textwrap.fill(f"({letter}) {name}".strip(), characters) for letter, name in zip(letters, names, strict=True)
+    ]
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, loc="left")
+    more = max(title.count("\n") for title in titles)
+    figure.set_figheight(figure.get_figheight() + grid.nrows * more * 1.2 * size / 72)
     return dict(zip(letters, names, strict=True))
 
 

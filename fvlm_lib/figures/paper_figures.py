@@ -41,11 +41,12 @@ MIN_PANEL = 1.6  # inches
 LOSSES = {"loss_training_fine": "training loss", "loss_inference_fine": "inference loss"}
 
 
-def _panels(width: float, count: int, share: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` inches with `count` panels, as many a row as are wide enough to read. share: both axes."""
-    rows = math.ceil(count / max(1, int(width / MIN_PANEL)))
+def _panels(width: float, count: int, share: bool = False, most: int = 9) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` inches with `count` panels, as many a row as are wide enough to read, and at `most` so many.
+    share: both axes."""
+    rows = math.ceil(count / max(1, min(most, int(width / MIN_PANEL))))
     columns = math.ceil(count / rows)
-    panel = min(2.1, 0.85 * width / columns) if columns > 1 else min(2.3, 0.62 * width)
+    panel = min(2.1, max(MIN_PANEL, 0.85 * width / columns)) if columns > 1 else min(2.3, 0.62 * width)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, rows * panel), layout="constrained", squeeze=False, sharex=share,
         sharey=share,
@@ -66,6 +67,16 @@ def _label_outer(axes: Sequence[Axes]) -> None:
         ax.set_ylabel(ax.get_ylabel() if left else "")
 
 
+def _axis_note(axes: Sequence[Axes]) -> str:
+    """What the labels of the y axes say in their second line, as a caption's sentence; there it leaves the figure."""
+    notes = []
+    for ax in axes:
+        label, _, note = ax.get_ylabel().partition("\n")
+        ax.set_ylabel(label)
+        notes.append(note.strip("()"))
+    return f"The axis of the gap is {notes[0]}." if notes[0] else ""
+
+
 def gap_training(selection: Selection, width: float) -> tuple[Figure, Facts]:
     """The gap against training steps and FLOPs, a line a recipe."""
     table = read_gap_table(selection)
@@ -73,10 +84,13 @@ def gap_training(selection: Selection, width: float) -> tuple[Figure, Facts]:
     figure, axes = _panels(width, 2)
     for ax, x in zip(axes, plots.AXES, strict=True):
         plots.plot_gap(ax, table, x, words)
+    scale = _axis_note(axes)
+    if axes[0].get_gridspec().ncols == 2:  # type: ignore[union-attr]
+        axes[1].set_ylabel("")
     panels = label_panels(axes, ["", ""])
     legend_below(figure, axes, title)
     caption = "Train/inference gap (autoregressive minus training loss, nats a token) over training."
-    caption = " ".join(filter(None, [caption, explain_runs(table)]))
+    caption = " ".join(filter(None, [caption, scale, explain_runs(table)]))
     if (table.groupby("group")["run"].nunique() > 1).any():
         caption += " Of several seeds: each (thin), their mean, and the band from the lowest to the highest."
     if table["doubtful"].str.contains("gap").any():
@@ -97,8 +111,10 @@ def gap_passes(selection: Selection, width: float) -> tuple[Figure, Facts]:
     figure, axes = _panels(width, 1)
     table = read_gap_table(selection)
     plots.plot_gap_passes(axes[0], pd.DataFrame(points), plots.series_styles(table["run"], table["group"]))
+    scale = _axis_note(axes)
     legend_below(figure, axes, describe_runs(table)[1])
     caption = "Autoregressive loss minus the loss after so many fine passes, nats a token, of " + _steps(rows)
+    caption = " ".join(filter(None, [caption, scale]))
     return figure, gap_facts(selection, rows, caption)
 
 
@@ -150,7 +166,7 @@ def scaling_laws(selection: Selection, width: float) -> tuple[Figure, Facts]:
     path = selection.results / "scaling_fits.json"
     fits = read_fits(path)
     words, title = describe_runs(table, with_names=False)
-    figure, axes = _panels(width, 4)
+    figure, axes = _panels(width, 4, most=2)
     drawn = []
     places = [(x, loss) for x in plots.AXES for loss in LOSSES]
     low = table[[f"{loss}_low" for loss in LOSSES]].min().min()

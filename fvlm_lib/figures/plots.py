@@ -124,12 +124,8 @@ def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step", labels: Mapping[str
         ax.plot(hollow[x], hollow["gap_nats"], **styles[first], linestyle="", markerfacecolor="white", zorder=3)
     alone = known.groupby("group" if "group" in known else "run")["run"].transform("nunique") == 1
     if known.loc[alone, "doubtful"].str.contains("gap").any():
-        look = {
-            "fmt": "o",
-            "color": REFERENCE,
-            "markerfacecolor": "white",
-        }  # by errorbar, to be the legend's last entry
-        ax.errorbar([], [], label="hollow: interval may be too narrow", **look)
+        look = {"fmt": "o", "color": REFERENCE, "markerfacecolor": "white"}
+        ax.errorbar([], [], label="hollow: interval may be too narrow", **look)  # errorbar: the legend's last entry
     ax.axhline(0, color=REFERENCE, lw=0.8, zorder=0)
     ax.set_xlabel(AXES.get(x, x))
     ax.set_ylabel("gap, nats a token" + _spread(ax, table, "gap_nats"))
@@ -142,7 +138,8 @@ def _plot_seeds(ax: Axes, table: pd.DataFrame, x: str, styles: Mapping[str, Mapp
     by_seed = table.pivot_table(index=step, columns="run", values="gap_nats")
     places = table.groupby(step)[x].mean()  # the same for all seeds, unless they were trained at different costs
     for run in by_seed:
-        ax.plot(places[by_seed.index], by_seed[run], **styles[str(run)], lw=0.5, ms=3, alpha=0.6)
+        known = by_seed[run].dropna()
+        ax.plot(places[known.index], known, **styles[str(run)], lw=0.5, ms=3, alpha=0.6)
     shared = by_seed.dropna()
     at, colour = places[shared.index], styles[str(min(table["run"]))]["color"]
     ax.plot(at, shared.mean(axis=1), lw=2, color=colour, label=f"{label}: mean and range of {by_seed.shape[1]} seeds")

@@ -176,8 +176,9 @@ class ChangeMaps:
     """Which patches of a recording changed, with the setting that says so, for figures.
 
     changed: bool (T, grid_h, grid_w), a frame each; all of a frame that is compared with nothing. Where so many changed
-    that the whole frame is encoded anew, these are still those that changed. frame: index of the one frame whose picture is kept, as
-    `screenshot`, uint8 (H, W, 3). patch_size: pixels. threshold, metric, reference: as in `ChangeTracker`.
+    that the whole frame is encoded anew, these are still those that changed. frame: index of the one frame whose
+    picture is kept, as `screenshot`, uint8 (H, W, 3). patch_size: pixels. threshold, metric, reference: as in
+    `ChangeTracker`.
     """
 
     changed: np.ndarray
