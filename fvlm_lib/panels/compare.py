@@ -15,9 +15,9 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
-from fvlm_lib.panels.controls import ROW
+from fvlm_lib.panels.controls import ROW, TEXT
 from fvlm_lib.panels.pictures import (
-    Timeline,
+    MarkedChart,
     describe_frame,
     describe_sequence,
     difference_legend,
@@ -55,7 +55,7 @@ class TracedChoice:
 
     steps: list[tuple[TracedFrame, np.ndarray]]
     table: pd.DataFrame
-    timeline: Timeline
+    timeline: MarkedChart
 
 
 def trace_choice(
@@ -72,17 +72,19 @@ class SettingView(ipywidgets.VBox):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.title, self.status, self.summary = (ipywidgets.HTML(layout={"margin": "0"}) for _ in range(3))
+        self.title, self.status, self.summary = (ipywidgets.HTML(layout=TEXT) for _ in range(3))
         self.screenshot, self.difference, self.timeline = (
-            ipywidgets.Image(format=kind, layout={"width": "100%", "border": border, "object_fit": "fill"})
+            ipywidgets.Image(
+                format=kind, layout={"width": "100%", "margin": "0", "border": border, "overflow": "hidden"}
+            )
             for kind, border in (("jpeg", "1px solid #ccc"), ("jpeg", "1px solid #ccc"), ("png", "none"))
         )
         for part in ("screenshot", "difference", "timeline"):
             getattr(self, part).add_class(f"fvlm-{part}" + ("" if name == "A" else f"-{name.lower()}"))
         halves = [
             ipywidgets.VBox(
-                [ipywidgets.HTML(f"<div style='line-height:1.3'>{head}</div>"), picture],
-                layout={"flex": "1 1 230px", "min_width": "0"},
+                [ipywidgets.HTML(f"<div style='line-height:1.6'>{head}</div>", layout=TEXT), picture],
+                layout={"flex": "1 1 230px", "min_width": "0", "padding": "0 4px 0 0"},
             )
             for head, picture in (
                 (f"<b>Difference</b> {difference_legend()}", self.difference),
@@ -91,7 +93,7 @@ class SettingView(ipywidgets.VBox):
         ]
         super().__init__(
             [self.title, self.status, self.summary, self.screenshot, ipywidgets.HBox(halves, layout=ROW)],
-            layout={"flex": "1 1 230px", "min_width": "0"},
+            layout={"flex": "1 1 230px", "min_width": "0", "padding": "0 4px 0 0"},
         )
 
     def clear(self) -> None:
@@ -139,5 +141,5 @@ def fit_picture(picture: ipywidgets.Image, zoom: tuple[int, float, float]) -> No
     """Fit a picture into its column, or where it is zoomed into, show as much of its pixels as there is room for."""
     level, across, down = zoom
     layout = picture.layout
-    layout.object_fit, layout.height = ("none", "380px") if level else ("fill", "auto")
+    layout.object_fit, layout.height = ("none", "340px") if level else ("fill", "auto")
     layout.object_position = f"{across}% {down}%" if level else None

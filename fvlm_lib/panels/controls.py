@@ -6,6 +6,7 @@ The widgets wrap into as many columns as there is room for; `labelled` makes eac
 from __future__ import annotations
 
 import html
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ ShowErrors = Callable[[Callable[[], Any]], Callable[..., None]]
 """`widgets.Panel.show_errors`: makes an action a handler of widgets' events."""
 
 COLUMN = "1 1 270px"  # a control's flex: columns of about that width, as many as fit
-ROW = ipywidgets.Layout(flex_flow="row wrap", width="100%", overflow="visible")
+ROW = {"flex_flow": "row wrap", "width": "100%"}
+TEXT = {"width": "100%", "margin": "0"}  # of lines of HTML; a widget's own margin would make it wider than its column
 
 
 def labelled(kind: Any, description: str, flex: str = COLUMN, label: str = "112px", **options: Any) -> Any:
@@ -41,15 +43,15 @@ class LogNumber(ipywidgets.HBox):
     those too. A number out of range is refused with a sentence, and the field goes back.
     """
 
-    LOWEST = -4  # power of ten
+    LOWEST, STEP = -4, 0.02  # powers of ten
     value = traitlets.Float(1.0)
 
     def __init__(self, description: str, show_errors: ShowErrors) -> None:
         self.slider = labelled(
-            ipywidgets.FloatLogSlider, description, "1 1 0", min=self.LOWEST, max=0, step=0.02, readout=False
+            ipywidgets.FloatLogSlider, description, "1 1 0", min=self.LOWEST, max=0, step=self.STEP, readout=False
         )
-        self.number = ipywidgets.FloatText(step=None, layout={"width": "92px", "flex": "0 0 auto"})
-        super().__init__([self.slider, self.number], layout={"flex": COLUMN, "width": "auto", "min_width": "0"})
+        self.number = ipywidgets.FloatText(step=None, layout={"width": "76px", "flex": "0 0 auto"})
+        super().__init__([self.slider, self.number], layout={"flex": "2 1 400px", "width": "auto", "min_width": "0"})
         self._name, self._following = description, False
         self.slider.observe(self._moved, "value")
         self.number.observe(show_errors(self._typed), "value")
@@ -57,8 +59,12 @@ class LogNumber(ipywidgets.HBox):
         self._follow()
 
     def _moved(self, _: Any) -> None:
-        if not self._following:
+        # a browser sends back what it is told, on the nearest step: that is no move
+        if not self._following and self._place(self.slider.value) != self._place(self.value):
             self.value = float(f"{self.slider.value:.3g}")
+
+    def _place(self, value: float) -> int:
+        return round(max(math.log10(value), self.LOWEST) / self.STEP) if value > 0 else round(self.LOWEST / self.STEP)
 
     def _typed(self) -> bool | None:
         if self._following:
@@ -85,12 +91,12 @@ class Zoom(ipywidgets.HBox):
     """
 
     def __init__(self, levels: Sequence[tuple[str, int]], find: Callable[[], tuple[float, float]], to: str) -> None:
-        self.level = labelled(ipywidgets.Dropdown, "zoom", "0 1 180px", "initial", options=levels)
+        self.level = labelled(ipywidgets.Dropdown, "zoom", "0 1 150px", "initial", options=levels)
         self.across, self.down = (
-            labelled(ipywidgets.FloatSlider, name, "1 1 170px", "initial", max=100, step=0.5, readout_format=".0f")
+            labelled(ipywidgets.FloatSlider, name, "1 1 140px", "initial", max=100, step=0.5, readout=False)
             for name in ("across", "down")
         )
-        self.go = button(f"to {to}", "crosshairs", f"put {to} in view")
+        self.go = button(to, "crosshairs", f"put {to} in view")
         super().__init__([self.level, self.across, self.down, self.go], layout=ROW)
         self._find, self._redraw = find, lambda: None
         self.quiet = False
@@ -148,7 +154,7 @@ class SaveAs(ipywidgets.VBox):
         self.name = labelled(ipywidgets.Text, "file", "1 1 240px", value=str(name))
         self.save = button("Save", "save", "write what the controls say", button_style="primary")
         self.load = button("Load", "folder-open", "set the controls to what the file says")
-        self.said = ipywidgets.HTML()
+        self.said = ipywidgets.HTML(layout=TEXT)
         super().__init__(
             [ipywidgets.HBox([self.name, self.save, self.load], layout=ROW), self.said], layout={"width": "100%"}
         )

@@ -1,4 +1,4 @@
-"""What the tuning panel shows: screenshots with their changed patches, difference maps, a timeline, lines of HTML.
+"""Pictures of a panel: screenshots with their changed patches, difference maps, charts over frames, lines of HTML.
 
 Pictures are drawn as arrays where matplotlib would take too long to follow a slider, in the colours of `plots.py`.
 Data in, pictures and text out; nothing here knows a widget.
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import ndimage
 
 from fvlm_lib.figures.plots import CHANGED, PATHS, faded, plot_change_timeline
 from fvlm_lib.vision.changes import TracedFrame
@@ -63,14 +65,23 @@ def zoomed(shape: tuple[int, ...], factor: int, across: float, down: float) -> R
     return Region(top, left, height, width, factor)
 
 
-def centre_of(mask: np.ndarray) -> tuple[float, float]:
-    """Where to look at the patches of a mask (grid_h, grid_w): per cent across and down of the one that is nearest to
-    their mean; the middle where none is marked."""
-    places = np.argwhere(mask)
-    if not len(places):
-        return 50.0, 50.0
-    row, column = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    return 100 * (column + 0.5) / mask.shape[1], 100 * (row + 0.5) / mask.shape[0]
+def magnified(shape: tuple[int, ...], times: int, across: float, down: float) -> Region:
+    """The part of a frame (H, W, ...) that is left when it is seen so many times as large; place as in `zoomed`."""
+    height, width = max(1, shape[0] // times), max(1, shape[1] // times)
+    top, left = round((shape[0] - height) * down / 100), round((shape[1] - width) * across / 100)
+    return Region(top, left, height, width, max(1, SHOWN_WIDTH // width))
+
+
+def find_areas(mask: np.ndarray) -> list[tuple[float, float]]:
+    """Where to look at the patches of a mask (grid_h, grid_w): of each area of patches that touch, corners counted, in
+    reading order, per cent across and down of its patch nearest to its centre."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    found = []
+    for number in range(1, count + 1):
+        places = np.argwhere(labels == number)
+        row, column = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        found.append((100 * (column + 0.5) / mask.shape[1], 100 * (row + 0.5) / mask.shape[0]))
+    return found
 
 
 def draw_changed_patches(
@@ -116,7 +127,7 @@ def _mixed(colours: tuple[tuple[float, ...], tuple[float, ...]], share: np.ndarr
 def difference_legend() -> str:
     """The colours of `draw_differences` as HTML."""
     bars = [
-        f"<span style='display:inline-block;width:60px;height:10px;background:linear-gradient(to right,"
+        f"<span style='display:inline-block;width:36px;height:10px;background:linear-gradient(to right,"
         f"{css_colour(start)},{css_colour(end)});border:1px solid #999'></span>"
         for start, end in (_UNCHANGED, _DIFFERS)
     ]
@@ -158,15 +169,24 @@ def describe_sequence(table: pd.DataFrame) -> str:
 
 
 @dataclass(frozen=True)
-class Timeline:
-    """`plots.plot_change_timeline` drawn once, uint8 (H, W, 3), to be marked at any frame: matplotlib takes longer than
-    all the rest of a redraw. Frame t stands at `first + t * step`; the axes go from row `top` to `bottom`."""
+class MarkedChart:
+    """A chart over the frames drawn once, uint8 (H, W, 3), to be marked at any frame: matplotlib takes longer than all
+    the rest of a redraw. Frame t stands at `first + t * step`; the axes go from row `top` to `bottom`."""
 
     pixels: np.ndarray
     first: float
     step: float
     top: int
     bottom: int
+
+    @classmethod
+    def drawn(cls, canvas: FigureCanvasAgg, ax: Axes) -> MarkedChart:
+        """Draw the canvas, with its one pair of axes."""
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        (first, _), (second, _) = ax.transData.transform([(0, 0), (1, 0)])
+        box = ax.get_window_extent()  # from the bottom up
+        return cls(pixels, first, second - first, round(len(pixels) - box.y1), round(len(pixels) - box.y0))
 
     def at(self, frame: int) -> np.ndarray:
         """The picture with a dotted line at a frame."""
@@ -177,8 +197,8 @@ class Timeline:
         return marked
 
 
-def draw_timeline(table: pd.DataFrame) -> Timeline:
-    """The timeline of a whole recording at a panel's size, as yet without a mark; `trace_table`'s table."""
+def draw_timeline(table: pd.DataFrame) -> MarkedChart:
+    """`plots.plot_change_timeline` of a whole recording at a panel's size; `trace_table`'s table."""
     figure = Figure(figsize=(4.6, 2.7), dpi=120)
     canvas = FigureCanvasAgg(figure)
     ax = figure.add_axes((0.14, 0.18, 0.84, 0.71))  # a layout engine takes longer than the drawing
@@ -187,11 +207,7 @@ def draw_timeline(table: pd.DataFrame) -> Timeline:
     later = (table["changed"] / table["total"])[table["frame"] > 0]
     ax.set_ylim(0, max(0.02, 1.05 * later.max()) if len(later) else 1)  # the first frame, always full, may be cut
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    (first, _), (second, _) = ax.transData.transform([(0, 0), (1, 0)])
-    box = ax.get_window_extent()  # from the bottom up
-    return Timeline(pixels, first, second - first, round(len(pixels) - box.y1), round(len(pixels) - box.y0))
+    return MarkedChart.drawn(canvas, ax)
 
 
 # ---- files ----------------------------------------------------------------------------------------------
@@ -204,11 +220,8 @@ def to_jpeg(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def to_png(picture: np.ndarray | Figure) -> bytes:
-    """Pixels uint8 (H, W, 3), or a matplotlib figure at its own resolution, as PNG."""
+def to_png(pixels: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as PNG, quickly."""
     stream = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(stream, format="png")
-    else:
-        Image.fromarray(picture).save(stream, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
     return stream.getvalue()

@@ -18,9 +18,9 @@ class SettingControls:
     """How frames are seen, patch size, threshold, metric, reference and limit, as widgets by name."""
 
     def __init__(self, show_errors: ShowErrors) -> None:
-        metrics = [("largest of a patch's pixels", "max"), ("mean of a patch's pixels", "mean")]
+        metrics = [("largest of its pixels", "max"), ("mean of its pixels", "mean")]
         references = [("the pixels of its token", "encoded"), ("the previous frame", "previous")]
-        limits = [("up to a quarter of all patches", False), ("up to the number given", True)]
+        limits = [("up to a quarter of all", False), ("up to a number", True)]
         self.seen = labelled(ipywidgets.Dropdown, "frames seen at")
         self.patch_size = labelled(ipywidgets.Dropdown, "patches of")
         self.threshold = LogNumber("threshold", show_errors)
@@ -46,7 +46,7 @@ class SettingControls:
         """Set the widgets; sizes: that frames may be seen at, each with what to call it. Odd values are offered too."""
         settings = choice.settings
         patches = sorted({*PATCH_SIZES, settings.patch_size or PATCH_AS_RECORDED})
-        own = (f"the tower's own size, else {PATCH_AS_RECORDED}", 0)
+        own = (f"the tower's, else {PATCH_AS_RECORDED}", 0)
         self.patch_size.options = [own, *((f"{size} pixels", size) for size in patches)]
         self.patch_size.value = settings.patch_size or 0
         self.seen.options, self.seen.value = sizes, choice.seen

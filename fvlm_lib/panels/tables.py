@@ -112,7 +112,7 @@ def describe_measured(
     text = f"{title}not measured at this setting. On this recording were measured:<ul>{known}</ul>"
     if command is None:
         return text + "Choose under <i>frames seen at</i> how a tower sees them, to see or measure its time and error."
-    return f"{text}To measure this one, write it and run<pre style='white-space:pre-wrap'>{html.escape(command)}</pre>"
+    return f"{text}To measure this one, save it and run<pre style='white-space:pre-wrap'>{html.escape(command)}</pre>"
 
 
 def _measured_table(rows: pd.DataFrame, bold: pd.Series) -> str:

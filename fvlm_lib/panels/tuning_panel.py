@@ -6,9 +6,7 @@ shown) and `settings.py` (where it is written).
 
 from __future__ import annotations
 
-import contextlib
 import html
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +14,8 @@ from pathlib import Path
 import ipywidgets
 
 from fvlm_lib.panels.compare import Choice, SettingView, TracedChoice, changed_patches
-from fvlm_lib.panels.controls import COLUMN, ROW, SaveAs, Zoom, button, labelled
-from fvlm_lib.panels.pictures import centre_of
+from fvlm_lib.panels.controls import ROW, TEXT, SaveAs, Zoom, button, labelled
+from fvlm_lib.panels.pictures import find_areas
 from fvlm_lib.panels.setting_controls import SettingControls
 from fvlm_lib.panels.tables import describe_choices, describe_measured
 from fvlm_lib.panels.widgets import ERROR, Panel, Player, describe_error
@@ -55,7 +53,7 @@ class TuningPanel(Panel):
         super().__init__()
         self.state = Tuned(None, (Choice(DifferentialSettings()), None))
         self.bench = Workbench(results, self.progress)
-        self._quiet = False
+        self._visited = (-1, 0)  # of which frame which changed area was zoomed to last
         self._make_widgets(folder, save_as)
         self._join_widgets()
         self.show_errors(partial(self._start, sequence, Path(settings)))()
@@ -63,7 +61,9 @@ class TuningPanel(Panel):
     # ---- widgets -----------------------------------------------------------------------------------------
 
     def _make_widgets(self, folder: str | Path, save_as: str | Path) -> None:
-        self.folder = labelled(ipywidgets.Text, "recordings in", value=str(folder), continuous_update=False)
+        self.folder = labelled(
+            ipywidgets.Text, "recordings in", "1 1 220px", value=str(folder), continuous_update=False
+        )
         self.sequence = labelled(ipywidgets.Dropdown, "recording", "1 1 0")
         self.rescan = button(icon="refresh", tooltip="look for recordings again")
         self.setting = SettingControls(self.show_errors)
@@ -71,22 +71,23 @@ class TuningPanel(Panel):
             description="Compare two settings", icon="columns", layout={"width": "auto", "flex": "0 0 auto"}
         )
         self.edited = ipywidgets.ToggleButtons(
-            options=[("A", 0), ("B", 1)],
-            description="the controls set",
-            style={"button_width": "36px", "description_width": "initial"},
-            layout={"width": "auto"},
+            options=[("set A", 0), ("set B", 1)],
+            tooltips=["the controls are those of A", "the controls are those of B"],
+            style={"button_width": "58px"},
+            layout={"width": "auto", "flex": "0 0 auto"},
         )
         self.save_as = SaveAs(save_as, self._save, self._load, _check_overwritten, self.show_errors)
-        self.zoom = Zoom(ZOOMS, self._find_change, "the change")
+        self.zoom = Zoom(ZOOMS, self._next_change, "the next change")
         self.player = Player()
         self.views = SettingView("A"), SettingView("B")
-        self.saved, self.numbers, self.expected = (ipywidgets.HTML(layout={"width": "100%"}) for _ in range(3))
-        recordings = ipywidgets.HBox([self.sequence, self.rescan], layout={"flex": COLUMN, "min_width": "0"})
+        self.saved, self.numbers, self.expected = (ipywidgets.HTML(layout=TEXT) for _ in range(3))
+        recordings = ipywidgets.HBox([self.sequence, self.rescan], layout={"flex": "2 1 300px", "min_width": "0"})
         changes = ipywidgets.HBox([self.undo, self.compare, self.edited], layout=ROW)
         self.controls = ipywidgets.HBox(
             [self.folder, recordings, *self.setting.widgets.values(), changes, self.save_as, self.saved,
-             ipywidgets.HTML(ABOUT)],
-            layout={"flex": "1 1 310px", "min_width": "0", "flex_flow": "row wrap", "align_content": "flex-start"},
+             ipywidgets.HTML(ABOUT, layout=TEXT)],
+            layout={"flex": "1 1 310px", "min_width": "0", "padding": "0 6px 0 0", "flex_flow": "row wrap",
+                    "align_content": "flex-start"},
         )  # fmt: skip
         play = ipywidgets.HBox([self.player, self.bar], layout=ROW)
         self.shown = ipywidgets.VBox(
@@ -101,17 +102,8 @@ class TuningPanel(Panel):
         named = {**self.setting.widgets, "recording": self.sequence, "compare": self.compare, "edited": self.edited}
         for name, widget in named.items():
             widget.observe(self.show_errors(partial(self._moved, name)), "value")
-        self.player.frame.observe(self.show_errors(lambda: False if self._quiet else self.refresh()), "value")
+        self.player.frame.observe(self.show_errors(lambda: False if self.quiet else self.refresh()), "value")
         self.zoom.on_move(self.refresh, self.show_errors)
-
-    @contextlib.contextmanager
-    def _without_events(self) -> Iterator[None]:
-        """The panel itself sets widgets, and redraws when it is done."""
-        before, self._quiet = self._quiet, True
-        try:
-            yield
-        finally:
-            self._quiet = before
 
     # ---- what is chosen ----------------------------------------------------------------------------------
 
@@ -141,7 +133,7 @@ class TuningPanel(Panel):
         self._open()
 
     def _offer_recordings(self) -> None:
-        with self._without_events():
+        with self.without_events():
             self.sequence.options = []
             self.bench.find(self.folder.value)
             self.sequence.options = [
@@ -159,7 +151,7 @@ class TuningPanel(Panel):
 
     def _moved(self, control: str) -> bool | None:
         """A control was moved."""
-        if self._quiet:
+        if self.quiet:
             return False
         before = self.state
         if control == "recording":
@@ -187,7 +179,7 @@ class TuningPanel(Panel):
 
     def _set_widgets(self) -> None:
         both = self.state.choices[1] is not None
-        with self._without_events():
+        with self.without_events():
             self.setting.show(self.state.choice, self.bench.sizes(self.state.shown))
             if self.bench.name is not None:
                 self.sequence.value = self.bench.name
@@ -208,7 +200,7 @@ class TuningPanel(Panel):
         self._clear()
         self.bench.open(self.state.recording)
         self._set_widgets()
-        with self._without_events():
+        with self.without_events():
             self.player.frame.value, self.player.frame.max = 0, len(self.bench.recording) - 1
             self.player.frame.value = typical_frame(self.traced.table)
         return self.refresh()
@@ -229,21 +221,27 @@ class TuningPanel(Panel):
         both = len(choices) > 1
         self.numbers.value = describe_choices("AB", choices, traced, index, sizes, self.bench.measured) if both else ""
         choice = self.state.choice
-        with self._without_events():
+        with self.without_events():
             grid = traced[self.state.edited].steps[index][0].mask.shape
             self.setting.show_limit(choice.settings.max_changed_patches, grid)
         command = self.bench.benchmark_command(choice, self.save_as.name.value)
-        self.expected.value = describe_measured(
+        expected = describe_measured(
             self.bench.measured, choice.settings, sizes[self.state.edited], choice.patch, command
         )
+        self.expected.value = f"<div style='line-height:1.4;overflow-wrap:anywhere'>{expected}</div>"
         return True
 
-    def _find_change(self) -> tuple[float, float]:
-        """Where the frame shown has changed, per cent across and down."""
+    def _next_change(self) -> tuple[float, float]:
+        """Where the frame shown has changed, per cent across and down: one area after the other, then the first
+        again; the middle if nothing has."""
         if self.bench.name is None:
             return 50.0, 50.0
-        step, difference = self.traced.steps[self.player.frame.value]
-        return centre_of(changed_patches(step, difference, self.state.choice))
+        index = self.player.frame.value
+        step, difference = self.traced.steps[index]
+        areas = find_areas(changed_patches(step, difference, self.state.choice)) or [(50.0, 50.0)]
+        before, last = self._visited
+        self._visited = index, (last + 1 if before == index else 0)
+        return areas[self._visited[1] % len(areas)]
 
     # ---- files -------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ by setting the widgets' values, without a front end too.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import ipywidgets
 
-from fvlm_lib.panels.controls import button, labelled
+from fvlm_lib.panels.controls import TEXT, button, labelled
 from fvlm_lib.panels.history import History
 
 ERROR = (
@@ -31,12 +32,13 @@ class Panel(ipywidgets.VBox):
     state: Any = None
 
     def __init__(self) -> None:
-        self.message = ipywidgets.HTML(layout={"width": "100%", "margin": "0"})
+        self.message = ipywidgets.HTML(layout=TEXT)
         self.bar = ipywidgets.IntProgress(
             style={"description_width": "initial"},
             layout=ipywidgets.Layout(display="none", flex="1 1 200px", width="auto", min_width="0"),
         )
         self.history: History[Any] = History()
+        self.quiet = False
         self.undo = button("Undo", "undo", "take back the last change", disabled=True)
         self.undo.on_click(self.show_errors(self._undo))
         super().__init__()
@@ -44,6 +46,15 @@ class Panel(ipywidgets.VBox):
     def show_state(self, state: Any) -> None:
         """Set the widgets to a state of before, and redraw."""
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def without_events(self) -> Iterator[None]:
+        """Within it the panel itself sets widgets: their handlers see `quiet`, and leave it."""
+        before, self.quiet = self.quiet, True
+        try:
+            yield
+        finally:
+            self.quiet = before
 
     def choose(self, state: Any, control: str) -> None:
         """A control, by its name, has led to a new state; undo leads back."""

@@ -121,7 +121,7 @@ class Workbench:
         recorded = "as recorded"
         if self.name is not None:
             height, width = self.frame(AS_RECORDED, 0).shape[:2]
-            recorded = f"as recorded, {height} × {width}"
+            recorded = f"{height} × {width}, recorded"
         names: dict[Seen, str] = {CLIP: "CLIP"}
         if isinstance(self.measured, pd.DataFrame):
             measured = self.measured[["height", "width", "patch_size"]].drop_duplicates().itertuples(index=False)
