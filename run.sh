@@ -40,6 +40,8 @@ case "${1:-}" in
 setup) exit 0 ;;
 lab)
     shift
+    # the project's defaults for JupyterLab: no pop-up that asks whether to fetch news (news_url=None leaves it)
+    export JUPYTER_CONFIG_PATH="$PWD/config/jupyter${JUPYTER_CONFIG_PATH:+:$JUPYTER_CONFIG_PATH}"
     exec jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks "$@"
     ;;
 retrain)
