@@ -28,6 +28,15 @@ Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 Tolerance = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
+CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # where 0 is none of them
+BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+FinePasses = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
+Level = Annotated[float, Field(strict=True, gt=0, lt=1)]  # of an interval
+Seconds = Annotated[float, Field(strict=True, gt=0, le=604_800)]  # a week
+FrameRate = Annotated[float, Field(strict=True, gt=0, le=1000)]  # frames a second
 
 
 def _device(name: str) -> str:
