@@ -9,6 +9,7 @@ A command parses by `Parser`, reads each number by `option(TYPE)`, and does its 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -135,7 +136,5 @@ def said(error: BaseException) -> str:
 
 def _close_stdout() -> None:
     """So that the interpreter, when it ends, does not try again to write what nobody reads."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # where it is no real file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # no real file
-        pass

