@@ -31,6 +31,7 @@ Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # where 0 is none of them
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 FinePasses = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Resamples = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]  # of a bootstrap
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]

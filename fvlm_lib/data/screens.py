@@ -12,7 +12,6 @@ The size may change within a sequence. The module does not know about patches or
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import json
@@ -25,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from fvlm_lib.options import Parser, run
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 ACTIONS_FILE = "actions.json"
@@ -177,21 +178,21 @@ def describe(sequence: ScreenSequence) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when done, 2 for what the user can put right (said in one sentence on stderr)."""
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm changes",
-        description="Frames, sizes and number of frames that differ from the one before, a line a sequence.",
+        description="Look through recordings, a line each: frames, their sizes (width x height, pixels), and how many "
+        "frames differ from the one before.",
         epilog="example: fvlm changes data/screens",
     )
     parser.add_argument("path", type=Path, help="image, directory of images, or directory of such")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         for sequence in read_sequences(options.path):
             print(describe(sequence), flush=True)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run(parser.prog, work)
 
 
 if __name__ == "__main__":
