@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from fvlm_lib.options import Parser, add_repeats, run
+
 if TYPE_CHECKING:
     import ipywidgets
 
@@ -33,7 +35,8 @@ def moves(widget: ipywidgets.Widget, places: Iterable[Any]) -> Callable[[], None
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm bench-panel",
         description="Time what the tuning panel computes and draws when threshold, metric, reference or frame are "
         "moved, and apart from it how long reading and comparing the frames takes, once. Last line: JSON.",
@@ -42,8 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", default="data/screens", help="of recordings, default %(default)s")
     parser.add_argument("--sequence", default="jupyter", help="the recording, default %(default)s")
     parser.add_argument("--patch-size", type=int, choices=PATCH_SIZES, default=16, help="pixels, default %(default)s")
-    parser.add_argument("--repeats", type=int, default=50, help="moves of each widget, default %(default)s")
+    add_repeats(parser, 50)
     args = parser.parse_args(argv)
+    return run(parser.prog, lambda: _measure(parser, args))
+
+
+def _measure(parser: Parser, args: argparse.Namespace) -> int:
 
     from fvlm_lib.panels.tuning_panel import TuningPanel
     from fvlm_lib.screens.tuning import compare_patches
@@ -64,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         "reference": moves(panel.reference, ["previous", "encoded"]),
         "frame": moves(panel.player.frame, range(1, frames)),
     }
-    table = summarize_times(time_in_turn(calls, args.repeats), "threshold")[["n", "ms", "ms_q1", "ms_q3"]]
+    table = summarize_times(time_in_turn(calls, args.repeats, args.warmup), "threshold")[["n", "ms", "ms_q1", "ms_q3"]]
     size = " x ".join(map(str, panel.sequence.value[0].shape[:2]))
     print(f"{args.sequence}: {frames} frames of {size} pixels, {panel.steps[0][0].mask.size} patches; redraw, ms")
     print(table.round(1).to_markdown())
