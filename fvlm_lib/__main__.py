@@ -18,7 +18,7 @@ COMMANDS = {
     "changes": ("data.screens", "count the frames of recordings that changed"),
     "assemble": ("foveated.assemble", "make an untrained foveated checkpoint of a language model and a vision tower"),
     "assemble-llava": ("vlm.assemble", "make a LLaVA of a language model and a vision tower, for times"),
-    "train": ("foveated.train", "train a run of the demo ladder"),
+    "train": ("foveated.train_command", "train a run of the demo ladder"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
     "bench-updates": ("screens.update_bench", "time partial updates by number of changed patches"),

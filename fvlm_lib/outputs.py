@@ -82,6 +82,8 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         with _of(path):
             yield part
+            if part.is_dir():  # which replaces no folder that holds something
+                _remove(path)
             os.replace(part, path)
     finally:
         _remove(part)

@@ -86,7 +86,10 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     with whole(path) as part:
         part.mkdir()
         (part / "new").touch()
-    assert [file.name for file in path.iterdir()] == ["new"]
+    with whole(path) as part:
+        part.mkdir()
+        (part / "newer").touch()
+    assert [file.name for file in path.iterdir()] == ["newer"]
 
 
 def test_lines_are_on_disk_at_once_and_names_can_be_read_back(tmp_path):

@@ -36,7 +36,7 @@ def parser() -> Parser:
         prog="fvlm gap",
         description="Measure the train/inference gap of one foveated checkpoint: the loss of captions when frames are "
         "watched one after the other, as at inference, less the loss by the parallel passes that were trained. Prints "
-        "losses and gap in nats a token with 95%% intervals, and a verdict; writes them as JSON, and a table with one "
+        "losses and gap in nats a token with 95% intervals, and a verdict; writes them as JSON, and a table with one "
         "row a sample beside it.",
         epilog="example: fvlm gap --checkpoint checkpoints/demo/S-S/step_3000 --output gap.json",
     )

@@ -139,8 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command: 1 where a result is missing, else the exit codes of `options.run`."""
     parser = Parser(
         prog="fvlm report",
-        description="Print the gap table of a batch from its results, and what of it is missing. Losses and gaps are in "
-        "nats a token, with 95%% intervals; the exit code is 1 where a result is missing.",
+        description="Print the gap table of a batch from its results, and what of it is missing. Losses and gaps are "
+        "in nats a token, with 95% intervals; the exit code is 1 where a result is missing.",
         epilog="example: fvlm report config/demo.yaml",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the batch's config")

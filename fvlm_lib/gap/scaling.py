@@ -414,9 +414,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--block-length", type=option(Count), metavar="POINTS", help="of such a block (default: sqrt(n) for a run of n)"
     )
     add("--delta", type=option(Positive), default=1e-3, help="Huber's, in log loss (default: %(default)s)")
-    add(
-        "--num-bootstrap", type=option(Resamples), default=200, metavar="R", help="refits a law (default: %(default)s)"
-    )
+    add("--num-bootstrap", type=option(Resamples), default=200, metavar="R", help="refits a law (default: %(default)s)")
     add_seed(parser, "the bootstrap")
     add("--level", type=option(Level), default=0.95, help="coverage of the intervals (default: %(default)s)")
     args = parser.parse_args(argv)
