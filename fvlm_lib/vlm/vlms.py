@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.checkpoints import loading_problems, quiet_transformers
+from fvlm_lib.vlm.chat_template import render_chat
 
 ARCHITECTURES = ("llava", "llava_onevision", "fast_vlm")
 Fit = Literal["processor", "squash", "pad"]
@@ -81,27 +82,34 @@ class VLM:
         """Token ids of a question about one image, by the processor's chat template; one id stands for the image.
 
         A prompt that already has the image token in it is taken as it is. Raises ValueError for a prompt with two
-        of them, and where there is neither template nor image token.
+        of them, where there is neither template nor image token, and for a template that cannot be rendered.
         """
         image_token = self.processor.image_token
-        text = prompt
-        if image_token not in prompt:
-            if not self.processor.chat_template:
-                raise ValueError(
-                    f"the processor of {self.name} has no chat template; write the whole prompt, with {image_token} "
-                    "where the image belongs"
-                )
-            content = [{"type": "image"}, {"type": "text", "text": prompt}]
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
+        text = prompt if image_token in prompt else self._chat(prompt)
         tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
         count = ids.count(self.model.config.image_token_id)
         if count != 1:
-            raise ValueError(f"the prompt has {count} image tokens ({image_token}); it must have one")
+            given = "the prompt has" if text is prompt else f"the chat template of {self.name} puts into the prompt"
+            raise ValueError(f"{given} {count} image tokens ({image_token}); it must have one")
         return ids
+
+    def _chat(self, prompt: str) -> str:
+        """The whole prompt of a question about one image."""
+        processor = self.processor
+        template = processor.chat_template
+        template = template.get("default") if isinstance(template, dict) else template
+        advice = f"write the whole prompt, with {processor.image_token} where the image belongs"
+        if not template:
+            raise ValueError(f"the processor of {self.name} has no chat template; {advice}")
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        try:
+            return render_chat(template, [{"role": "user", "content": content}], processor.tokenizer.special_tokens_map)
+        except ValueError as error:
+            raise ValueError(
+                f"the chat template of {self.name} cannot be used ({error}); mend it, or {advice}"
+            ) from None
 
     def embed(self, prompt_ids: list[int], tokens: Tensor) -> Tensor:
         """The prompt's embeddings (1, L, D) with the image's tokens (1, P, D) where its id stands."""

@@ -87,20 +87,45 @@ def test_files_match_in_the_pattern_s_order(tmp_path):
 
 def test_the_data_s_stamp_changes_with_the_data(tmp_path):
     assert data_stamp(GAP["data"]) == ""
-    (tmp_path / "captions.jsonl").write_text("1")
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4"}\n{"file": "b"}')
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.png").write_text("1")
     (tmp_path / "0.tar").write_text("1")
     for kind, path, file in (("folder", "", "captions.jsonl"), ("webdataset", "/*.tar", "0.tar")):
         data = {"kind": kind, "path": f"{tmp_path}{path}"}
         before = data_stamp(data)
         assert data_stamp(data) == before
-        (tmp_path / file).write_text("12")
+        (tmp_path / file).write_text((tmp_path / file).read_text() + " ")
         assert data_stamp(data) != before
+
+
+def test_the_data_s_stamp_changes_with_the_files_that_captions_list(tmp_path):
+    write_folder(tmp_path, 2)
+    (tmp_path / "images").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "images" / name).write_bytes(name.encode())
+    with (tmp_path / "captions.jsonl").open("a") as captions:
+        captions.write('\n{"file": "images", "caption": "red"}\n{"file": "later.mkv", "caption": "red"}')
+    data = {"kind": "folder", "path": str(tmp_path)}
+    stamps = [data_stamp(data)]
+    changes = [
+        lambda: os.replace(tmp_path / "1.mkv", tmp_path / "0.mkv"),  # under the same name
+        lambda: (tmp_path / "images" / "0.png").write_bytes(b"other"),
+        lambda: os.utime(tmp_path / "images" / "1.png", ns=(1, 1)),
+        lambda: (tmp_path / "later.mkv").touch(),
+    ]
+    for change in changes:
+        change()
+        stamps.append(data_stamp(data))
+        assert data_stamp(data) == stamps[-1]
+    assert len({*stamps}) == 5
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "folder", "path": "nowhere"}, "config: data: .*nowhere/captions.jsonl"),
+        ({"kind": "folder", "path": "nowhere"}, r"config: data: nowhere has no captions\.jsonl"),
+        ({"kind": "folder", "path": ["a", "b"]}, "config: data: path is .*; it must be one folder"),
         ({"kind": "webdataset", "path": "no-{0..3}.tar"}, r"config: data: no file matches 'no-0.tar' \(of 'no-"),
         ({"kind": "webdataset"}, "has the path None"),
     ],
