@@ -43,12 +43,14 @@ Metric = Literal["max", "mean"]
 Reference = Literal["encoded", "previous"]
 Propagate = Literal["gated", "none"]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
-CountOrZero = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
-Passes = Annotated[int, Field(strict=True, ge=1, le=1000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
-Threshold = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Tolerance = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
+CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # where 0 is none of them
+BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+FinePasses = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 def _device(name: str) -> str:
@@ -81,7 +83,7 @@ def settings(cls: type[T]) -> type[T]:
     cls.__get_pydantic_core_schema__ = classmethod(_from_mapping)  # type: ignore[attr-defined]
     made: Any = pydantic_dataclass(frozen=True, config=CONFIG)(cls)
     checked = made.__init__
-    names = [item.name for item in dataclasses.fields(made)]
+    names = [item.name for item in dataclasses.fields(made) if not item.kw_only]
 
     @functools.wraps(checked)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:

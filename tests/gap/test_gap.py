@@ -11,9 +11,11 @@ import torch
 from captioned import write_folder, write_tar
 from conftest import DEMO, tiny_model
 
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.gap import __main__ as gap_command
 from fvlm_lib.gap import evaluation, gap, samples
+from fvlm_lib.schema import DTYPES
 from fvlm_lib.stats import Estimate
 
 VIDEOS = ProceduralVideos(split="test")
@@ -219,7 +221,7 @@ def test_command_line(tmp_path, capsys):
         (["--num-samples", "1"], "num_samples is 1"),
         (["--num-fine", "0"], "num_fine is (0,)"),
         (["--data", "{kind: films}"], "films"),
-        (["--data", "{kind: procedural, num_frames: 0}"], "num_frames 0"),
+        (["--data", "{kind: procedural, num_frames: 0}"], "data: num_frames is 0"),
         (["--shard", "3/2"], "shard 3 of 2"),
         (["--shard", "half"], "K/N"),
     ],
@@ -282,7 +284,7 @@ def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shar
 
 
 def test_the_commands_options_are_those_of_the_evaluation():
-    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (gap.DTYPES, gap.PROCEDURAL_SAMPLES)
+    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (DTYPES, PROCEDURAL_SAMPLES)
 
 
 def test_captions_of_unknown_words_are_no_score(tmp_path, capsys):
