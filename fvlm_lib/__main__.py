@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 COMMANDS = {
     "gap": ("gap.__main__", "measure the train/inference gap of a foveated checkpoint"),
@@ -46,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fvlm: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return import_module(f"fvlm_lib.{COMMANDS[name][0]}").main(rest)
+
+
+def run_as(command: str) -> NoReturn:
+    """What `python -m` of a module does whose command is in another one, `train` say of `foveated.train`."""
+    sys.exit(main([command, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

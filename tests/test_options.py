@@ -49,7 +49,7 @@ def refusal(capsys, *arguments: str) -> str:
         (["--threads", "100000"], "--threads is 100000; it must be at most 1024"),
         (["--device", "bogus"], "--device is bogus; it must be auto, cpu, cuda, cuda:N or mps"),
         (["--tolerance", "nan"], "--tolerance is nan; it must be a finite number"),
-        (["--tolerance", "-0.5"], "--tolerance is -0.5; it must be at least 0.0"),
+        (["--tolerance", "-0.5"], "--tolerance is -0.5; it must be at least 0"),
         (["--tolerance", "exact"], "--tolerance is exact; it must be a number"),
         (["--tolerance"], "--tolerance: expected one argument"),
         (["3", "0"], "N is 0; it must be at least 1"),

@@ -27,7 +27,6 @@ from PIL import Image, ImageOps
 
 from fvlm_lib.errors import first_line
 from fvlm_lib.json_files import kind_of, read_object
-
 from fvlm_lib.options import Parser, run
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

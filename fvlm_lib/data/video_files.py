@@ -33,7 +33,8 @@ from transformers import PreTrainedTokenizerBase
 from webdataset.tariterators import base_plus_ext
 
 from fvlm_lib.data.files import matching_files, read_captions
-from fvlm_lib.data.frames import VIDEO_SUFFIXES, FrameOptions, StoredFile, read_video
+from fvlm_lib.data.frames import VIDEO_SUFFIXES, StoredFile, read_video
+from fvlm_lib.data.options import FrameOptions
 from fvlm_lib.data.screens import IMAGE_SUFFIXES
 from fvlm_lib.data.words import check_words, unknown_tokens
 from fvlm_lib.errors import first_line

@@ -10,10 +10,10 @@ This module knows the models and the procedural videos; how well a checkpoint do
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the command, before what takes seconds to import
-    from fvlm_lib.foveated.train_command import main
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
 
-    raise SystemExit(main())
+    run_as("train")
 
 import csv
 import hashlib

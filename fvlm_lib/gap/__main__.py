@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field
 
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data
 from fvlm_lib.options import Parser, add_device, add_seed, option, run
 from fvlm_lib.outputs import check_output, note_replaced
 from fvlm_lib.schema import DTYPES, BatchSize, CountOrNone, FinePasses, check
-
-PROCEDURAL_SAMPLES = 512  # that of `gap.py`
+from fvlm_lib.yaml_files import parse_yaml
 
 
 def _part(text: str) -> str:
@@ -103,10 +102,8 @@ def _work(args: dict[str, Any]) -> None:
         raise ValueError(f"--num-fine has {min(twice)} twice; name each number of passes once")
     for file in (output, table):
         check_output(file)
-    try:
-        data = check(dict[str, Any], yaml.safe_load(args["data"]), "--data")
-    except yaml.YAMLError as error:
-        raise ValueError(f"--data is no YAML: {error}") from None
+    data = parse_yaml(args["data"], "--data")
+    check(Data, data, "--data")
     parameters = {**args, "data": data}
 
     from fvlm_lib.gap.gap import evaluate_inference_gap, format_gap, open_evaluation, score_shard, write_gap

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, ProceduralData
 from fvlm_lib.data.video_files import SkippedVideo
-from fvlm_lib.data.videos import FILE_KINDS, ProceduralVideos, Videos, open_videos
+from fvlm_lib.data.videos import ProceduralVideos, Videos, open_videos
 from fvlm_lib.devices import pick_device
 from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
@@ -34,11 +35,10 @@ from fvlm_lib.gap.samples import (
     write_samples,
 )
 from fvlm_lib.outputs import whole
+from fvlm_lib.schema import Dtype, check
 from fvlm_lib.stats import HEAVY_SHARE, Estimate, bootstrap, difference, percent_difference, ratio, top_share
 
 SMALL, LARGE = 5.0, 15.0  # percent of the training loss; the classes of the verdict
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
 SHOWN_SKIPPED = 5
 NEAR_ZERO_LOSS = 0.1  # nats a token; below it a percentage says nothing, and 5% and 15% of one nat judge
 SIZES = ("small", "moderate", "large")
@@ -215,16 +215,18 @@ def open_evaluation(
     data: what `open_videos` takes; of videos on disk, the checkpoint says what its captions are read with (its
     tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
     dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
+
+    Raises ValueError for data that cannot be, or that the checkpoint cannot know.
     """
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; it must be null or one of {', '.join(DTYPES)}")
-    stored_in = getattr(torch, dtype) if dtype else None
+    described = check(Data, data, "data")
+    stored_in = getattr(torch, dtype) if check(Dtype | None, dtype, "dtype") else None
     model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
-    if data.get("kind") not in FILE_KINDS:
-        return model, open_videos(data)
-    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
     positions = model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
+    if isinstance(described, ProceduralData):
+        described.check_model(model.config.image_size, model.config.text_config.vocab_size, positions)
+        return model, open_videos(described)
+    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
     return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint), positions)
 
 

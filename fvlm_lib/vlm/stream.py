@@ -8,31 +8,37 @@ frame before, so the cache is cropped there and only the rest is run. That reuse
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
+from fvlm_lib.schema import CountOrNone, Fit, Seed, check, settings
 from fvlm_lib.timing import now, timed
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings
-from fvlm_lib.vlm.vlms import VLM, Fit
+from fvlm_lib.vlm.vlms import VLM
+
+NewTokens = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 
 
-@dataclass(frozen=True)
+@settings
 class Decoding:
-    """How answers are decoded. temperature 0 is greedy; seed is of the sampling, frame by frame, so that a frame's
-    answer does not depend on those before it."""
+    """How answers are decoded. Raises ValueError naming an option with a value that cannot be."""
 
-    max_new_tokens: int = 32
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_beams: int = 1
-    seed: int = 0
+    max_new_tokens: NewTokens = 32
+    min_new_tokens: CountOrNone = 0
+    temperature: Annotated[float, Field(strict=True, ge=0, le=100)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    """Of sampling: the smallest set of tokens with so much of the probability."""
+    num_beams: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    seed: Seed = 0
+    """Of sampling, frame by frame, so that a frame's answer does not depend on those before it."""
 
     def options(self) -> dict[str, Any]:
         """Arguments of transformers' `generate`."""
@@ -44,6 +50,9 @@ class Decoding:
         if self.temperature == 0:
             return options | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return options | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+
+
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,9 @@ class VLMStream:
         *,
         reuse_prefix: bool = True,
         fit: Fit = "processor",
-        decoding: Decoding = Decoding(),
+        decoding: Decoding = GREEDY,
     ) -> None:
+        check(Fit, fit, "fit")
         if reuse_prefix and any(DynamicCache(config=vlm.model.config).is_sliding):
             raise ValueError(
                 f"the language model of {vlm.name} attends in sliding windows, so its prefix cannot be reused; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.checkpoints import loading_problems, quiet_transformers
+from fvlm_lib.schema import Fit, check
 from fvlm_lib.vlm.chat_template import render_chat
 
 ARCHITECTURES = ("llava", "llava_onevision", "fast_vlm")
-Fit = Literal["processor", "squash", "pad"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class VLM:
         fit: "processor" leaves resizing and cropping to the processor; "squash" and "pad" bring the whole frame to
         the tower's size first, distorted or with black borders, so that nothing is cropped away.
         """
+        check(Fit, fit, "fit")
         image = Image.fromarray(frame)
         height, width = self.image_size
         if fit == "squash":

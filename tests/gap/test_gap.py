@@ -11,9 +11,11 @@ import torch
 from captioned import write_folder, write_tar
 from conftest import DEMO, disk_of, exit_code, tiny_model
 
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.gap import __main__ as gap_command
 from fvlm_lib.gap import evaluation, gap, samples
+from fvlm_lib.schema import DTYPES
 from fvlm_lib.stats import Estimate
 
 VIDEOS = ProceduralVideos(split="test")
@@ -220,9 +222,9 @@ def test_command_line(tmp_path, capsys):
         (["--num-fine", "0"], "--num-fine is 0; it must be at least 1"),
         (["--num-fine", "1", "2", "1"], "--num-fine has 1 twice"),
         (["--data", "3"], "--data is 3; it must be a mapping"),
-        (["--data", "{"], "--data is no YAML"),
+        (["--data", "{"], "--data cannot be read as YAML"),
         (["--data", "{kind: films}"], "films"),
-        (["--data", "{kind: procedural, num_frames: 0}"], "num_frames 0"),
+        (["--data", "{kind: procedural, num_frames: 0}"], "data: num_frames is 0"),
         (["--shard", "3/2"], "--shard is 3/2; it must be K/N"),
         (["--shard", "half"], "--shard is half; it must be K/N"),
         (["--shard", "1/2"], "gap.json; of a --shard it is a table"),
@@ -286,7 +288,7 @@ def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shar
 
 
 def test_the_commands_options_are_those_of_the_evaluation():
-    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (gap.DTYPES, gap.PROCEDURAL_SAMPLES)
+    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (DTYPES, PROCEDURAL_SAMPLES)
 
 
 def test_outputs_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path, capsys):
