@@ -98,11 +98,11 @@ def add_repeats(parser: argparse.ArgumentParser, repeats: int = 20, warmup: int 
 # ---- behind the options ------------------------------------------------------------------------------
 
 
-def run(prog: str, work: Callable[[], int | None]) -> int:
+def run(prog: str, work: Callable[[], int | None], kept: str = "") -> int:
     """What a command does behind its options: 0 when done, 2 for what the user can put right, said in one line on
     stderr, 130 after Ctrl-C, 141 where the reader of its output has gone, as after `| head`.
 
-    Names of files that are not Unicode are printed escaped.
+    kept: what is said after Ctrl-C of the work that is done. Names of files that are not Unicode are printed escaped.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is from the start
@@ -122,7 +122,7 @@ def run(prog: str, work: Callable[[], int | None]) -> int:
         print(f"{prog}: there is not enough memory: {said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        print(f"{prog}: interrupted{kept and '; '}{kept}", file=sys.stderr)
         return 130
 
 

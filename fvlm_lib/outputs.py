@@ -105,20 +105,28 @@ def _of(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-@contextlib.contextmanager
-def json_lines(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends an object to a file of JSON lines, and has it on disk when it returns.
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """An object as its line of a file of JSON lines.
 
     A file name that is not Unicode, which Python reads as lone surrogates, is written as their escapes, so that
-    `os.fsencode` of what `json.loads` gives is the name again. Makes the folder; an OSError names the file.
+    `os.fsencode` of what `json.loads` gives is the name again.
+    """
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    return line.encode("utf-8", "backslashreplace")  # of a surrogate, JSON's own escape
+
+
+@contextlib.contextmanager
+def json_lines(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends an object to a file of JSON lines (`json_line`), and has it on disk when it returns.
+
+    Makes the folder; an OSError names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")
 
     def write(row: Mapping[str, Any]) -> None:
-        line = json.dumps(row, ensure_ascii=False) + "\n"
         with _of(path):
-            file.write(line.encode("utf-8", "backslashreplace"))  # of a surrogate, JSON's own escape
+            file.write(json_line(row))
             file.flush()
 
     try:

@@ -101,6 +101,8 @@ def test_exit_codes(capsys):
     assert ending(raising(full), capsys) == (2, "fvlm try: out.json: No space left on device\n")
     assert ending(raising(MemoryError()), capsys) == (2, "fvlm try: MemoryError\n")
     assert ending(raising(KeyboardInterrupt()), capsys) == (130, "fvlm try: interrupted\n")
+    assert run("fvlm try", raising(KeyboardInterrupt()), "a.json is kept") == 130
+    assert capsys.readouterr().err == "fvlm try: interrupted; a.json is kept\n"
 
 
 def test_an_error_of_ours_keeps_its_traceback():

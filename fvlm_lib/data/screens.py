@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from fvlm_lib.data.files import unicode_name
 from fvlm_lib.errors import first_line
 from fvlm_lib.json_files import kind_of, read_object
 from fvlm_lib.options import Parser, run
@@ -105,15 +106,15 @@ def read_sequence(source: str | Path | Sequence[str | Path], *, name: str | None
         for file in files:
             if not file.is_file():
                 raise ValueError(f"{file}: no such file")
-        return ScreenSequence(name or files[0].resolve().parent.name, files)
+        return ScreenSequence(name or unicode_name(files[0].resolve().parent.name), files)
     path = Path(source)
     if path.is_file():
-        return ScreenSequence(name or path.stem, (path,))
+        return ScreenSequence(name or unicode_name(path.stem), (path,))
     files = images_in(path)
     if not files:
         raise ValueError(f"{path}: has no images, must have at least one ({' '.join(sorted(IMAGE_SUFFIXES))})")
     actions, about = _read_actions(path / ACTIONS_FILE, files)
-    return ScreenSequence(name or path.resolve().name, files, actions, about)
+    return ScreenSequence(name or unicode_name(path.resolve().name), files, actions, about)
 
 
 def read_sequences(source: str | Path) -> list[ScreenSequence]:

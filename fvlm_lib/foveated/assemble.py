@@ -18,7 +18,7 @@ from pydantic import Field
 from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.options import Parser, add_seed, option, run
 from fvlm_lib.outputs import check_new_folder, whole
-from fvlm_lib.schema import Positive
+from fvlm_lib.schema import Pixels, Positive
 
 if TYPE_CHECKING:
     from transformers import Dinov2Model, PreTrainedTokenizerBase
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 
 IMAGE_SIZE, RANDOM_TOWERS = 224, ("dinov2-small",)  # those of `layouts.py`
-Side = Annotated[int, Field(strict=True, ge=1, le=4096)]  # pixels
 Width = Annotated[int, Field(strict=True, ge=1, le=65_536)]  # channels
 
 
@@ -174,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         help="of visual tokens: each by its own size, or all by --visual-scale alone; default %(default)s",
     )
     add("--visual-scale", type=option(Positive), default=0.14, help="size of visual tokens; default %(default)s")
-    add("--image-size", type=option(Side), default=IMAGE_SIZE, help="of the frames, in pixels; default %(default)s")
+    add("--image-size", type=option(Pixels), default=IMAGE_SIZE, help="of the frames, in pixels; default %(default)s")
     add_seed(parser, "all that is random")
     args = parser.parse_args(argv)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -285,6 +287,18 @@ def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shar
     pd.testing.assert_frame_equal(whole, joined, check_exact=True)
     assert whole["sample"].tolist() == list(range(10))
     assert whole["skipped"].notna().tolist() == [i == 5 for i in range(10)]
+
+
+def test_names_that_are_not_unicode_are_in_the_table_escaped(tmp_path):
+    write_tar(tmp_path, 8)
+    with tarfile.open(tmp_path / "0.tar") as source, tarfile.open(tmp_path / "named.tar", "w") as renamed:
+        for member in source.getmembers():
+            content = source.extractfile(member)
+            member.name = os.fsdecode(b"\xff" + os.fsencode(member.name))
+            renamed.addfile(member, content)
+    output = tmp_path / "gap.json"
+    assert run(output, {"kind": "webdataset", "path": str(tmp_path / "named.tar"), "max_frames": 8}) == 0
+    assert pd.read_parquet(output.with_suffix(".parquet"))["name"][0].endswith(r"named.tar:\xff00000")
 
 
 def test_the_commands_options_are_those_of_the_evaluation():
