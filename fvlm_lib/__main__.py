@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("foveated.train_command", "train a run of the demo ladder"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
+    "bench-policies": ("screens.policy_bench", "time encoding policies on a recording, and how wrong they are"),
     "bench-updates": ("screens.update_bench", "time partial updates by number of changed patches"),
     "bench-panel": ("panels.bench", "time the redraw of the tuning panel"),
 }

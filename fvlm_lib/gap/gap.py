@@ -7,6 +7,11 @@ intervals and a verdict. Which checkpoints to compare is the batch's business.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("gap")
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
