@@ -7,12 +7,23 @@ This module knows no setting of its own but those that several groups share. It 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable
+import numbers
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import CoreSchema, ErrorDetails
 
@@ -20,14 +31,35 @@ T = TypeVar("T")
 
 CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+# ---- types that several groups of settings share -------------------------------------------------------
+
 LARGEST_SEED = 2**32 - 1  # numpy and torch both take these
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
+Fit = Literal["processor", "squash", "pad"]
+FITS: tuple[str, ...] = get_args(Fit)
+Metric = Literal["max", "mean"]
+Reference = Literal["encoded", "previous"]
+Propagate = Literal["gated", "none"]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 Tolerance = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
+CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # where 0 is none of them
+BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+FinePasses = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Resamples = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]  # of a bootstrap
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+NewTokens = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Temperature = Annotated[float, Field(strict=True, ge=0, le=100)]
+TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
+Beams = Annotated[int, Field(strict=True, ge=1, le=64)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]  # on a side
+Level = Annotated[float, Field(strict=True, gt=0, lt=1)]  # of an interval
+Seconds = Annotated[float, Field(strict=True, gt=0, le=604_800)]  # a week
+FrameRate = Annotated[float, Field(strict=True, gt=0, le=1000)]  # frames a second
 
 
 def _device(name: str) -> str:
@@ -37,7 +69,20 @@ def _device(name: str) -> str:
     return name
 
 
+def _distinct(values: Sequence[Any]) -> Sequence[Any]:
+    if twice := next((value for place, value in enumerate(values) if value in values[:place]), None):
+        raise ValueError(f"it names {twice!r} twice")
+    return values
+
+
 Device = Annotated[str, AfterValidator(_device)]
+Distinct = AfterValidator(_distinct)
+"""Of a list: that nothing is in it twice."""
+
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""Of a tuple: that it may be given as a list, which is what YAML and JSON have."""
+
+# ---- classes of settings, and values checked -----------------------------------------------------------
 
 
 @dataclass_transform(frozen_default=True)
@@ -45,17 +90,21 @@ def settings(cls: type[T]) -> type[T]:
     """Class decorator: a frozen dataclass whose fields are checked (`CONFIG`). Its errors are ValueErrors of one
     sentence that names the field, the value and what would be right."""
     cls.__get_pydantic_core_schema__ = classmethod(_from_mapping)  # type: ignore[attr-defined]
-    made = pydantic_dataclass(frozen=True, config=CONFIG)(cls)
+    made: Any = pydantic_dataclass(frozen=True, config=CONFIG)(cls)
     checked = made.__init__
+    names = [item.name for item in dataclasses.fields(made) if not item.kw_only]
 
     @functools.wraps(checked)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(names) or kwargs.keys() & {*names[: len(args)]}:
+            raise TypeError(f"{cls.__name__} takes {', '.join(names)}, each once")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}  # by name, as errors tell them
         try:
-            checked(self, *args, **kwargs)
+            checked(self, **{name: _plain(value) for name, value in given.items()})
         except ValidationError as error:
             raise ValueError(sentence(error, cls.__name__, adapter(made))) from None
 
-    made.__init__ = __init__  # type: ignore[method-assign]
+    made.__init__ = __init__
     return made
 
 
@@ -64,10 +113,15 @@ def _from_mapping(cls: type, source: Any, handler: GetCoreSchemaHandler) -> Core
     return {**handler(source), "strict": False}  # type: ignore[misc,return-value]
 
 
+def _plain(value: Any) -> Any:
+    """numpy's numbers are numbers."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
 @functools.cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
     """pydantic's adapter of a type, made once."""
-    return TypeAdapter(kind)
+    return TypeAdapter(kind, config=None if dataclasses.is_dataclass(kind) else CONFIG)
 
 
 def check(kind: type[T] | Any, value: Any, where: str) -> T:
@@ -82,33 +136,72 @@ def check(kind: type[T] | Any, value: Any, where: str) -> T:
         raise ValueError(sentence(error, where, adapter(kind))) from None
 
 
+# ---- pydantic's errors in one sentence -----------------------------------------------------------------
+
+
 def sentence(error: ValidationError, where: str, of: TypeAdapter[Any] | None = None) -> str:
-    """The first of pydantic's errors in one sentence. of: whose error it is, to tell the keys that are known."""
+    """The first of pydantic's errors in one sentence. of: whose error it is, to tell the keys that are known, and
+    whether null would do."""
     details = error.errors(include_url=False)
     first = next((detail for detail in details if detail["type"] in _UNKNOWN), details[0])  # a typo explains a gap
-    path, value = _path(first["loc"]), first["input"]
-    if first["type"] in (*_UNKNOWN, "missing"):
-        *above, key = first["loc"]
-        at = f"{where}: {_path(above)}" if above else where
-        if first["type"] == "missing":
-            return f"{at} lacks {key}"
-        return unknown_key(at, str(key), _known_keys(of, above))
-    at = f"{where}: {path}" if path else where
-    return f"{at} is {_shown(value)}; {_wanted(first)}{_hint(value, first)}"
+    path, schema = _follow(of, first["loc"])
+    # of a union there are errors for each of its types: what is within the value tells more than its type does
+    same = [detail for detail in details if _follow(of, detail["loc"])[0][: len(path)] == path]
+    first = max(same, key=lambda detail: len(_follow(of, detail["loc"])[0]))
+    path, schema = _follow(of, first["loc"])
+    same = [detail for detail in same if _follow(of, detail["loc"])[0] == path]
+    kind, value, context = first["type"], first["input"], first.get("ctx", {})
+    at, last = _at(where, path), path[-1] if path else ""
+    above = _at(where, path[:-1])
+    if kind == "missing" and isinstance(last, str):
+        return f"{above} lacks {last}"
+    if kind == "missing":
+        length = _follow(of, first["loc"][:-1])[1].get("minItems")
+        return f"{above} is {shown(value)}; it must be a list of {length}"
+    if kind in _UNKNOWN:
+        return unknown_key(above, str(last), _keys(_follow(of, first["loc"][:-1])[1]))
+    if kind == "invalid_key" or "[key]" in first["loc"]:
+        wanted = str(context["error"]) if "error" in context else f'a key must be text, so write "{last}" in quotes'
+        return f"{above} has the key {shown(last)}; {wanted}"
+    if kind.startswith("union_tag"):
+        tag, known = context["discriminator"].strip("'"), context.get("expected_tags") or _tags(schema)
+        if kind == "union_tag_not_found":
+            return f"{at} lacks {tag}, which must be one of {known}"
+        return f"{_at(where, [*path, tag])} is {shown(value[tag])}; it must be one of {known}" + _meant(
+            context["tag"], known.replace("'", "").split(", ")
+        )
+    if kind == "value_error" and not isinstance(value, str | int | float | list | tuple | None):
+        return f"{at}: {context['error']}"  # of fields together
+    members = list(_members(schema))
+    wanted = " or ".join(dict.fromkeys(_wanted(detail) for detail in same)).replace(" or must be ", " or ")
+    if wanted.startswith("must be"):
+        null = any(member.get("type") == "null" for member in members)
+        wanted = f"it {wanted}, or null" if null else f"it {wanted}"
+    choices = [choice for member in members for choice in _choices(member)]
+    return f"{at} is {shown(value)}; {wanted}{_meant(value, choices) or _hint(value, first)}"
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
     """The sentence for a key that is none of `known`."""
     names = list(known)
-    close = difflib.get_close_matches(key, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return (
-        f"{where} has the unknown key {key!r}{hint} known are {', '.join(names)}"
-        if names
-        else (f"{where} has the unknown key {key!r}")
-    )
+    told = f"known are {', '.join(names)}" if names else "none is known"
+    return f"{where} has the unknown key {key!r}{_meant(key, names) or ';'} {told}"
 
 
+def shown(value: Any) -> str:
+    """A value as an error shows it, cut short where it is long."""
+    if value is None:
+        return "null"
+    if isinstance(value, int) and value.bit_length() > 300:
+        return "a number of more than 90 digits"
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlong = 100
+_SHORT.maxlevel = 3
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _TYPES = {
     "int": "a whole number",
@@ -130,10 +223,11 @@ _BOUNDS = {
     "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
     "literal_error": "{expected}",
-    "union_tag_invalid": "one of {expected_tags}",
-    "too_short": "of at least {min_length}",
-    "too_long": "of at most {max_length}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
     "string_too_short": "text of at least {min_length} letters",
+    "string_too_long": "text of at most {max_length} letters",
+    "recursion_loop": "something that does not hold itself",
 }
 
 
@@ -142,9 +236,10 @@ def _wanted(error: ErrorDetails) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind in _BOUNDS:
-        return f"it must be {_BOUNDS[kind].format(**context)}"
+        bounds = {name: str(bound).removesuffix(".0") for name, bound in context.items()}
+        return f"must be {_BOUNDS[kind].format(**bounds)}"
     known = _TYPES.get(kind.split("_")[0])
-    return f"it must be {known}" if known else error["msg"][:1].lower() + error["msg"][1:]
+    return f"must be {known}" if known else error["msg"][:1].lower() + error["msg"][1:]
 
 
 def _hint(value: Any, error: ErrorDetails) -> str:
@@ -152,39 +247,82 @@ def _hint(value: Any, error: ErrorDetails) -> str:
     return "; YAML reads 1e-5 as text, write 1.0e-5" if text and "e" in value and value[:1].isdigit() else ""
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+def _meant(given: Any, known: Iterable[Any]) -> str:
+    """The hint at the one of `known` that may have been meant; "" for none."""
+    names = [name for name in known if isinstance(name, str)]
+    close = difflib.get_close_matches(given, names, n=1) if isinstance(given, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _path(location: Iterable[Any]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
+def _at(where: str, path: Iterable[Any]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return f"{where}: {text}" if text else where
 
 
-def _known_keys(of: TypeAdapter[Any] | None, above: Iterable[Any]) -> list[str]:
-    """The keys that the mapping at `above` may have, from the JSON Schema of the type."""
+# ---- a type's JSON Schema, followed along an error's location ------------------------------------------
+
+
+@functools.cache
+def _schema(of: TypeAdapter[Any]) -> dict[str, Any]:
+    return of.json_schema()
+
+
+def _follow(of: TypeAdapter[Any] | None, location: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The keys that lead to a location, without the names of a union's types, and the JSON Schema of what is there."""
     if of is None:
-        return []
-    schema = whole = of.json_schema()
-    for part in [*above, None]:
-        while "$ref" in schema:
-            schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
-        if part is None:
-            break
-        branches = [schema, *schema.get("anyOf", []), *schema.get("oneOf", [])]
-        if "discriminator" in schema and part in schema["discriminator"]["mapping"]:
-            schema = {"$ref": schema["discriminator"]["mapping"][part]}
+        return list(location), {}
+    schema = _schema(of)
+    whole, path = schema.get("$defs", {}), []
+    for part in location:
+        members = list(_members({**schema, "$defs": whole}))
+        below = [found for member in members if (found := _below(member, part)) is not None]
+        tagged = [ref for member in members if (ref := member.get("discriminator", {}).get("mapping", {}).get(part))]
+        if tagged:
+            schema = {"$ref": tagged[0]}
             continue
-        found = [b["properties"][part] for b in branches if part in b.get("properties", {})]
-        found += [b["additionalProperties"] for b in branches if isinstance(b.get("additionalProperties"), dict)]
-        found += [b["items"] for b in branches if isinstance(b.get("items"), dict)]
-        if not found:
-            return []
-        schema = found[0]
-    branches = [schema, *schema.get("anyOf", []), *schema.get("oneOf", [])]
-    return [name for b in branches for name in b.get("properties", {})]
+        if below:
+            schema = below[0]
+        if below or not (part == "[key]" or any(_is_union(member) for member in members)):
+            path.append(part)
+    return path, {**schema, "$defs": whole}
+
+
+def _members(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schema and, of a union, that of each of its types, references resolved."""
+    whole = schema.get("$defs", {})
+    if "$ref" in schema:
+        schema = whole[schema["$ref"].rpartition("/")[2]]
+    yield schema
+    for member in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
+        yield from _members({**member, "$defs": whole})
+
+
+def _is_union(schema: dict[str, Any]) -> bool:
+    """Whether errors name the one of several types that they are of; null is no type of its own."""
+    return sum(member.get("type") != "null" for member in schema.get("anyOf", [])) > 1
+
+
+def _below(schema: dict[str, Any], part: Any) -> dict[str, Any] | None:
+    """The schema of a key or an index; None for one that there cannot be."""
+    if isinstance(part, int) and schema.get("type") == "array":
+        items = schema.get("prefixItems", [])
+        return items[part] if part < len(items) else schema.get("items", {})
+    if part in schema.get("properties", {}):
+        return schema["properties"][part]
+    values = schema.get("additionalProperties")
+    return values if isinstance(values, dict) and part != "[key]" else None
+
+
+def _keys(schema: dict[str, Any]) -> list[str]:
+    return [name for member in _members(schema) for name in member.get("properties", {})]
+
+
+def _tags(schema: dict[str, Any]) -> str:
+    tags = [tag for member in _members(schema) for tag in member.get("discriminator", {}).get("mapping", {})]
+    return ", ".join(map(repr, tags))
+
+
+def _choices(schema: dict[str, Any]) -> list[Any]:
+    return [*schema.get("enum", []), *([schema["const"]] if "const" in schema else [])]

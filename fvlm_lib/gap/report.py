@@ -6,7 +6,6 @@ answers in `findings.py`. `fvlm report CONFIG` prints the table of a batch's res
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 
 from fvlm_lib.batch.config import Batch, read_batch
 from fvlm_lib.gap.results import gap_file, read_gap_result
+from fvlm_lib.options import Parser, run
 from fvlm_lib.stats import HEAVY_SHARE
 
 ESTIMATES = ["loss_training_fine", "loss_inference_fine", "loss_coarse", "gap_nats", "gap_percent"]
@@ -136,25 +136,27 @@ def whole(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command: 1 where a result is missing, else the exit codes of `options.run`."""
+    parser = Parser(
         prog="fvlm report",
-        description="Print the gap table of a batch, and what of it is missing.",
+        description="Print the gap table of a batch from its results, and what of it is missing. Losses and gaps are "
+        "in nats a token, with 95% intervals; the exit code is 1 where a result is missing.",
         epilog="example: fvlm report config/demo.yaml",
     )
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the batch's config")
     args = parser.parse_args(argv)
+    return run(parser.prog, lambda: print_report(args.config))
+
+
+def print_report(config: Path) -> int:
+    """Print the table of a batch's results; 1 where some are missing, each with the reason. Raises ValueError."""
     try:
-        batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    results, problems = read_results(batch)
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config} is no YAML: {error}") from None
+    results, problems = read_results(read_batch(content or {}, str(config)))
     if results:
-        try:
-            table = readable_table(gap_table(results))
-        except ValueError as error:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
-            return 2
+        table = readable_table(gap_table(results))
         print(table.to_markdown(index=False, disable_numparse=True))
         print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
     for checkpoint_id, problem in problems.items():

@@ -16,10 +16,10 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from fvlm_lib.vision.patches import Metric, PatchSize, compute_patch_diff, expand_mask, patch_grid
+from fvlm_lib.schema import Metric, Reference, Share, check
+from fvlm_lib.vision.patches import PatchSize, compute_patch_diff, expand_mask, patch_grid
 
 Path = Literal["full", "partial", "cached", "skipped", "fallback"]
-Reference = Literal["encoded", "previous"]
 
 DEFAULT_THRESHOLD = 0.05
 """Largest pixel difference that leaves a patch unchanged. A caret one pixel wide in a screenshot of 1280x800
@@ -63,12 +63,9 @@ class ChangeTracker:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}; it is a fraction of the full range, in [0, 1]")
-        if metric not in ("mean", "max"):
-            raise ValueError(f"metric is {metric!r}; it must be 'mean' or 'max'")
-        if reference not in ("encoded", "previous"):
-            raise ValueError(f"reference is {reference!r}; it must be 'encoded' or 'previous'")
+        check(Share, threshold, "threshold")
+        check(Metric, metric, "metric")
+        check(Reference, reference, "reference")
         self.threshold, self.metric, self.reference = threshold, metric, reference
         self.mean, self.std = mean, std
         self.pixels: Any = None  # numpy or torch, as the frames are
