@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
-DTYPES, PROCEDURAL_SAMPLES = ("float64", "float32", "bfloat16", "float16"), 512  # those of `gap.py`
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES
+from fvlm_lib.schema import DTYPES
+from fvlm_lib.yaml_files import parse_yaml
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
     output, shard = args.pop("output"), args.pop("shard")
     try:
-        parameters = {**args, "data": yaml.safe_load(args["data"])}
+        parameters = {**args, "data": parse_yaml(args["data"], "--data")}
         part = _read_shard(shard) if shard else None
         opened = {name: args.pop(name) for name in ("checkpoint", "dtype", "device")}
         del args["data"]
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         table = output.with_suffix(".parquet")
         gap = evaluate_inference_gap(model, videos, table, **args)
         write_gap(output, gap, table, parameters)
-    except (ValueError, TypeError, OSError, FloatingPointError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(format_gap(gap))

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from fvlm_lib.batch.config import Batch, read_batch
+from fvlm_lib.batch.config import Batch, read_batch_file
 from fvlm_lib.gap.results import gap_file, read_gap_result
 from fvlm_lib.stats import HEAVY_SHARE
 
@@ -144,8 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path)
     args = parser.parse_args(argv)
     try:
-        batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        batch = read_batch_file(args.config, files=False)
+    except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     results, problems = read_results(batch)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvlm_lib.data.screens import ScreenSequence, read_frame, read_sequence, read_sequences
+from fvlm_lib.schema import FITS
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from fvlm_lib.vlm.stream import VLMStream
     from fvlm_lib.vlm.vlms import VLM, Fit
 
-FITS = ("processor", "squash", "pad")  # those of `vlms.Fit`
 SETTINGS_FILE = Path("config/differential.yaml")
 # option -> field of DifferentialSettings
 _SETTINGS = {

@@ -16,14 +16,12 @@ from pydantic import Field
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
-from fvlm_lib.schema import CountOrNone, Fit, Seed, check, settings
+from fvlm_lib.schema import CountOrNone, Fit, NewTokens, Seed, check, settings
 from fvlm_lib.timing import now, timed
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vlm.vlms import VLM
-
-NewTokens = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 
 
 @settings
