@@ -129,6 +129,7 @@ def _read_vision_tower(vision: str) -> Dinov2Model:
     from transformers import AutoConfig, Dinov2Config, Dinov2Model
 
     from fvlm_lib.foveated.layouts import DINOV2
+    from fvlm_lib.foveated.weights import load_strictly
 
     if vision.startswith("random:"):
         name = vision.removeprefix("random:")

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from fvlm_lib.batch.config import Batch, read_batch
+from fvlm_lib.batch.config import Batch, read_batch_file
 from fvlm_lib.gap.results import gap_file, read_gap_result
 from fvlm_lib.options import Parser, run
 from fvlm_lib.stats import HEAVY_SHARE
@@ -150,11 +149,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_report(config: Path) -> int:
     """Print the table of a batch's results; 1 where some are missing, each with the reason. Raises ValueError."""
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config} is no YAML: {error}") from None
-    results, problems = read_results(read_batch(content or {}, str(config)))
+    results, problems = read_results(read_batch_file(config, files=False))
     if results:
         table = readable_table(gap_table(results))
         print(table.to_markdown(index=False, disable_numparse=True))
