@@ -345,7 +345,9 @@ def test_an_output_of_another_run(call, capsys, sequence, tmp_path):
     assert "exists" in refusal(call, capsys, "--image-dir", sequence, "--output", out)
     asked = ("--output", out, "--resume")
     assert "its prompt is" in refusal(call, capsys, "--image-dir", sequence, "--prompt", "Why?", *asked)
-    assert "its differential is" in refusal(call, capsys, "--image-dir", sequence, "--diff-threshold", 0, *asked)
+    assert "its differential.diff_threshold is" in refusal(
+        call, capsys, "--image-dir", sequence, "--diff-threshold", 0, *asked
+    )
     assert "its line 2 is about frames/frame_0000.png" in refusal(
         call, capsys, "--images", *sorted(sequence.iterdir())[1:], *asked
     )
