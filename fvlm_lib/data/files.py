@@ -57,7 +57,7 @@ def read_captions(folder: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(content.split("\n"), start=1):  # splitlines would cut some captions
         if line.strip():
             entry = parse_object(line, f"{file}, line {number}")
-            if not isinstance(entry.get("file"), str):
+            if not isinstance(entry.get("file"), str) or not entry["file"]:
                 raise ValueError(
                     f'{file}, line {number} names no file; it must be like {{"file": "0.mp4", "caption": "a dog runs"}}'
                 )

@@ -147,13 +147,20 @@ def test_a_pickle_is_not_even_opened(folder):
         ("null", "holds null; it must hold a JSON object"),
         ("[" * 100_000, "nested too deeply"),
         ({"model_type": "fvlm", "vision_config": None}, "its vision_config is null; it must be an object"),
-        ({"model_type": "fvlm", "text_config": ["llama"]}, "its text_config is a list; it must be an object"),
+        (
+            {"model_type": "fvlm", "vision_config": {}, "text_config": ["llama"]},
+            "its text_config is a list; it must be an object",
+        ),
         ({"model_type": "bert"}, "model_type 'bert'; it must be 'fvlm'"),
         (
-            {"model_type": "fvlm", "text_config": {"model_type": "no-such-model"}},
+            {"model_type": "fvlm", "vision_config": {}, "text_config": {"model_type": "no-such-model"}},
             r"does not describe a model.*no-such-model",
         ),
-        ({"model_type": "fvlm", "visual_norm": "batch"}, r"does not describe a model.*batch"),
+        (
+            {"model_type": "fvlm", "vision_config": {}, "text_config": {}, "visual_norm": "batch"},
+            r"does not describe a model.*batch",
+        ),
+        ({"model_type": "fvlm"}, "its vision_config is null; it must be an object"),
     ],
 )
 def test_a_config_that_is_no_foveated_vlm(folder, config, message):
