@@ -9,7 +9,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from fvlm_lib.batch.processes import end_with_batch
+
 COMMANDS = {
+    "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
     "gap": ("gap.__main__", "measure the train/inference gap of a foveated checkpoint"),
     "scaling": ("gap.scaling", "fit scaling laws to a table of points"),
     "report": ("gap.report", "print the gap table of a batch"),
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"fvlm: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    end_with_batch()
     return import_module(f"fvlm_lib.{COMMANDS[name][0]}").main(rest)
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fvlm_lib.batch.folders import folders
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 
-KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential", "paper"}
+KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential", "paper", "output"}
 DIFFERENTIAL_KEYS = {"sequences", "towers", "vlms", "settings"}
 GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
 TRAINING_KEYS = {
@@ -38,7 +39,8 @@ class Batch:
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
     screenshots; `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of
     the notebook that asks that model about every frame; `settings`: what the notebooks on changed patches and on
-    answers are run with; `paper`: parameters of the notebook of the paper's figures."""
+    answers are run with; `paper`: parameters of the notebook of the paper's figures; `output`: the folder that gets
+    results, plots and papermill_runs (`folders.folders`), None for the top level."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -51,6 +53,7 @@ class Batch:
     vlms: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: DifferentialSettings = field(default_factory=DifferentialSettings)
     paper: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -93,6 +96,7 @@ class Batch:
                     f"paper: {key} names {unknown[0]!r}, which is not in this config; "
                     f"it has {', '.join(known) or 'none'}"
                 )
+        own = folders(self.output)
         return {
             "figures": [name for name, ids in PAPER_FIGURES.items() if has[ids]],
             "tables": [name for name, ids in PAPER_TABLES.items() if has[ids]],
@@ -100,8 +104,9 @@ class Batch:
             "towers": list(self.towers),
             "recordings": list(self.sequences),
             "formats": ["pdf", "png"],
-            "output": "plots/paper",
-            "table_output": "results/paper",
+            "results": own.results,
+            "output": f"{own.plots}/paper",
+            "table_output": f"{own.results}/paper",
             **{name: value for name, value in self.paper.items() if value is not None},
         }
 
@@ -164,6 +169,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         vlms=vlms,
         settings=_settings(name, differential.get("settings")),
         paper=dict(config.get("paper") or {}),
+        output=_output(name, config.get("output")),
     )
 
 
@@ -190,6 +196,14 @@ def paper_files(parameters: Mapping[str, Any]) -> list[str]:
         *(f"{parameters['output']}/{name}.{suffix}" for name in figures for suffix in (*parameters["formats"], "json")),
         *(f"{parameters['table_output']}/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
     ]
+
+
+def _output(name: str, given: Any) -> str | None:
+    try:
+        folders(given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return given
 
 
 def _settings(name: str, path: Any) -> DifferentialSettings:

@@ -16,6 +16,8 @@ import pandas as pd
 import yaml
 
 from fvlm_lib.batch.config import Batch, read_batch
+from fvlm_lib.batch.folders import batch_runs, folders
+from fvlm_lib.batch.runs import failed_runs
 from fvlm_lib.gap.results import gap_file, read_gap_result
 from fvlm_lib.stats import HEAVY_SHARE
 
@@ -36,9 +38,11 @@ INTERVAL_NOTE = (
 def read_results(batch: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The results of a batch by checkpoint id, and why others cannot be used, also by id."""
     results, problems = {}, {}
+    folder = folders(batch.output).results
     for checkpoint_id in batch.checkpoints:
         try:
-            results[checkpoint_id] = read_gap_result(gap_file(checkpoint_id), batch.gap_parameters(checkpoint_id))
+            parameters = batch.gap_parameters(checkpoint_id)
+            results[checkpoint_id] = read_gap_result(gap_file(checkpoint_id, folder), parameters)
         except (OSError, ValueError) as error:
             problems[checkpoint_id] = str(error)
     return results, problems
@@ -135,31 +139,47 @@ def whole(value: Any) -> str:
 # ---- into files --------------------------------------------------------------------------------------
 
 
+def update_knowledge(batch: Batch, knowledge: Path) -> None:
+    """Put the batch's findings between the markers of a Markdown file. Raises ValueError where either is missing."""
+    from fvlm_lib.gap.findings import replace_section  # which imports this module
+
+    found = Path(folders(batch.output).results) / "findings.md"
+    for path in (found, knowledge):
+        if not path.is_file():
+            raise ValueError(f"there is no {path}" + ("; `bash run.sh` makes it" if path == found else ""))
+    replace_section(knowledge, "findings", found.read_text())
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fvlm report",
-        description="Print the gap table of a batch, and what of it is missing.",
+        description="Print the gap table of a batch, what of it is missing, and which of its runs failed.",
         epilog="example: fvlm report config/demo.yaml",
     )
     parser.add_argument("config", type=Path)
+    parser.add_argument(
+        "--knowledge", type=Path, metavar="FILE", help="put the findings between this Markdown file's markers, too"
+    )
     args = parser.parse_args(argv)
     try:
         batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
+        results, problems = read_results(batch)
+        if results:
+            table = readable_table(gap_table(results))
+            print(table.to_markdown(index=False, disable_numparse=True))
+            print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
+        if args.knowledge:
+            update_knowledge(batch, args.knowledge)
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    results, problems = read_results(batch)
-    if results:
-        try:
-            table = readable_table(gap_table(results))
-        except ValueError as error:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
-            return 2
-        print(table.to_markdown(index=False, disable_numparse=True))
-        print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
     for checkpoint_id, problem in problems.items():
         print(f"no result for {checkpoint_id}: {problem}")
-    return 1 if problems else 0
+    runs = folders(batch.output).runs
+    failures = failed_runs(Path(runs, f"{name}.run.json") for name in batch_runs(batch))
+    for line in failures:
+        print(line)
+    return 1 if problems or failures else 0
 
 
 if __name__ == "__main__":

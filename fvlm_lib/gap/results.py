@@ -13,9 +13,9 @@ from typing import Any
 GAP_SCHEMA = 3  # of results/gap/*.json
 
 
-def gap_file(checkpoint_id: str) -> str:
-    """Where the batch keeps the gap of a checkpoint."""
-    return f"results/gap/{checkpoint_id}.json"
+def gap_file(checkpoint_id: str, results: str = "results") -> str:
+    """Where a batch whose tables are in `results` keeps the gap of a checkpoint."""
+    return f"{results}/gap/{checkpoint_id}.json"
 
 
 def read_gap_result(path: str | Path, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
