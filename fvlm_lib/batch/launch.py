@@ -30,9 +30,11 @@ from fvlm_lib.batch.folders import Folders, folders
 from fvlm_lib.batch.lock import take_lock
 from fvlm_lib.batch.processes import kill_group, stop_group
 from fvlm_lib.batch.progress import Progress, plan_text
+from fvlm_lib.data.files import data_stamp
 
 LOCK = Path(".snakemake/batch.lock")
 LOCAL = "profiles/local"
+KEPT = "what was finished is kept, and the same command goes on"
 PATIENCE = 30.0  # seconds that jobs have to end after a signal, before they are killed
 # What Snakemake does beside running jobs, and then talks to the terminal itself.
 WRITING = {"--unlock", "--touch", "-t", "--delete-all-output", "--delete-temp-output", "--cleanup-metadata", "--cm"}
@@ -150,7 +152,7 @@ def run_batch(name: str, batch: Batch, arguments: Sequence[str], lock: int, sign
         return _stopped(signals)
     if status < 0:
         killer = signal.Signals(-status).name
-        print(f"Snakemake was killed by {killer}; what was finished is kept, and the same command goes on", file=sys.stderr)
+        print(f"Snakemake was killed by {killer}; {KEPT}", file=sys.stderr)
         return 128 - status
     if status:
         if not progress.failed:
@@ -199,7 +201,7 @@ def _errors(progress: Progress, log: IO[bytes]) -> list[str]:
 
 def _stopped(signals: Signals) -> int:
     name = signal.Signals(signals.got[0]).name
-    print(f"stopped by {name}; what was finished is kept, and the same command goes on", file=sys.stderr)
+    print(f"stopped by {name}; {KEPT}", file=sys.stderr)
     return 128 + signals.got[0]
 
 
@@ -222,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ours = ["--logger", "fvlm", *ours]
         try:
             batch = read_batch(yaml.safe_load(Path(name).read_text()) or {}, name)
+            data_stamp(batch.gap.get("data", {}), name)  # which, as the paper's parameters, says what is wrong
+            batch.paper_parameters()
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
         for id in batch.missing_checkpoints():

@@ -20,8 +20,9 @@ class Locked(ValueError):
 
 
 def take_lock(path: Path, patience: float = 5.0) -> int:
-    """Lock a file, made where it is missing, and return its file descriptor. Raises Locked, or ValueError where the file
-    system has no locks.
+    """Lock a file, made where it is missing, and return its file descriptor.
+
+    Raises Locked, or ValueError where the file system has no locks.
 
     patience: seconds that it may take others to let go, as the last jobs of a batch that was killed do.
     """
@@ -63,7 +64,6 @@ def _told(path: Path) -> str:
     for process in holders(path):
         with contextlib.suppress(psutil.Error):
             command = " ".join(process.cmdline())
-            return (
-                f"a batch is running in {folder} already (process {process.pid}: {command[:120]}); wait for it or stop it"
-            )
+            told = f"process {process.pid}: {command[:120]}"
+            return f"a batch is running in {folder} already ({told}); wait for it or stop it"
     return f"a batch is running in {folder} already, on another machine or as another user; wait for it or stop it"

@@ -49,7 +49,7 @@ def group_members(group: int) -> list[int]:
 def stop_group(group: int, number: int, told: set[int]) -> list[int]:
     """Send signal `number` to the members of a group that were not told before, and return the members.
 
-    Its leader, which is Snakemake, gets SIGINT: after SIGTERM it would wait for jobs on a cluster, which SIGINT cancels.
+    Its leader, Snakemake, gets SIGINT: after SIGTERM it would wait for jobs on a cluster, which SIGINT cancels.
     """
     members = group_members(group)
     for pid in members:

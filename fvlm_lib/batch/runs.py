@@ -87,7 +87,7 @@ def _summary(record: Mapping[str, Any], status: Status) -> str:
 
 
 def failed_runs(records: Iterable[Path]) -> list[str]:
-    """A line for each of these `.run.json` files whose run failed or was interrupted; one that is not there has none."""
+    """A line for each of these `.run.json` files whose run failed or was interrupted; a missing file has none."""
     lines = []
     for path in records:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from fvlm_lib.gap.findings import SEEDS_NOTE
 from fvlm_lib.gap.results import gap_file
 
 TYPES = {".png": "png", ".svg": "svg+xml", ".jpg": "jpeg", ".jpeg": "jpeg"}  # that a page can show
+INTERVAL = re.compile(r" (?=[^\[\]]*\]| \[|\[|†)")  # the spaces in and around "0.12 [0.10, 0.14] †"
 AGGREGATED = {
     "gap_analysis": "The gap against training steps and training FLOPs, a line a run.",
     "scaling_laws": "Training and inference loss against training steps and FLOPs, with the laws that fit.",
@@ -157,7 +159,8 @@ def read_findings(batch: Batch) -> str:
     path = Path(folders(batch.output).results, "findings.md")
     if not path.exists() or not _is_current(path, _gaps(batch)):
         return "No findings: they are made when every checkpoint has a result."
-    return path.read_text().split(SEEDS_NOTE)[0]
+    folded = r"<details><summary>Evidence</summary>\n\n\g<0>\n\n</details>"
+    return re.sub(r"^- .*(\n- .*)*", folded, path.read_text().split(SEEDS_NOTE)[0], flags=re.MULTILINE)
 
 
 def find_figures(batch: Batch) -> list[Shown]:
@@ -182,7 +185,8 @@ def find_figures(batch: Batch) -> list[Shown]:
         if rule in ("scaling", "paper") or not record or record["status"] != "done":
             continue
         id = name.removeprefix(f"{rule}_").replace("--", ", ")
-        shown += [Shown(Path(file), f"{id}: {titles[rule]}", titles[rule]) for file in record["results"] if _can_show(file)]
+        files = filter(_can_show, record["results"])
+        shown += [Shown(Path(file), f"{id}: {titles[rule]}", titles[rule]) for file in files]
     return [figure for figure in shown if figure.path.exists()]
 
 
@@ -211,6 +215,8 @@ def _title(notebook: Path) -> str:
 
 def sortable_html(table: pd.DataFrame) -> str:
     """A table that the page sorts by a click on a column's head."""
+    # an interval is not broken over lines
+    table = table.map(lambda cell: INTERVAL.sub("\N{NO-BREAK SPACE}", cell) if isinstance(cell, str) else cell)
     return table.to_html(index=False, border=0, classes="sortable", na_rep="", escape=True)
 
 

@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
+        runs = [Path(folders(batch.output).runs, f"{name}.run.json") for name in batch_runs(batch)]
         results, problems = read_results(batch)
         if results:
             table = readable_table(gap_table(results))
@@ -175,8 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for checkpoint_id, problem in problems.items():
         print(f"no result for {checkpoint_id}: {problem}")
-    runs = folders(batch.output).runs
-    failures = failed_runs(Path(runs, f"{name}.run.json") for name in batch_runs(batch))
+    failures = failed_runs(runs)
     for line in failures:
         print(line)
     return 1 if problems or failures else 0
