@@ -12,16 +12,17 @@ from importlib import import_module
 from fvlm_lib.batch.processes import end_with_batch
 
 COMMANDS = {
-    "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
     "gap": ("gap.__main__", "measure the train/inference gap of a foveated checkpoint"),
     "scaling": ("gap.scaling", "fit scaling laws to a table of points"),
     "report": ("gap.report", "print the gap table of a batch"),
+    "findings": ("gap.findings", "print the findings of a batch, or put them into a Markdown file"),
     "predict": ("vlm.predict", "ask a vision-language model about every frame (also fvlm-predict)"),
     "record": ("data.record", "record a screen"),
     "changes": ("data.screens", "count the frames of recordings that changed"),
     "assemble": ("foveated.assemble", "make an untrained foveated checkpoint of a language model and a vision tower"),
     "assemble-llava": ("vlm.assemble", "make a LLaVA of a language model and a vision tower, for times"),
     "train": ("foveated.train", "train a run of the demo ladder"),
+    "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
     "bench-updates": ("screens.update_bench", "time partial updates by number of changed patches"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -102,12 +103,20 @@ def find_config(arguments: Sequence[str]) -> tuple[str, str, bool]:
 
     Raises ValueError where there is not one config, or where `--config` changes what it says.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--configfile", "--configfiles", nargs="+", default=[])
-    parser.add_argument("--config", "-C", nargs="*")
-    parser.add_argument("--profile")
-    parser.add_argument("--dry-run", "--dryrun", "-n", action="store_true")
-    known, _ = parser.parse_known_args(list(arguments))
+    parser = argparse.ArgumentParser(
+        prog="fvlm batch",
+        allow_abbrev=False,
+        description="Run the batch of a config: print its gap table, write its report. Snakemake's own options are "
+        "passed on.",
+        epilog="examples: fvlm batch --configfile config/mine.yaml; fvlm batch -n; fvlm batch --cores 8",
+    )
+    add = parser.add_argument
+    add("--configfile", "--configfiles", nargs="+", default=[], metavar="FILE", help="by default the profile's own")
+    add("--profile", metavar="FOLDER", help=f"how it runs, by default {LOCAL}")
+    add("--dry-run", "--dryrun", "-n", action="store_true", help="only say what would run, and why")
+    add("--config", "-C", nargs="*", help=argparse.SUPPRESS)
+    # -np and the like, which argparse would refuse for its p
+    known, _ = parser.parse_known_args([re.sub(r"^-n[a-zA-Z]+$", "-n", argument) for argument in arguments])
     if known.config is not None:
         raise ValueError("--config is not for batches, whose notebooks read the file again; write it into a copy")
     configs, profile = known.configfile, known.profile or LOCAL
@@ -208,9 +217,6 @@ def _stopped(signals: Signals) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line, Snakemake's arguments; see `bash run.sh --help`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & {*arguments}:
-        print("usage: fvlm batch [snakemake arguments]\n\nRun the batch of a config; `bash run.sh --help` tells more.")
-        return 0
     signals = Signals()
     signals.listen()
     try:

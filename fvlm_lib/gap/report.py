@@ -139,17 +139,6 @@ def whole(value: Any) -> str:
 # ---- into files --------------------------------------------------------------------------------------
 
 
-def update_knowledge(batch: Batch, knowledge: Path) -> None:
-    """Put the batch's findings between the markers of a Markdown file. Raises ValueError where either is missing."""
-    from fvlm_lib.gap.findings import replace_section  # which imports this module
-
-    found = Path(folders(batch.output).results) / "findings.md"
-    for path in (found, knowledge):
-        if not path.is_file():
-            raise ValueError(f"there is no {path}" + ("; `bash run.sh` makes it" if path == found else ""))
-    replace_section(knowledge, "findings", found.read_text())
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fvlm report",
@@ -157,9 +146,6 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: fvlm report config/demo.yaml",
     )
     parser.add_argument("config", type=Path)
-    parser.add_argument(
-        "--knowledge", type=Path, metavar="FILE", help="put the findings between this Markdown file's markers, too"
-    )
     args = parser.parse_args(argv)
     try:
         batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
@@ -169,8 +155,6 @@ def main(argv: list[str] | None = None) -> int:
             table = readable_table(gap_table(results))
             print(table.to_markdown(index=False, disable_numparse=True))
             print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
-        if args.knowledge:
-            update_knowledge(batch, args.knowledge)
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

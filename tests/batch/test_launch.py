@@ -29,6 +29,7 @@ from fvlm_lib.batch.lock import Locked, take_lock
 from fvlm_lib.batch.processes import PARENT, end_with_parent, group_members, kill_group, stop_group
 from fvlm_lib.batch.progress import Progress, plan_text
 from fvlm_lib.figures.batch_report import find_figures, read_findings, sortable_html
+from fvlm_lib.gap.findings import main as findings
 from fvlm_lib.gap.report import main as report
 from fvlm_lib.gap.results import gap_file
 
@@ -68,7 +69,7 @@ def test_the_paper_follows_the_output():
 
 
 def test_a_copy_of_the_demo_writes_no_tracked_file():
-    """docs/KNOWLEDGE.md is written by `fvlm report --knowledge` alone."""
+    """docs/KNOWLEDGE.md is written by `fvlm findings --into` alone."""
     assert read_batch(DEMO_CONFIG).knowledge is None
 
 
@@ -80,6 +81,7 @@ def test_a_copy_of_the_demo_writes_no_tracked_file():
     [
         ([], ("config/demo.yaml", "profiles/local", False)),
         (["-n"], ("config/demo.yaml", "profiles/local", True)),
+        (["-np"], ("config/demo.yaml", "profiles/local", True)),
         (["--configfile", "x.yaml", "--cores", "8", "--dryrun"], ("x.yaml", "profiles/local", True)),
         (["--configfile=x.yaml", "--", "results/gap/a.json"], ("x.yaml", "profiles/local", False)),
         (["results/gap/a.json", "--forcerun", "gap"], ("config/demo.yaml", "profiles/local", False)),
@@ -330,9 +332,9 @@ def test_findings_go_into_a_tracked_file_by_a_command_of_their_own(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(yaml.safe_dump({**GAPS_ALONE, "output": "mine"}, sort_keys=False))
     Path("K.md").write_text("top\n<!-- begin findings -->\nold\n<!-- end findings -->\nend\n")
-    assert report(["config.yaml", "--knowledge", "K.md"]) == 2
-    assert "there is no mine/results/findings.md; `bash run.sh` makes it" in capsys.readouterr().err
+    assert findings(["config.yaml", "--into", "K.md"]) == 2
+    assert capsys.readouterr().err == "fvlm findings: mine/results/findings.md is missing; `bash run.sh` makes it\n"
     Path("mine/results").mkdir(parents=True)
     Path("mine/results/findings.md").write_text("new\n")
-    report(["config.yaml", "--knowledge", "K.md"])
+    assert findings(["config.yaml", "--into", "K.md"]) == 0
     assert Path("K.md").read_text() == "top\n<!-- begin findings -->\nnew\n<!-- end findings -->\nend\n"
