@@ -56,6 +56,22 @@ class ProceduralData:
         """Height and width of a frame in pixels."""
         return self.grid * CELL
 
+    def check_model(self, image_size: int, vocab_size: int, positions: int) -> None:
+        """Raises ValueError where a model cannot know these videos: it sees frames of another size, has fewer words
+        than their captions, or fewer positions than their frames and words."""
+        if image_size != self.image_size:
+            raise ValueError(
+                f"grid is {self.grid}, frames of {self.image_size} x {self.image_size} pixels, but the model sees "
+                f"{image_size} x {image_size}"
+            )
+        if vocab_size < (words := 14 + self.grid):  # 2 special ones, 4 directions, a lane each row, 8 colours
+            raise ValueError(f"grid is {self.grid}, captions of {words} words, but the model knows {vocab_size}")
+        if positions < (needed := self.num_frames + self.num_frames + 2):
+            raise ValueError(
+                f"num_frames is {self.num_frames}, which with the caption takes {needed} positions, but the model has "
+                f"{positions}"
+            )
+
 
 @settings
 class FrameOptions:

@@ -86,34 +86,14 @@ class ProceduralVideos(ProceduralData):
             model_input_names=["input_ids", "attention_mask"],
         )
 
-    def check_fits(
-        self, image_size: int, vocab_size: int, max_positions: int, tokenizer: PreTrainedTokenizerBase | None
-    ) -> None:
-        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them.
-
-        image_size: of its frames, in pixels. vocab_size, max_positions: of its language model. tokenizer: its own,
-        None where it has none. Other frames it would take by resized position embeddings, other words by ids that
-        mean something else, so both are refused.
-        """
-        what = f"procedural videos of grid {self.grid} and {self.num_frames} frames"
-        if self.image_size != image_size:
-            raise ValueError(f"{what} are {self.image_size} pixels wide, but the checkpoint takes {image_size}")
-        if len(self.vocabulary) > vocab_size:
+    def check_words(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise ValueError where a checkpoint's own tokenizer gives the captions' words other ids, which would mean
+        something else to its model."""
+        known = tokenizer.get_vocab()
+        if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
             raise ValueError(
-                f"{what} have captions of {len(self.vocabulary)} words, but the checkpoint embeds {vocab_size} tokens"
-            )
-        if tokenizer is not None:
-            known = tokenizer.get_vocab()
-            if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
-                raise ValueError(
-                    f"{what} have captions of {len(self.vocabulary)} words, of which the checkpoint's tokenizer "
-                    f"numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
-                )
-        tokens = self.num_frames + 2  # direction, lane, a colour for every later frame, end
-        if self.num_frames + tokens > max_positions:
-            raise ValueError(
-                f"{what} take {self.num_frames + tokens} positions, the frames and {tokens} tokens of the caption, but "
-                f"the checkpoint's language model has {max_positions}"
+                f"procedural videos of grid {self.grid} have captions of {len(self.vocabulary)} words, of which the "
+                f"checkpoint's tokenizer numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
             )
 
     def blind_loss(self) -> float:

@@ -233,10 +233,11 @@ def open_evaluation(
     vocab_size, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
     if isinstance(described, ProceduralData):
-        tokenizer = load_tokenizer(checkpoint, vocab_size) if has_tokenizer(checkpoint) else None
-        videos = open_videos(described)
-        videos.check_fits(model.config.image_size, vocab_size, positions, tokenizer)
-        return model, videos
+        described.check_model(model.config.image_size, vocab_size, positions)
+        procedural = ProceduralVideos(**vars(described))
+        if has_tokenizer(checkpoint):
+            procedural.check_words(load_tokenizer(checkpoint, vocab_size))
+        return model, procedural
     wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
     return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint, vocab_size), positions)
 
