@@ -34,19 +34,29 @@ def copy_project(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     for name in ("data", "results"):  # read alone
         (folder / name).symlink_to(ROOT / name)
+    made_from = ["requirements.txt", "requirements-dev.txt", "pyproject.toml"]
+    for name in ("run.sh", *made_from):
+        shutil.copy(ROOT / name, folder)
+    binaries = folder / ".venv" / "bin"  # of this Python, so that run.sh takes it for installed
+    binaries.mkdir(parents=True)
+    (binaries / "jupyter").write_text(f'#!/bin/sh\nshift\nexec "{sys.executable}" -m jupyterlab "$@"\n')
+    (binaries / "jupyter").chmod(0o755)
+    content = b"".join((folder / name).read_bytes() for name in made_from)
+    made = subprocess.run(["cksum"], input=content, capture_output=True, check=True).stdout
+    (folder / ".venv" / "installed").write_bytes(made)
     return folder
 
 
 @contextlib.contextmanager
 def serve(project: Path, private: Path) -> Iterator[str]:
-    """JupyterLab on loopback with the project as root, its own settings in `private`; gives the URL with its token."""
-    disabled = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-    (private / "config" / "labconfig").mkdir(parents=True)
-    (private / "config" / "labconfig" / "page_config.json").write_text(json.dumps(disabled))
+    """JupyterLab as `bash run.sh lab` has it, on loopback with the project as root and its own settings in `private`;
+    gives the URL with its token."""
+    private.mkdir(exist_ok=True)
     own = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(private / "ipython")}
     environment |= {f"JUPYTER_{name}_DIR": str(private / folder) for name, folder in own.items()}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
+    environment["PYTHON"] = "false"  # run.sh must not begin to install
+    command = ["bash", "run.sh", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
     with (private / "log.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log)
     try:
@@ -93,7 +103,7 @@ class Lab:
         self.page.click("[data-command='runmenu:run-all']")
         prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
         wait_for(
-            lambda: all("]" in text and text.strip("[]: \n*") for text in prompts.all_inner_texts()), "all cells run"
+            lambda: all("]" in text and text.strip("[]: \n*") for text in prompts.all_text_contents()), "all cells run"
         )
         self.wait_until_idle()
 

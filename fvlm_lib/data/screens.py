@@ -6,7 +6,8 @@ directory's `actions.json`, if it has one: `frames[i]` tells what happened betwe
 
     fvlm changes data/screens
 
-Frames are read when they are asked for, as uint8 (H, W, 3) RGB; transparent pixels are shown over white.
+Frames are read when they are asked for, as uint8 (H, W, 3) RGB, upright (as EXIF says); transparent pixels are
+shown over white. A file with several images, such as an animated GIF, is no frame.
 The size may change within a sequence. The module does not know about patches or models.
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from fvlm_lib.errors import first_line
+from fvlm_lib.json_files import kind_of, read_object
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 ACTIONS_FILE = "actions.json"
@@ -73,12 +76,13 @@ def read_frame(path: str | Path, content: bytes | None = None) -> np.ndarray:
         raise ValueError(f"{path}: no such file")
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            count = getattr(image, "n_frames", 1)  # a GIF is read through to count them
+            ImageOps.exif_transpose(image, in_place=True)
             image.load()
     except Exception as error:  # of a dozen types, depending on the format and on where it is broken
-        raise ValueError(f"{path}: is not a readable image ({error})") from error
-    count = getattr(image, "n_frames", 1)
+        raise ValueError(f"{path}: is not a readable image ({first_line(error)})") from error
     if count > 1:
-        raise ValueError(f"{path}: holds {count} images, must be one file a frame")
+        raise ValueError(f"{path}: holds {count} images, must be one file a frame; save each as a file of its own")
     if image.mode[0] in "IF":  # Pillow would clip them to 255
         raise ValueError(f"{path}: has pixels of mode {image.mode}, must have 8 bits a channel")
     if image.has_transparency_data:
@@ -150,16 +154,19 @@ def _read_actions(path: Path, files: Sequence[Path]) -> tuple[tuple[dict[str, An
     """(one entry a frame, description) of an `actions.json`; (None, "") if there is none."""
     if not path.exists():
         return None, ""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = tuple(content["frames"])
-        named = [entry["file"] for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: must be JSON with a list `frames`, each with its `file` ({error!r})") from error
+    content = read_object(path)
+    entries = content.get("frames")
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: its frames is {kind_of(entries)}, must be a list of objects, each with its file")
+    for i, entry in enumerate(entries):
+        texts = [entry.get(key) for key in ("file", "action", "detail")] if isinstance(entry, dict) else [None]
+        if not isinstance(texts[0], str) or not all(isinstance(text, str | None) for text in texts):
+            raise ValueError(f"{path}: frame {i} must be an object with a text file, and texts action and detail")
+    named = [entry["file"] for entry in entries]
     for i, (name, file) in enumerate(itertools.zip_longest(named, (file.name for file in files))):
         if name != file:
             raise ValueError(f"{path}: frame {i} is {name or 'missing'}, but the directory has {file or 'no more'}")
-    return entries, str(content.get("about", ""))
+    return tuple(entries), str(content.get("about", ""))
 
 
 # --- command line ---

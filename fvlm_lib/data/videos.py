@@ -24,10 +24,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fvlm_lib.data.options import BLOCK, CELL, Data, FileData, FolderData, ProceduralData
 from fvlm_lib.data.video_files import FolderSource, TarSource, VideoBatch, VideoFiles
+from fvlm_lib.errors import some
 from fvlm_lib.schema import check, settings
 
-DIRECTIONS = ("right", "left", "down", "up")
-COLOURS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
 SPLITS = ("train", "validation", "test")  # in the order of their random streams
 _RGB = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.float32)  # corners of the cube
 _BACKGROUND = np.float32(0.5)
@@ -67,11 +66,6 @@ class ProceduralVideos(ProceduralData):
     Raises ValueError for an unknown split, or sizes that cannot be drawn.
     """
 
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """The captions' words in the order of their token ids."""
-        return ("<pad>", "<eos>", *DIRECTIONS, *(f"lane{i}" for i in range(self.grid)), *COLOURS)
-
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A tokenizer of `vocabulary`: one token a word."""
         from tokenizers import Tokenizer, models, pre_tokenizers
@@ -84,6 +78,19 @@ class ProceduralVideos(ProceduralData):
             eos_token="<eos>",
             model_input_names=["input_ids", "attention_mask"],
         )
+
+    def check_fits(
+        self, image_size: int, vocab_size: int, max_positions: int, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them: by its
+        sizes (`ProceduralData.check_sizes`), or since its tokenizer, None where it has none, has other words."""
+        self.check_sizes(image_size, vocab_size, max_positions)
+        known = tokenizer.get_vocab() if tokenizer else {word: i for i, word in enumerate(self.vocabulary)}
+        if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
+            raise ValueError(
+                f"{self.described} have captions of {len(self.vocabulary)} words, of which the checkpoint's tokenizer "
+                f"numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
+            )
 
     def blind_loss(self) -> float:
         """The best loss without seeing anything, nats a token: direction, lane and colours are uniform."""

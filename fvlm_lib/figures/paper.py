@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,18 +107,28 @@ class Facts:
 
 
 def label_panels(axes: Sequence[Axes], names: Sequence[str]) -> dict[str, str]:
-    """Write (a), (b), ... and the name over each of several axes; returns letter -> name, as in `Facts.panels`."""
+    """Write (a), (b), ... and the name over each of several axes, in lines that fit, by which the figure grows; returns
+    letter -> name, as in `Facts.panels`."""
     if len(axes) == 1:
         return {}
     letters = [chr(ord("a") + i) for i in range(len(axes))]
-    for ax, letter, name in zip(axes, letters, names, strict=True):
-        ax.set_title(f"({letter}) {name}".strip(), loc="left")
+    figure, size = axes[0].get_figure(root=True), axes[0].title.get_fontsize()
+    assert figure is not None
+    grid: Any = axes[0].get_gridspec()
+    characters = int(0.8 * 72 * figure.get_figwidth() / grid.ncols / (0.45 * size))  # about so wide for their height
+    titles = [
+        textwrap.fill(f"({letter}) {name}".strip(), characters) for letter, name in zip(letters, names, strict=True)
+    ]
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, loc="left")
+    more = max(title.count("\n") for title in titles)
+    figure.set_figheight(figure.get_figheight() + grid.nrows * more * 1.2 * size / 72)
     return dict(zip(letters, names, strict=True))
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+def legend_below(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
     """One legend in place of those of the axes, under the figure, which grows by it, in as few rows as its width
-    allows. The figure must be of constrained layout."""
+    allows, with a title before its entries. The figure must be of constrained layout."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -127,7 +138,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     for rows in range(1, len(entries) + 1):
         legend = figure.legend(
             list(entries.values()), list(entries), loc="outside lower center", ncols=math.ceil(len(entries) / rows),
-            frameon=False, columnspacing=1.2, handlelength=1.5,
+            frameon=False, columnspacing=1.2, handlelength=2.2, title=title,
         )  # fmt: skip
         box = legend.get_window_extent()
         if box.width <= figure.bbox.width or rows == len(entries):

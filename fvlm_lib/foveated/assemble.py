@@ -7,6 +7,7 @@ is `fvlm assemble`.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -30,6 +31,7 @@ from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.layouts import DINOV2, IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.foveated.weights import load_strictly
 
 
 def assemble(
@@ -101,8 +103,11 @@ def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
             )
         source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
     try:
-        llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        load = functools.partial(AutoModelForCausalLM.from_pretrained, **source, dtype=torch.float32)
+        llm = load_strictly(text, load)
         tokenizer = AutoTokenizer.from_pretrained(**source)
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers, tokenizers and gguf raise many kinds
         raise CheckpointError(f"{text} is no language model with a tokenizer ({first_line(error)})") from error
     for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights
@@ -124,7 +129,8 @@ def _read_vision_tower(vision: str) -> Dinov2Model:
         kind = AutoConfig.from_pretrained(vision, **local).model_type
         if kind != Dinov2Config.model_type:
             raise CheckpointError(f"{vision} is a {kind}; the vision tower must be a dinov2")
-        return Dinov2Model.from_pretrained(vision, **local, dtype=torch.float32)
+        load = functools.partial(Dinov2Model.from_pretrained, vision, **local, dtype=torch.float32)
+        return load_strictly(vision, load, unexpected=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
+from fvlm_lib.json_files import kind_of, parse_object
 from fvlm_lib.vision.statistics import StreamStatistics
 from fvlm_lib.vlm.stream import Answer, VLMStream
 
@@ -93,27 +94,32 @@ def open_output(
 ) -> tuple[TextIO, int]:
     """The file to append to, its first line saying what the run is, and how many frames it already has.
 
-    Raises ValueError where the file is of another run.
+    Raises ValueError where the file is of another run, or no such file.
     """
-    if not resume or not path.exists() or not path.stat().st_size:
+    header = json.dumps({"run": run}) + "\n"
+    content = path.read_bytes() if resume and path.exists() else b""
+    if header.encode().startswith(content) and not content.endswith(b"\n"):  # nothing, or the first line cut off
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
-        file.write(json.dumps({"run": run}) + "\n")
+        file = path.open("w" if content else "a", encoding="utf-8")
+        file.write(header)
         file.flush()
         return file, 0
-    content = path.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]  # a line that was cut off is written again
+    lines = complete.split(b"\n")[:-1]  # an answer may hold what splitlines takes for a line's end
     try:
-        first, *rows = [json.loads(line) for line in complete.decode("utf-8").splitlines()]
-        made = first["run"]
-    except (ValueError, KeyError, TypeError):
+        if not lines:
+            raise ValueError("it has no whole line")
+        first, *rows = [parse_object(line, f"its line {number}") for number, line in enumerate(lines, start=1)]
+        if not isinstance(made := first.get("run"), dict):
+            raise ValueError(f"the run in its line 1 is {kind_of(made)}")
+    except ValueError as error:
         raise ValueError(
-            f"{path} is no output of fvlm-predict, so it cannot be resumed; name another --output"
+            f"{path} is no output of fvlm-predict, so it cannot be resumed ({error}); name another --output"
         ) from None
     other = f"{path} is of another run, so it cannot be resumed; name another --output"
     for key, value in run.items():
         if made.get(key) != value:
-            raise ValueError(f"{other} (its {key} is {json.dumps(made.get(key))}, now it is {json.dumps(value)})")
+            raise ValueError(f"{other} (its {_difference(key, made.get(key), value)})")
     frames = [(sequence.name, index, file.name) for sequence in sequences for index, file in enumerate(sequence.files)]
     for line, row in enumerate(rows):
         about = (row.get("sequence"), row.get("frame"), row.get("file"))
@@ -124,6 +130,15 @@ def open_output(
     with path.open("r+b") as file_to_cut:
         file_to_cut.truncate(len(complete))
     return path.open("a", encoding="utf-8"), len(rows)
+
+
+def _difference(key: str, made: Any, wanted: Any) -> str:
+    """Where two values of a run differ, in words: the first key of theirs, if they have keys."""
+    if isinstance(made, dict) and isinstance(wanted, dict):
+        name = next(name for name in {**wanted, **made} if made.get(name) != wanted.get(name))
+        return _difference(f"{key}.{name}", made.get(name), wanted.get(name))
+    shown = [text if len(text) <= 80 else text[:79] + "…" for text in map(json.dumps, (made, wanted))]
+    return f"{key} is {shown[0]}, now it is {shown[1]}"
 
 
 def format_statistics(statistics: StreamStatistics) -> str:

@@ -138,16 +138,17 @@ SCREENS = str(ROOT / "data" / "screens" / "idle")
         ({"gap": {"data": {"kind": "folder", "path": "clips"}, "num_samples": 3}},
          "gap.num_samples is 3, but clips has 2 videos"),
         ({"gap": {"data": {"kind": "procedural", "grid": 5}}},
-         "gap.data for checkpoint early: grid is 5, frames of 40 x 40 pixels, but the model sees 32 x 32"),
+         "gap.data for checkpoint early: procedural videos of grid 5 and 8 frames are 40 pixels wide, but the "
+         "checkpoint takes 32"),
         ({"gap": {"data": {"kind": "procedural", "num_frames": 128}}},
-         "gap.data for checkpoint early: num_frames is 128, which with the caption takes 258 positions, but the "
-         "model has 256"),
+         "gap.data for checkpoint early: procedural videos of grid 4 and 128 frames take 258 positions, the frames and "
+         "130 tokens of the caption, but the checkpoint's language model has 256"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_named_before_anything_runs(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "captions.jsonl").write_text('{"file": "0.mp4", "caption": "a"}\n\n{"file": "1.mp4"}\n')
+    (tmp_path / "clips" / "captions.jsonl").write_text('{"file": "0.mp4"}\n\n{"file": "1.mp4"}\n')
     config = {"checkpoints": CHECKPOINTS | {"lost": "no/where"}, "gap": GAP, **change}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     read_batch_file("mine.yaml", files=False)
@@ -198,20 +199,45 @@ def test_files_match_in_the_pattern_s_order(tmp_path):
 
 def test_the_data_s_stamp_changes_with_the_data(tmp_path):
     assert data_stamp(GAP["data"]) == ""
-    (tmp_path / "captions.jsonl").write_text("1")
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4"}\n{"file": "b"}')
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.png").write_text("1")
     (tmp_path / "0.tar").write_text("1")
     for kind, path, file in (("folder", "", "captions.jsonl"), ("webdataset", "/*.tar", "0.tar")):
         data = {"kind": kind, "path": f"{tmp_path}{path}"}
         before = data_stamp(data)
         assert data_stamp(data) == before
-        (tmp_path / file).write_text("12")
+        (tmp_path / file).write_text((tmp_path / file).read_text() + " ")
         assert data_stamp(data) != before
+
+
+def test_the_data_s_stamp_changes_with_the_files_that_captions_list(tmp_path):
+    write_folder(tmp_path, 2)
+    (tmp_path / "images").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "images" / name).write_bytes(name.encode())
+    with (tmp_path / "captions.jsonl").open("a") as captions:
+        captions.write('\n{"file": "images", "caption": "red"}\n{"file": "later.mkv", "caption": "red"}')
+    data = {"kind": "folder", "path": str(tmp_path)}
+    stamps = [data_stamp(data)]
+    changes = [
+        lambda: os.replace(tmp_path / "1.mkv", tmp_path / "0.mkv"),  # under the same name
+        lambda: (tmp_path / "images" / "0.png").write_bytes(b"other"),
+        lambda: os.utime(tmp_path / "images" / "1.png", ns=(1, 1)),
+        lambda: (tmp_path / "later.mkv").touch(),
+    ]
+    for change in changes:
+        change()
+        stamps.append(data_stamp(data))
+        assert data_stamp(data) == stamps[-1]
+    assert len({*stamps}) == 5
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "folder", "path": "nowhere"}, "config: data: .*nowhere/captions.jsonl"),
+        ({"kind": "folder", "path": "nowhere"}, r"config: data: nowhere has no captions\.jsonl"),
+        ({"kind": "folder", "path": ["a", "b"]}, "config: data: path is .*; it must be one folder"),
         ({"kind": "webdataset", "path": "no-{0..3}.tar"}, r"config: data: no file matches 'no-0.tar' \(of 'no-"),
         ({"kind": "webdataset"}, "has the path None"),
     ],

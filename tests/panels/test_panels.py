@@ -271,11 +271,11 @@ def test_a_failed_choice_leaves_nothing_of_the_last_beside_it():
     assert panel.figure.value and panel.captions.value
     panel.data = {"kind": "procedural", "split": "test", "grid": 8}
     panel.video.value = 1
-    assert "trained on videos of another kind or grid" in panel.message.value
+    assert "grid 8 and 8 frames are 64 pixels wide" in panel.message.value
     assert (panel.figure.value, panel.captions.value) == (b"", "")
     panel.player.frame.value = 2  # as while playing: there is nothing to show, and the message stays
     assert panel.figure.value == b""
-    assert "trained on videos of another kind or grid" in panel.message.value
+    assert "grid 8 and 8 frames are 64 pixels wide" in panel.message.value
 
 
 # ---- pictures ----------------------------------------------------------------------------------------

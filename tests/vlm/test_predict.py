@@ -10,8 +10,12 @@ from typing import get_args
 import pytest
 import torch
 from conftest import ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from fvlm_lib.data.screens import ScreenSequence
 from fvlm_lib.vlm import predict, vlms
+from fvlm_lib.vlm.answers import open_output
 from fvlm_lib.vlm.assemble import random_llama
 
 SCREENS = ROOT / "data" / "screens"
@@ -104,6 +108,61 @@ def test_resuming_what_is_done_or_not_begun(call, sequence, tmp_path, capsys):
     assert call("--image-dir", sequence, "--output", out, "--resume") == 0
     assert out.read_text() == done
     assert capsys.readouterr().out == ""
+
+
+ROWS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=8)}), max_size=4)
+
+
+def begun(folder, texts):
+    """The sequence, the run and the whole output of as many frames as there are texts."""
+    names = [f"{i}.png" for i in range(len(texts))]
+    sequence = ScreenSequence("s", tuple(folder / name for name in names))
+    rows = [{"sequence": "s", "frame": i, "file": name, **texts[i]} for i, name in enumerate(names)]
+    run = {"model": "m", "prompt": "What's up, 你好?"}
+    lines = [json.dumps({"run": run}), *(json.dumps(row, ensure_ascii=False) for row in rows)]
+    return sequence, run, [f"{line}\n".encode() for line in lines]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(texts=ROWS, share=st.floats(0, 1))
+@example(texts=[{"text": "two\u2028lines\x85"}], share=1.0)
+def test_a_file_that_is_cut_anywhere_goes_on_to_the_same_content(tmp_path_factory, texts, share):
+    folder = tmp_path_factory.mktemp("cut")
+    sequence, run, lines = begun(folder, texts)
+    whole = b"".join(lines)
+    (folder / "part.jsonl").write_bytes(whole[: round(share * len(whole))])
+    file, done = open_output(folder / "part.jsonl", run, [sequence], resume=True)
+    with file:
+        file.write(b"".join(lines[1 + done :]).decode())
+    assert (folder / "part.jsonl").read_bytes() == whole
+    kept = whole[: round(share * len(whole))]
+    assert done == max(0, kept.count(b"\n") - 1)  # nothing that was whole is answered again
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    texts=ROWS, line=st.integers(0, 4), content=st.sampled_from(["null", "[]", '"x"', "{", "[" * 100_000, "{}", "1"])
+)
+def test_a_line_that_is_something_else_is_refused_and_the_file_kept(tmp_path_factory, texts, line, content):
+    folder = tmp_path_factory.mktemp("other")
+    sequence, run, lines = begun(folder, texts)
+    lines[line % len(lines)] = f"{content}\n".encode()
+    (folder / "part.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=r"part\.jsonl is .*so it cannot be resumed.*name another --output"):
+        open_output(folder / "part.jsonl", run, [sequence], resume=True)
+    assert (folder / "part.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_what_differs_from_a_run_is_named_by_its_key(tmp_path):
+    run = {"decoding": {"seed": 0, "max_new_tokens": 4}, "prompt": "a"}
+    open_output(tmp_path / "a.jsonl", run, [], resume=False)[0].close()
+    for other, said in (
+        ({"decoding": {"seed": 1, "max_new_tokens": 4}, "prompt": "a"}, r"its decoding\.seed is 0, now it is 1\)"),
+        ({"decoding": None, "prompt": "a"}, r"its decoding is \{.*\}, now it is null\)"),
+        ({**run, "prompt": "b" * 1000}, r'its prompt is "a", now it is "b{78}…\)'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            open_output(tmp_path / "a.jsonl", other, [], resume=True)
 
 
 def test_ctrl_c_keeps_what_is_written(call, sequence, tmp_path, capsys, monkeypatch):
