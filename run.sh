@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 
 if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
     cat <<'HELP'
-bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the gap table
+bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the gap table, write results/report.html
     --configfile config/mine.yaml       another batch
     -n                                  only say what would run
     --cores 8                           more jobs at once
@@ -60,37 +60,5 @@ docs)
     ;;
 esac
 
-config=config/demo.yaml
-profile="--profile profiles/local"
-dry_run=""
-previous=""
-for argument in "$@"; do
-    case "$previous" in --configfile | --configfiles) config=$argument ;; esac
-    case "$argument" in
-    --configfile=*) config=${argument#*=} ;;
-    --profile | --profile=*) profile="" ;;
-    -n | --dry-run | --dryrun) dry_run=1 ;;
-    esac
-    previous=$argument
-done
-if [ "$dry_run" ]; then exec snakemake $profile "$@"; fi
-
-# A batch that was killed outright leaves a lock, which is removed here; one that still runs keeps it.
-mkdir -p .snakemake
-if kill -0 "$(cat .snakemake/run.pid 2>/dev/null)" 2>/dev/null; then
-    echo "a batch is running in this folder already (process $(cat .snakemake/run.pid)); wait for it or stop it" >&2
-    exit 2
-fi
-echo $$ > .snakemake/run.pid
-trap 'rm -f .snakemake/run.pid' EXIT
-if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ]; then snakemake --profile profiles/local --unlock; fi
-
-status=0
-snakemake $profile "$@" || status=$?
-echo
-fvlm report "$config" || status=1
-fvlm run --report papermill_runs
-if [ "$status" = 0 ]; then
-    echo "figures: plots/ (gap_analysis.png, scaling_laws.png and one a run); tables and findings.md: results/"
-fi
-exit "$status"
+# One process from here on, which a signal reaches: it holds the lock, runs Snakemake, and makes the report.
+exec python -m fvlm_lib batch "$@"

@@ -53,8 +53,17 @@ CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # wher
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 NewTokens = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 FinePasses = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Resamples = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]  # of a bootstrap
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+NewTokens = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Temperature = Annotated[float, Field(strict=True, ge=0, le=100)]
+TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
+Beams = Annotated[int, Field(strict=True, ge=1, le=64)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]  # on a side
+Level = Annotated[float, Field(strict=True, gt=0, lt=1)]  # of an interval
+Seconds = Annotated[float, Field(strict=True, gt=0, le=604_800)]  # a week
+FrameRate = Annotated[float, Field(strict=True, gt=0, le=1000)]  # frames a second
 
 
 def _device(name: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fvlm_lib.batch.folders import folders
 from fvlm_lib.batch.parameters import Config
 from fvlm_lib.data.files import data_stamp, read_captions
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, FolderData, ProceduralData
@@ -39,8 +40,8 @@ class Batch:
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
     screenshots; `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of
     the notebook that asks that model about every frame; `settings`: what the notebooks on changed patches and on
-    answers are run with; `paper`: parameters of the notebook of the paper's figures; `output`: the folder of its
-    results, plots and runs, None for the project's own."""
+    answers are run with; `paper`: parameters of the notebook of the paper's figures; `output`: the folder that gets
+    results, plots and papermill_runs (`folders.folders`), None for the top level."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -90,6 +91,7 @@ class Batch:
         """What the notebook of the paper's figures is given: by default all figures and tables that this batch has
         results for."""
         has = {None: self.checkpoints, "sequences": self.sequences, "towers": self.sequences and self.towers}
+        own = folders(self.output)
         return {
             "figures": [name for name, ids in PAPER_FIGURES.items() if has[ids]],
             "tables": [name for name, ids in PAPER_TABLES.items() if has[ids]],
@@ -97,8 +99,9 @@ class Batch:
             "towers": list(self.towers),
             "recordings": list(self.sequences),
             "formats": ["pdf", "png"],
-            "output": "plots/paper",
-            "table_output": "results/paper",
+            "results": own.results,
+            "output": f"{own.plots}/paper",
+            "table_output": f"{own.results}/paper",
             **{name: value for name, value in self.paper.items() if value is not None},
         }
 
@@ -136,6 +139,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         owner = owners.setdefault(Path(entry.path).resolve(), checkpoint_id)
         if owner != checkpoint_id:
             raise ValueError(f"{name}: {owner} and {checkpoint_id} are the same folder, {entry.path}; keep one of them")
+    _in(name, lambda: folders(found.output))
     _check_shards(found, name)
     _check_paper(found, name)
     # of what is handed on as it was given, lest a new default makes results out of date
@@ -250,7 +254,7 @@ def _check_procedural(data: ProceduralData, checkpoint: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     if config.get("model_type") == "fvlm" and all(type(limit) is int for limit in limits):
-        data.check_sizes(*limits)
+        data.check_model(*limits)
 
 
 def paper_names(known: Mapping[str, str | None], wanted: Iterable[str], ids: Mapping[str, Sequence[str]]) -> PaperNames:

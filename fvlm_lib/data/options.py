@@ -17,8 +17,6 @@ Sampling = Literal["uniform", "1fps"]
 Crop = Literal["centre", "squash"]
 Frames = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 
-DIRECTIONS = ("right", "left", "down", "up")
-COLOURS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
 CELL = 8  # pixels on a side of a cell of the procedural grid
 BLOCK = 16  # procedural samples of one random stream; any slice of the set is made of whole blocks, then cut
 PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
@@ -58,36 +56,20 @@ class ProceduralData:
         """Height and width of a frame in pixels."""
         return self.grid * CELL
 
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """The captions' words in the order of their token ids."""
-        return ("<pad>", "<eos>", *DIRECTIONS, *(f"lane{i}" for i in range(self.grid)), *COLOURS)
-
-    @property
-    def described(self) -> str:
-        """What they are, for a sentence."""
-        return f"procedural videos of grid {self.grid} and {self.num_frames} frames"
-
-    def check_sizes(self, image_size: int, vocab_size: int, max_positions: int) -> None:
-        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them.
-
-        image_size: of its frames, in pixels. vocab_size, max_positions: of its language model. Other frames it would
-        take by resized position embeddings, other words by ids that mean something else, so both are refused.
-        """
-        if self.image_size != image_size:
+    def check_model(self, image_size: int, vocab_size: int, positions: int) -> None:
+        """Raises ValueError where a model cannot know these videos: it sees frames of another size, has fewer words
+        than their captions, or fewer positions than their frames and words."""
+        if image_size != self.image_size:
             raise ValueError(
-                f"{self.described} are {self.image_size} pixels wide, but the checkpoint takes {image_size}"
+                f"grid is {self.grid}, frames of {self.image_size} x {self.image_size} pixels, but the model sees "
+                f"{image_size} x {image_size}"
             )
-        if len(self.vocabulary) > vocab_size:
+        if vocab_size < (words := 14 + self.grid):  # 2 special ones, 4 directions, a lane each row, 8 colours
+            raise ValueError(f"grid is {self.grid}, captions of {words} words, but the model knows {vocab_size}")
+        if positions < (needed := self.num_frames + self.num_frames + 2):
             raise ValueError(
-                f"{self.described} have captions of {len(self.vocabulary)} words, but the checkpoint embeds "
-                f"{vocab_size} tokens"
-            )
-        tokens = self.num_frames + 2  # direction, lane, a colour for every later frame, end
-        if self.num_frames + tokens > max_positions:
-            raise ValueError(
-                f"{self.described} take {self.num_frames + tokens} positions, the frames and {tokens} tokens of the "
-                f"caption, but the checkpoint's language model has {max_positions}"
+                f"num_frames is {self.num_frames}, which with the caption takes {needed} positions, but the model has "
+                f"{positions}"
             )
 
 

@@ -27,6 +27,8 @@ from fvlm_lib.data.video_files import FolderSource, TarSource, VideoBatch, Video
 from fvlm_lib.errors import some
 from fvlm_lib.schema import check, settings
 
+DIRECTIONS = ("right", "left", "down", "up")
+COLOURS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
 SPLITS = ("train", "validation", "test")  # in the order of their random streams
 _RGB = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.float32)  # corners of the cube
 _BACKGROUND = np.float32(0.5)
@@ -66,6 +68,11 @@ class ProceduralVideos(ProceduralData):
     Raises ValueError for an unknown split, or sizes that cannot be drawn.
     """
 
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The captions' words in the order of their token ids."""
+        return ("<pad>", "<eos>", *DIRECTIONS, *(f"lane{i}" for i in range(self.grid)), *COLOURS)
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A tokenizer of `vocabulary`: one token a word."""
         from tokenizers import Tokenizer, models, pre_tokenizers
@@ -79,17 +86,14 @@ class ProceduralVideos(ProceduralData):
             model_input_names=["input_ids", "attention_mask"],
         )
 
-    def check_fits(
-        self, image_size: int, vocab_size: int, max_positions: int, tokenizer: PreTrainedTokenizerBase | None
-    ) -> None:
-        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them: by its
-        sizes (`ProceduralData.check_sizes`), or since its tokenizer, None where it has none, has other words."""
-        self.check_sizes(image_size, vocab_size, max_positions)
-        known = tokenizer.get_vocab() if tokenizer else {word: i for i, word in enumerate(self.vocabulary)}
+    def check_words(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise ValueError where a checkpoint's own tokenizer gives the captions' words other ids, which would mean
+        something else to its model."""
+        known = tokenizer.get_vocab()
         if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
             raise ValueError(
-                f"{self.described} have captions of {len(self.vocabulary)} words, of which the checkpoint's tokenizer "
-                f"numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
+                f"procedural videos of grid {self.grid} have captions of {len(self.vocabulary)} words, of which the "
+                f"checkpoint's tokenizer numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
             )
 
     def blind_loss(self) -> float:

@@ -38,7 +38,7 @@ def name_mode(mode: str) -> str:
 def name_policy(policy: str) -> str:
     """A policy of `measure.policies` in words; any other is called as it is."""
     if policy.startswith("gated "):
-        return f"gated, tolerance {policy.removeprefix('gated ')}"
+        return policy.replace("gated ", "gated at ")
     return POLICIES.get(policy, policy)
 
 

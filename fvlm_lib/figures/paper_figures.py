@@ -240,7 +240,7 @@ def policies(selection: Selection, width: float, tower: str) -> tuple[Figure, Fa
         "Speed-up over full encodes of all frames after the first, against the mean relative L2 error of a token. "
         "Whole frames, exact match: tokens are kept while no pixel changes. Small changes skipped: published "
         "pseudocode, which keeps them while few patches differ from the last frame. Changed patches alone: only their "
-        "tokens are computed anew. Gated: those too that are moved by more than the tolerance."
+        "tokens are computed anew. Gated at a tolerance: those too that are moved by more than it."
     )
     return figure, policy_facts(rows, sources, caption)
 

@@ -124,7 +124,7 @@ def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step", labels: Mapping[str
         ax.plot(hollow[x], hollow["gap_nats"], **styles[first], linestyle="", markerfacecolor="white", zorder=3)
     alone = known.groupby("group" if "group" in known else "run")["run"].transform("nunique") == 1
     if known.loc[alone, "doubtful"].str.contains("gap").any():
-        look = {"fmt": "o", "color": REFERENCE, "markerfacecolor": "white"}
+        look: dict[str, Any] = {"fmt": "o", "color": REFERENCE, "markerfacecolor": "white"}
         ax.errorbar([], [], label="hollow: interval may be too narrow", **look)  # errorbar: the legend's last entry
     ax.axhline(0, color=REFERENCE, lw=0.8, zorder=0)
     ax.set_xlabel(AXES.get(x, x))

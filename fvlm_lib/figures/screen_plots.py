@@ -5,6 +5,8 @@ Tidy tables in, axes out, as in `plots.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import rcParams
@@ -98,7 +100,7 @@ def plot_first_token_times(ax: Axes, table: pd.DataFrame) -> Axes:
     for path, colour in PATHS.items():
         rows = table[table["path"] == path]
         if len(rows):
-            look = {"color": colour, "marker": palette.PATH_MARKERS[path], "ms": 6, "zorder": 3}
+            look: dict[str, Any] = {"color": colour, "marker": palette.PATH_MARKERS[path], "ms": 6, "zorder": 3}
             ax.plot(rows["frame"], rows["first_token_ms"], ls="", label=PATH_NAMES[path], **look)
     highest = table[["first_token_ms", "first_token_ms_full"]].max(axis=None)
     ax.set_ylim(0, 1.05 * highest)

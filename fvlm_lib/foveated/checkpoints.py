@@ -127,6 +127,16 @@ def read_training(path: str | Path) -> dict[str, Any]:
     return training
 
 
+def check_parts(file: Path, config: dict[str, Any]) -> None:
+    """Raise CheckpointError where the config of a model of two parts does not describe them both.
+
+    transformers would make what is missing at its default size, of billions of weights.
+    """
+    for part in ("vision_config", "text_config"):
+        if not isinstance(config.get(part), dict):
+            raise CheckpointError(f"{file}: its {part} is {kind_of(config.get(part))}; it must be an object")
+
+
 def check_json_files(folder: Path, names: Sequence[str]) -> None:
     """Raise CheckpointError where a file of one of these names is in the folder and holds no JSON object."""
     for name in names:
@@ -203,11 +213,7 @@ def _read_own_config(folder: Path) -> FoveatedVLMConfig:
         raise CheckpointError(
             f"{folder / 'config.json'} has model_type {architecture!r}; it must be {FoveatedVLMConfig.model_type!r}"
         )
-    for part in ("vision_config", "text_config"):
-        if not isinstance(content.get(part, {}), dict):
-            raise CheckpointError(
-                f"{folder / 'config.json'}: its {part} is {kind_of(content[part])}; it must be an object"
-            )
+    check_parts(folder / "config.json", content)
     try:
         return FoveatedVLMConfig.from_dict(content)
     except Exception as error:  # transformers raises many kinds here, KeyError for an unknown architecture

@@ -44,7 +44,7 @@ def loading_problems(info: dict[str, Any]) -> str:
         else:
             names = [stored_name(str(key)) for key in keys]
         if names:
-            parts.append(f"{kind.removesuffix('_keys')}: {some(names)}")
+            parts.append(f"{kind.removesuffix('_keys')}: {some(names, 5 if kind != 'mismatched_keys' else 3)}")
     return "; ".join(parts)
 
 

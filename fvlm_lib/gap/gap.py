@@ -7,8 +7,12 @@ intervals and a verdict. Which checkpoints to compare is the batch's business.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("gap")
+
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +39,7 @@ from fvlm_lib.gap.samples import (
     sample_schema,
     write_samples,
 )
+from fvlm_lib.outputs import whole
 from fvlm_lib.schema import Dtype, check
 from fvlm_lib.stats import HEAVY_SHARE, Estimate, bootstrap, difference, percent_difference, ratio, top_share
 
@@ -227,13 +232,14 @@ def open_evaluation(
     model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
     vocab_size, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
-    procedural = isinstance(described, ProceduralData)
-    tokenizer = None if procedural and not has_tokenizer(checkpoint) else load_tokenizer(checkpoint, vocab_size)
+    if isinstance(described, ProceduralData):
+        described.check_model(model.config.image_size, vocab_size, positions)
+        procedural = ProceduralVideos(**vars(described))
+        if has_tokenizer(checkpoint):
+            procedural.check_words(load_tokenizer(checkpoint, vocab_size))
+        return model, procedural
     wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
-    videos = open_videos(described if procedural else {**wanted, **data}, tokenizer, positions)
-    if isinstance(videos, ProceduralVideos):
-        videos.check_fits(model.config.image_size, vocab_size, positions, tokenizer)
-    return model, videos
+    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint, vocab_size), positions)
 
 
 def evaluate_inference_gap(
@@ -316,7 +322,6 @@ def write_gap(
     `parameters` are what the caller evaluated with; they are what a later reader checks. `training`: what
     to say of the checkpoint's training beyond its own training.json, or against it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": GAP_SCHEMA,
         "parameters": parameters,
@@ -326,9 +331,8 @@ def write_gap(
         "training": read_training(parameters["checkpoint"]) | (training or {}),
         "torch": torch.__version__,
     }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def format_gap(gap: Gap) -> str:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from fvlm_lib.options import Parser, add_repeats, run
 from fvlm_lib.panels.sizes import PATCH_SIZES
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def moves(widget: ipywidgets.Widget, places: Iterable[Any]) -> Callable[[], None
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm bench-panel",
         description="Time what the tuning panel computes and draws when threshold, metric, reference or frame are "
         "moved, and apart from it how long reading and comparing the frames takes, once. Last line: JSON.",
@@ -42,8 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", default="data/screens", help="of recordings, default %(default)s")
     parser.add_argument("--sequence", default="jupyter", help="the recording, default %(default)s")
     parser.add_argument("--patch-size", type=int, choices=PATCH_SIZES, default=16, help="pixels, default %(default)s")
-    parser.add_argument("--repeats", type=int, default=50, help="moves of each widget, default %(default)s")
+    add_repeats(parser, 50)
     args = parser.parse_args(argv)
+    return run(parser.prog, lambda: _measure(parser, args))
+
+
+def _measure(parser: Parser, args: argparse.Namespace) -> int:
 
     import pandas as pd
 
@@ -66,10 +72,10 @@ def main(argv: list[str] | None = None) -> int:
         "reference": moves(panel.setting.reference, ["previous", "encoded"]),
         "frame": moves(panel.player.frame, range(1, frames)),
     }
-    times = time_in_turn(calls, args.repeats)
+    times = time_in_turn(calls, args.repeats, args.warmup)
     panel.compare.value = True
     panel.setting.threshold.value = 0.2
-    two = time_in_turn({"frame, two settings": calls["frame"]}, args.repeats)
+    two = time_in_turn({"frame, two settings": calls["frame"]}, args.repeats, args.warmup)
     table = summarize_times(pd.concat([times, two]), "threshold")[["n", "ms", "ms_q1", "ms_q3"]]
     size = " x ".join(map(str, panel.bench.recording[0].shape[:2]))
     patches = panel.traced.steps[0][0].mask.size

@@ -6,6 +6,11 @@ one row a frame and policy. What a policy does is `differential.py`'s subject, h
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("bench-policies")
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

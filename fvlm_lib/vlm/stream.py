@@ -8,15 +8,14 @@ frame before, so the cache is cropped there and only the rest is run. That reuse
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
-from fvlm_lib.schema import CountOrNone, Fit, NewTokens, Seed, check, settings
+from fvlm_lib.schema import Beams, CountOrNone, Fit, NewTokens, Seed, Temperature, TopP, check, settings
 from fvlm_lib.timing import now, timed
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
@@ -30,11 +29,11 @@ class Decoding:
 
     max_new_tokens: NewTokens = 32
     min_new_tokens: CountOrNone = 0
-    temperature: Annotated[float, Field(strict=True, ge=0, le=100)] = 0.0
+    temperature: Temperature = 0.0
     """0 is greedy."""
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    top_p: TopP = 1.0
     """Of sampling: the smallest set of tokens with so much of the probability."""
-    num_beams: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    num_beams: Beams = 1
     seed: Seed = 0
     """Of sampling, frame by frame, so that a frame's answer does not depend on those before it."""
 
@@ -163,10 +162,20 @@ class VLMStream:
 
     @torch.no_grad()
     def answer(self, frame: np.ndarray, number: int = 0) -> Answer:
-        """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own."""
+        """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own.
+
+        Raises ValueError where prompt and answer have more tokens than the language model has positions for.
+        """
         tokens, fields = self.encode(frame)
         embeds = self.vlm.embed(self.prompt_ids, tokens)
         length = embeds.shape[1]
+        positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and length + self.decoding.max_new_tokens > positions:
+            raise ValueError(
+                f"the prompt takes {length} positions, the image's among them, and an answer up to "
+                f"{self.decoding.max_new_tokens} (max_new_tokens); the language model of {self.vlm.name} has "
+                f"{positions}"
+            )
         reused = self._crop_to(embeds)
         torch.manual_seed(self.decoding.seed + number)
         clock = _FirstToken()

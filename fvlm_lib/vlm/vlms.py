@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fvlm_lib.errors import CheckpointError, first_line
-from fvlm_lib.foveated.checkpoints import TOKENIZER_FILES, check_json_files
+from fvlm_lib.foveated.checkpoints import TOKENIZER_FILES, check_json_files, check_parts
 from fvlm_lib.foveated.weights import load_strictly
+from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import Fit, check
 from fvlm_lib.vlm.chat_template import render_chat
 
@@ -143,6 +144,8 @@ def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -
         raise CheckpointError(
             f"{name} is of the architecture {config.model_type!r}; known are {', '.join(ARCHITECTURES)}"
         )
+    if local:
+        check_parts(Path(name) / "config.json", read_object(Path(name) / "config.json", CheckpointError))
     processor: Any = _read(name, "processor", lambda: AutoProcessor.from_pretrained(name, **options))
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(

@@ -9,8 +9,7 @@ import pytest
 import torch
 from conftest import DEMO, tiny_model
 
-from fvlm_lib.data.options import CELL, COLOURS
-from fvlm_lib.data.videos import ProceduralVideos, open_videos
+from fvlm_lib.data.videos import CELL, COLOURS, ProceduralVideos, open_videos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.gap.gap import open_evaluation
@@ -156,6 +155,23 @@ def test_wrong_options_are_named(options, message):
         open_videos(options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": 5}, "grid is 5, frames of 40 x 40 pixels, but the model sees 32 x 32"),
+        ({"num_frames": 99}, "num_frames is 99, which with the caption takes 200 positions, but the model has 64"),
+    ],
+)
+def test_videos_that_a_model_cannot_know_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ProceduralVideos(**options).check_model(32, 18, 64)
+    ProceduralVideos().check_model(32, len(CLEAN.vocabulary), 8 + CLEAN.batch(0, 1)["input_ids"].shape[1])
+    with pytest.raises(ValueError, match="grid is 4, captions of 18 words, but the model knows 17"):
+        ProceduralVideos().check_model(32, 17, 64)
+    with pytest.raises(ValueError, match="takes 18 positions, but the model has 17"):
+        ProceduralVideos().check_model(32, 18, 17)
+
+
 def test_no_samples_is_an_error():
     with pytest.raises(ValueError, match="samples 3 to 3"):
         CLEAN.batch(3, 3)
@@ -184,10 +200,8 @@ def test_videos_that_a_checkpoint_cannot_read_are_refused_with_numbers(videos, s
         open_evaluation(checkpoint, data)
 
 
-def test_words_that_a_checkpoint_has_not_or_elsewhere_are_refused():
+def test_words_that_a_checkpoint_numbers_otherwise_are_refused():
     videos, tokenizer = ProceduralVideos(grid=5), ProceduralVideos(grid=4).tokenizer()
-    with pytest.raises(ValueError, match="captions of 19 words, but the checkpoint embeds 18 tokens"):
-        videos.check_fits(40, 18, 256, None)
     with pytest.raises(ValueError, match=r"of 19 words, .* numbers 9 otherwise or not at all: black, .* and 4 more"):
-        videos.check_fits(40, 100, 256, tokenizer)
-    videos.check_fits(40, 19, 18, videos.tokenizer())
+        videos.check_words(tokenizer)
+    videos.check_words(videos.tokenizer())

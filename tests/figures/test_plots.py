@@ -170,7 +170,7 @@ def test_speed_and_error_of_each_policy_are_drawn(ax):
     screen_plots.plot_speed_error(ax, table)
     points = {line.get_label(): line.get_xydata()[0].tolist() for line in ax.lines if line.get_label()[0] != "_"}
     assert points == {
-        "whole frames, exact match": [0, 1], "changed patches alone": [0.1, 3], "gated, tolerance 0.1": [0.05, 2]
+        "whole frames, exact match": [0, 1], "changed patches alone": [0.1, 3], "gated at 0.1": [0.05, 2]
     }  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def test_no_error_has_a_tick_of_its_own_on_the_axis_of_errors(ax):
     x = ax.transAxes.inverted().transform(ax.transData.transform([(e, 2) for e in table["error_mean"]]))[:, 0]
     assert 0.03 < x[0] < x[3] < x[2] < x[1] < 0.97
     fills = {line.get_label(): line.get_markerfacecolor() for line in ax.lines}
-    assert fills["gated, tolerance 0"] == palette.BLUE and fills["gated, tolerance 0.1"] == (1, 1, 1)
+    assert fills["gated at 0"] == palette.BLUE and fills["gated at 0.1"] == (1, 1, 1)
     assert fills["my own"] == palette.BLACK
     other = ax.figure.add_subplot()
     screen_plots.plot_speed_error(other, table[:1])

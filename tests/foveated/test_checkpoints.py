@@ -19,6 +19,7 @@ from transformers import Dinov2Config, LlamaConfig
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated import assemble as assemble_module
+from fvlm_lib.foveated import layouts
 from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.layouts import SMOLLM2
 from fvlm_lib.gap import __main__ as gap_command
@@ -146,13 +147,20 @@ def test_a_pickle_is_not_even_opened(folder):
         ("null", "holds null; it must hold a JSON object"),
         ("[" * 100_000, "nested too deeply"),
         ({"model_type": "fvlm", "vision_config": None}, "its vision_config is null; it must be an object"),
-        ({"model_type": "fvlm", "text_config": ["llama"]}, "its text_config is a list; it must be an object"),
+        (
+            {"model_type": "fvlm", "vision_config": {}, "text_config": ["llama"]},
+            "its text_config is a list; it must be an object",
+        ),
         ({"model_type": "bert"}, "model_type 'bert'; it must be 'fvlm'"),
         (
-            {"model_type": "fvlm", "text_config": {"model_type": "no-such-model"}},
+            {"model_type": "fvlm", "vision_config": {}, "text_config": {"model_type": "no-such-model"}},
             r"does not describe a model.*no-such-model",
         ),
-        ({"model_type": "fvlm", "visual_norm": "batch"}, r"does not describe a model.*batch"),
+        (
+            {"model_type": "fvlm", "vision_config": {}, "text_config": {}, "visual_norm": "batch"},
+            r"does not describe a model.*batch",
+        ),
+        ({"model_type": "fvlm"}, "its vision_config is null; it must be an object"),
     ],
 )
 def test_a_config_that_is_no_foveated_vlm(folder, config, message):
@@ -302,6 +310,10 @@ def test_a_missing_or_damaged_tokenizer(folder):
     (folder / "tokenizer.json").write_text('{"model": null}')
     with pytest.raises(CheckpointError, match=r"the tokenizer in .* cannot be read"):
         load_tokenizer(folder)
+
+
+def test_the_assemblers_constants_are_those_of_the_layouts():
+    assert (layouts.IMAGE_SIZE, tuple(layouts.DINOV2)) == (assemble_module.IMAGE_SIZE, assemble_module.RANDOM_TOWERS)
 
 
 # ---- assembling --------------------------------------------------------------------------------------
