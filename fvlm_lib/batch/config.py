@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from fvlm_lib.batch.folders import folders
 from fvlm_lib.batch.parameters import Config
-from fvlm_lib.data.files import data_stamp
+from fvlm_lib.data.files import data_stamp, read_captions
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, FolderData, ProceduralData
+from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import RANDOM_TOWERS, check
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 from fvlm_lib.yaml_files import read_yaml
@@ -215,10 +216,8 @@ def check_files(batch: Batch, name: str = "the config") -> None:
     data_stamp(batch.gap["data"], name)
     data = check(Data, batch.gap["data"], f"{name}: gap.data")
     samples = batch.gap["num_samples"]
-    if isinstance(data, FolderData):
-        lines = Path(data.path, "captions.jsonl").read_bytes().split(b"\n")
-        if (samples or 0) > (count := sum(bool(line.strip()) for line in lines)):
-            raise ValueError(f"{name}: gap.num_samples is {samples}, but {data.path} has {count} videos")
+    if isinstance(data, FolderData) and (samples or 0) > (count := len(read_captions(data.path))):
+        raise ValueError(f"{name}: gap.num_samples is {samples}, but {data.path} has {count} videos")
     if isinstance(data, ProceduralData):
         for id, path in batch.checkpoints.items():
             _in(f"{name}: gap.data for checkpoint {id}", lambda path=path: _check_procedural(data, Path(path)))
@@ -248,11 +247,11 @@ def _check_model(where: str, model: str, random: Collection[str]) -> None:
 def _check_procedural(data: ProceduralData, checkpoint: Path) -> None:
     """What the checkpoint's config says against the videos; one that cannot be read is for its own run to report."""
     try:
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        config = read_object(checkpoint / "config.json")
         vision, text = config["vision_config"], config["text_config"]
         positions = text["max_position_embeddings"] - (2 if config.get("mode_tokens") else 0)
         limits = (config.get("image_size") or vision["image_size"], text["vocab_size"], positions)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     if config.get("model_type") == "fvlm" and all(type(limit) is int for limit in limits):
         data.check_model(*limits)

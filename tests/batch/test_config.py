@@ -147,7 +147,7 @@ SCREENS = str(ROOT / "data" / "screens" / "idle")
 def test_what_is_not_there_is_named_before_anything_runs(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "captions.jsonl").write_text('{"file": "0.mp4", "caption": "a"}\n\n{"file": "1.mp4"}\n')
+    (tmp_path / "clips" / "captions.jsonl").write_text('{"file": "0.mp4"}\n\n{"file": "1.mp4"}\n')
     config = {"checkpoints": CHECKPOINTS | {"lost": "no/where"}, "gap": GAP, **change}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     read_batch_file("mine.yaml", files=False)
