@@ -21,6 +21,11 @@ from fvlm_lib.json_files import parse_object
 CAPTIONS_FILE = "captions.jsonl"
 
 
+def unicode_name(name: str) -> str:
+    """A file name that tables and terminals take: bytes of it that are not UTF-8 become escapes such as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def matching_files(pattern: str | Sequence[str]) -> list[str]:
     """The files that a pattern with braces and wildcards names, or a list of such; in its order, wildcards sorted.
 

@@ -13,7 +13,6 @@ The size may change within a sequence. The module does not know about patches or
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import re
@@ -26,8 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from fvlm_lib.data.files import unicode_name
 from fvlm_lib.errors import first_line
 from fvlm_lib.json_files import kind_of, read_object
+from fvlm_lib.options import Parser, run
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 ACTIONS_FILE = "actions.json"
@@ -105,15 +106,15 @@ def read_sequence(source: str | Path | Sequence[str | Path], *, name: str | None
         for file in files:
             if not file.is_file():
                 raise ValueError(f"{file}: no such file")
-        return ScreenSequence(name or files[0].resolve().parent.name, files)
+        return ScreenSequence(name or unicode_name(files[0].resolve().parent.name), files)
     path = Path(source)
     if path.is_file():
-        return ScreenSequence(name or path.stem, (path,))
+        return ScreenSequence(name or unicode_name(path.stem), (path,))
     files = images_in(path)
     if not files:
         raise ValueError(f"{path}: has no images, must have at least one ({' '.join(sorted(IMAGE_SUFFIXES))})")
     actions, about = _read_actions(path / ACTIONS_FILE, files)
-    return ScreenSequence(name or path.resolve().name, files, actions, about)
+    return ScreenSequence(name or unicode_name(path.resolve().name), files, actions, about)
 
 
 def read_sequences(source: str | Path) -> list[ScreenSequence]:
@@ -184,21 +185,21 @@ def describe(sequence: ScreenSequence) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when done, 2 for what the user can put right (said in one sentence on stderr)."""
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm changes",
-        description="Frames, sizes and number of frames that differ from the one before, a line a sequence.",
+        description="Look through recordings, a line each: frames, their sizes (width x height, pixels), and how many "
+        "frames differ from the one before.",
         epilog="example: fvlm changes data/screens",
     )
     parser.add_argument("path", type=Path, help="image, directory of images, or directory of such")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         for sequence in read_sequences(options.path):
             print(describe(sequence), flush=True)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run(parser.prog, work)
 
 
 if __name__ == "__main__":

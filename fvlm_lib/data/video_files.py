@@ -32,8 +32,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from webdataset.tariterators import base_plus_ext
 
-from fvlm_lib.data.files import matching_files, read_captions
-from fvlm_lib.data.frames import VIDEO_SUFFIXES, FrameOptions, StoredFile, read_video
+from fvlm_lib.data.files import matching_files, read_captions, unicode_name
+from fvlm_lib.data.frames import VIDEO_SUFFIXES, StoredFile, read_video
+from fvlm_lib.data.options import FrameOptions
 from fvlm_lib.data.screens import IMAGE_SUFFIXES
 from fvlm_lib.data.words import check_words, unknown_tokens
 from fvlm_lib.errors import first_line
@@ -153,7 +154,7 @@ def _count_samples(shard: str) -> int:
 
 def _read_sample(sample: dict[str, Any]) -> CaptionedVideo:
     """What WebDataset makes of one sample: bytes by ending, beside `__key__` and `__url__`."""
-    name = f"{sample['__url__']}:{sample['__key__']}"
+    name = unicode_name(f"{sample['__url__']}:{sample['__key__']}")
     contents = {ending: data for ending, data in sample.items() if not ending.startswith("__")}
     files = [StoredFile(f"{name}.{ending}", data) for ending, data in contents.items()]
     files = [file for file in files if file.suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES]

@@ -20,10 +20,10 @@ from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.checkpoints import load_checkpoint
 from fvlm_lib.foveated.weights import load_strictly
 from fvlm_lib.json_files import read_object
+from fvlm_lib.schema import RANDOM_TOWERS
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM_CLIP = "random:clip-vit-large-patch14-336"
-RANDOM_TINY = "random:clip-tiny"
+RANDOM_CLIP, RANDOM_TINY = RANDOM_TOWERS
 _RANDOM = {
     RANDOM_CLIP: CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,

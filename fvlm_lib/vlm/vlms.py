@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,11 @@ from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.checkpoints import TOKENIZER_FILES, check_json_files, check_parts
 from fvlm_lib.foveated.weights import load_strictly
 from fvlm_lib.json_files import read_object
+from fvlm_lib.schema import Fit, check
 from fvlm_lib.vlm.chat_template import render_chat
 
 ARCHITECTURES = ("llava", "llava_onevision", "fast_vlm")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.json", "generation_config.json")
-Fit = Literal["processor", "squash", "pad"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class VLM:
         fit: "processor" leaves resizing and cropping to the processor; "squash" and "pad" bring the whole frame to
         the tower's size first, distorted or with black borders, so that nothing is cropped away.
         """
+        check(Fit, fit, "fit")
         image = Image.fromarray(frame)
         height, width = self.image_size
         if fit == "squash":

@@ -336,12 +336,15 @@ def test_a_pattern_that_matches_nothing_is_named(stored):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "folder"}, "folder has no path"),
-        ({"kind": "folder", "path": "x", "split": "test"}, "folder videos have no option 'split'"),
+        ({"kind": "folder"}, "^data lacks path$"),
+        (
+            {"kind": "folder", "path": "x", "grid": 4},
+            "data has the unknown key 'grid'; known are sampling, max_frames",
+        ),
         ({"kind": "folder", "path": "nowhere"}, r"nowhere has no captions\.jsonl"),
-        ({"kind": "webdataset", "path": "x.tar", "crop": "left"}, "crop is 'left'"),
-        ({"kind": "folder", "path": "{stored}", "workers": 0}, "workers is 0"),
-        ({"kind": "folder", "path": "{stored}", "skip_bad": "yes"}, "skip_bad 'yes'"),
+        ({"kind": "webdataset", "path": "x.tar", "crop": "left"}, "data: crop is 'left'"),
+        ({"kind": "folder", "path": "{stored}", "workers": 0}, "data: workers is 0; it must be at least 1"),
+        ({"kind": "folder", "path": "{stored}", "skip_bad": "yes"}, "data: skip_bad is 'yes'; it must be true"),
     ],
 )
 def test_wrong_options_are_named(stored, data, message):

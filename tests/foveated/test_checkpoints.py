@@ -19,6 +19,7 @@ from transformers import Dinov2Config, LlamaConfig
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated import assemble as assemble_module
+from fvlm_lib.foveated import layouts
 from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.layouts import SMOLLM2
 from fvlm_lib.gap import __main__ as gap_command
@@ -309,6 +310,10 @@ def test_a_missing_or_damaged_tokenizer(folder):
     (folder / "tokenizer.json").write_text('{"model": null}')
     with pytest.raises(CheckpointError, match=r"the tokenizer in .* cannot be read"):
         load_tokenizer(folder)
+
+
+def test_the_assemblers_constants_are_those_of_the_layouts():
+    assert (layouts.IMAGE_SIZE, tuple(layouts.DINOV2)) == (assemble_module.IMAGE_SIZE, assemble_module.RANDOM_TOWERS)
 
 
 # ---- assembling --------------------------------------------------------------------------------------
