@@ -14,63 +14,69 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from fvlm_lib.batch.config import paper_files, read_batch
+from fvlm_lib.batch.config import check_files, paper_files, read_batch
+from fvlm_lib.batch.folders import NOTEBOOKS, folders, run_name
 from fvlm_lib.batch.notebooks import code_hash
 from fvlm_lib.data.files import data_stamp
 from fvlm_lib.gap.results import gap_file
+from fvlm_lib.yaml_files import read_yaml
 
 if not workflow.configfiles:
     sys.exit("there is no config; add --configfile config/demo.yaml")
 # relative, so that a project that was moved or copied is still up to date
 CONFIGFILE = os.path.relpath(workflow.configfiles[-1])
 try:
+    for file in workflow.configfiles:
+        read_yaml(os.path.relpath(file))  # Snakemake takes the last of equal keys
     BATCH = read_batch(config, CONFIGFILE)
+    if workflow.is_main_process:
+        check_files(BATCH, CONFIGFILE)
+    BATCH_FOLDERS = folders(BATCH.output)
     DATA = data_stamp(BATCH.gap.get("data", {}), CONFIGFILE)
     PAPER = BATCH.paper_parameters()
     PAPER_FILES = paper_files(PAPER)
 except ValueError as error:
-    sys.exit(str(error))
+    print(error, file=sys.stderr)
+    sys.exit(2)
 if workflow.is_main_process:
     for id in BATCH.missing_checkpoints():
         where = f"{CONFIGFILE}: checkpoint {id}: there is no {BATCH.checkpoints[id]}"
         print(f"{where}; unless that is an id of a model hub, its run will fail", file=sys.stderr)
 PYTHON = shlex.quote(sys.executable)
-GAP_NOTEBOOK = "notebooks/gap_analysis.ipynb"
-SCALING_NOTEBOOK = "notebooks/scaling_analysis.ipynb"
-CHANGES_NOTEBOOK = "notebooks/changed_patches.ipynb"
-BENCHMARK_NOTEBOOK = "notebooks/differential_benchmark.ipynb"
-PREDICT_NOTEBOOK = "notebooks/predict_sequence.ipynb"
-PAPER_NOTEBOOK = "notebooks/paper_figures.ipynb"
-NOTEBOOKS = (
-    GAP_NOTEBOOK,
-    SCALING_NOTEBOOK,
-    CHANGES_NOTEBOOK,
-    BENCHMARK_NOTEBOOK,
-    PREDICT_NOTEBOOK,
-    PAPER_NOTEBOOK,
-)
-HASHES = {notebook: code_hash(Path(notebook)) for notebook in NOTEBOOKS}
-GAPS = [gap_file(id) for id in BATCH.checkpoints]
+RESULTS, PLOTS = BATCH_FOLDERS.results, BATCH_FOLDERS.plots
+HASHES = {rule: code_hash(Path(notebook)) for rule, notebook in NOTEBOOKS.items()}
+
+
+def notebook_job(rule, **wildcards):
+    """The command of a rule's job, which runs its notebook with `params.run` and must write all of `output`."""
+    executed = shlex.quote(f"{BATCH_FOLDERS.runs}/{run_name(rule, wildcards)}.ipynb")
+    return (
+        f"exec {PYTHON} -m fvlm_lib run {NOTEBOOKS[rule]} --output {executed}"
+        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+    )
+
+
+GAPS = [gap_file(id, RESULTS) for id in BATCH.checkpoints]
 AGGREGATED = [
-    "results/gap_table.csv",
-    "results/gap_table.md",
-    "results/training_loss/points.csv",
-    "results/inference_loss/points.csv",
-    "results/scaling_fits.json",
-    "results/findings.md",
-    *(f"plots/{name}.{suffix}" for name in ("gap_analysis", "scaling_laws") for suffix in ("png", "pdf")),
+    f"{RESULTS}/gap_table.csv",
+    f"{RESULTS}/gap_table.md",
+    f"{RESULTS}/training_loss/points.csv",
+    f"{RESULTS}/inference_loss/points.csv",
+    f"{RESULTS}/scaling_fits.json",
+    f"{RESULTS}/findings.md",
+    *(f"{PLOTS}/{name}.{suffix}" for name in ("gap_analysis", "scaling_laws") for suffix in ("png", "pdf")),
 ]
 
 
 if not BATCH.checkpoints:
     AGGREGATED = []
 DIFFERENTIAL = [
-    *expand("results/changes/{sequence}.{suffix}", sequence=BATCH.sequences, suffix=("parquet", "npz")),
-    *expand("plots/changes/{sequence}.png", sequence=BATCH.sequences),
-    *expand("results/differential/{sequence}--{tower}.parquet", sequence=BATCH.sequences, tower=BATCH.towers),
-    *expand("plots/differential/{sequence}--{tower}.png", sequence=BATCH.sequences, tower=BATCH.towers),
-    *expand("results/predict/{sequence}--{vlm}.parquet", sequence=BATCH.sequences, vlm=BATCH.vlms),
-    *expand("plots/predict/{sequence}--{vlm}.png", sequence=BATCH.sequences, vlm=BATCH.vlms),
+    *expand(f"{RESULTS}/changes/{{sequence}}.{{suffix}}", sequence=BATCH.sequences, suffix=("parquet", "npz")),
+    *expand(f"{PLOTS}/changes/{{sequence}}.png", sequence=BATCH.sequences),
+    *expand(f"{RESULTS}/differential/{{sequence}}--{{tower}}.parquet", sequence=BATCH.sequences, tower=BATCH.towers),
+    *expand(f"{PLOTS}/differential/{{sequence}}--{{tower}}.png", sequence=BATCH.sequences, tower=BATCH.towers),
+    *expand(f"{RESULTS}/predict/{{sequence}}--{{vlm}}.parquet", sequence=BATCH.sequences, vlm=BATCH.vlms),
+    *expand(f"{PLOTS}/predict/{{sequence}}--{{vlm}}.png", sequence=BATCH.sequences, vlm=BATCH.vlms),
 ]
 
 
@@ -88,7 +94,7 @@ scattergather:
 
 def shard_files(id):
     """Where the parts of a sharded evaluation are kept; none for one shard."""
-    return gather.shards(f"results/gap/shards/{id}.{{scatteritem}}.parquet") if BATCH.shards > 1 else []
+    return gather.shards(f"{RESULTS}/gap/shards/{id}.{{scatteritem}}.parquet") if BATCH.shards > 1 else []
 
 
 def gap_run(wc):
@@ -98,8 +104,8 @@ def gap_run(wc):
             **BATCH.gap_parameters(wc.id),
             "training": BATCH.training[wc.id],
             "shards": shard_files(wc.id),
-            "result": gap_file(wc.id),
-            "figure": f"plots/gap/{wc.id}.png",
+            "result": gap_file(wc.id, RESULTS),
+            "figure": f"{PLOTS}/gap/{wc.id}.png",
         }
     )
 
@@ -113,8 +119,8 @@ rule all:
     input:
         GAPS,
         [path for id in BATCH.checkpoints for path in shard_files(id)],
-        expand("results/gap/{id}.parquet", id=BATCH.checkpoints),
-        expand("plots/gap/{id}.png", id=BATCH.checkpoints),
+        expand(f"{RESULTS}/gap/{{id}}.parquet", id=BATCH.checkpoints),
+        expand(f"{PLOTS}/gap/{{id}}.png", id=BATCH.checkpoints),
         AGGREGATED,
         DIFFERENTIAL,
         PAPER_FILES,
@@ -126,14 +132,17 @@ if BATCH.shards > 1:
         input:
             lambda wc: BATCH.weights(wc.id),
         output:
-            "results/gap/shards/{id}.{scatteritem}.parquet",
+            f"{RESULTS}/gap/shards/{{id}}.{{scatteritem}}.parquet",
         params:
             run=lambda wc: shlex.join(BATCH.gap_arguments(wc.id)),
             shard=lambda wc: wc.scatteritem.replace("-of-", "/"),
             data=lambda wc: DATA,
-            code=lambda wc: HASHES[GAP_NOTEBOOK],
+            code=lambda wc: HASHES["gap"],
+        log:
+            f"{BATCH_FOLDERS.runs}/shards/{{id}}.{{scatteritem}}.log",
+        priority: 10
         shell:
-            f"exec {PYTHON} -m fvlm_lib gap {{params.run}} --shard {{params.shard}} --output {{output:q}}"
+            f"exec {PYTHON} -m fvlm_lib gap {{params.run}} --shard {{params.shard}} --output {{output:q}} 2> {{log:q}}"
 
 
 rule gap:
@@ -141,21 +150,21 @@ rule gap:
         weights=lambda wc: BATCH.weights(wc.id),
         shards=lambda wc: shard_files(wc.id),
     output:
-        result="results/gap/{id}.json",
-        table="results/gap/{id}.parquet",
-        figure="plots/gap/{id}.png",
+        result=f"{RESULTS}/gap/{{id}}.json",
+        table=f"{RESULTS}/gap/{{id}}.parquet",
+        figure=f"{PLOTS}/gap/{{id}}.png",
     params:
         run=gap_run,
         data=lambda wc: DATA,
-        code=lambda wc: HASHES[GAP_NOTEBOOK],
+        code=lambda wc: HASHES["gap"],
+    priority: 10  # before all else, so that the gap table is there early
     shell:
-        f"exec {PYTHON} -m fvlm_lib run {GAP_NOTEBOOK} --output papermill_runs/gap_{{wildcards.id}}.ipynb"
-        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+        notebook_job("gap", id="{wildcards.id}")
 
 
 def changes_run(wc):
     """What the changed-patches notebook of one sequence is given, as JSON."""
-    outputs = {"result": f"results/changes/{wc.sequence}.parquet", "figure": f"plots/changes/{wc.sequence}.png"}
+    outputs = {"result": f"{RESULTS}/changes/{wc.sequence}.parquet", "figure": f"{PLOTS}/changes/{wc.sequence}.png"}
     return json.dumps({"sequence": BATCH.sequences[wc.sequence], **BATCH.changes, **outputs})
 
 
@@ -163,21 +172,20 @@ rule changes:
     input:
         lambda wc: files(BATCH.sequences[wc.sequence]),
     output:
-        result="results/changes/{sequence}.parquet",
-        maps="results/changes/{sequence}.npz",
-        figure="plots/changes/{sequence}.png",
+        result=f"{RESULTS}/changes/{{sequence}}.parquet",
+        maps=f"{RESULTS}/changes/{{sequence}}.npz",
+        figure=f"{PLOTS}/changes/{{sequence}}.png",
     params:
         run=changes_run,
-        code=lambda wc: HASHES[CHANGES_NOTEBOOK],
+        code=lambda wc: HASHES["changes"],
     shell:
-        f"exec {PYTHON} -m fvlm_lib run {CHANGES_NOTEBOOK} --output papermill_runs/changes_{{wildcards.sequence}}.ipynb"
-        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+        notebook_job("changes", sequence="{wildcards.sequence}")
 
 
 def benchmark_run(wc):
     """What the benchmark notebook of one sequence and tower is given, as JSON."""
     name = f"{wc.sequence}--{wc.tower}"
-    outputs = {"result": f"results/differential/{name}.parquet", "figure": f"plots/differential/{name}.png"}
+    outputs = {"result": f"{RESULTS}/differential/{name}.parquet", "figure": f"{PLOTS}/differential/{name}.png"}
     return json.dumps({"sequence": BATCH.sequences[wc.sequence], **BATCH.towers[wc.tower], **outputs})
 
 
@@ -186,22 +194,20 @@ rule differential:
         lambda wc: files(BATCH.sequences[wc.sequence]),
         lambda wc: files(BATCH.towers[wc.tower].get("tower", "")),
     output:
-        result="results/differential/{sequence}--{tower}.parquet",
-        figure="plots/differential/{sequence}--{tower}.png",
+        result=f"{RESULTS}/differential/{{sequence}}--{{tower}}.parquet",
+        figure=f"{PLOTS}/differential/{{sequence}}--{{tower}}.png",
     params:
         run=benchmark_run,
-        code=lambda wc: HASHES[BENCHMARK_NOTEBOOK],
+        code=lambda wc: HASHES["differential"],
     threads: lambda wc: BATCH.towers[wc.tower].get("threads", 1)
     shell:
-        f"exec {PYTHON} -m fvlm_lib run {BENCHMARK_NOTEBOOK}"
-        " --output papermill_runs/differential_{wildcards.sequence}--{wildcards.tower}.ipynb"
-        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+        notebook_job("differential", sequence="{wildcards.sequence}", tower="{wildcards.tower}")
 
 
 def predict_run(wc):
     """What the notebook on answers of one sequence and vision-language model is given, as JSON."""
     name = f"{wc.sequence}--{wc.vlm}"
-    outputs = {"result": f"results/predict/{name}.parquet", "figure": f"plots/predict/{name}.png"}
+    outputs = {"result": f"{RESULTS}/predict/{name}.parquet", "figure": f"{PLOTS}/predict/{name}.png"}
     settings = {"settings": asdict(BATCH.settings)}
     return json.dumps({"sequence": BATCH.sequences[wc.sequence], **settings, **BATCH.vlms[wc.vlm], **outputs})
 
@@ -211,31 +217,34 @@ rule predict:
         lambda wc: files(BATCH.sequences[wc.sequence]),
         lambda wc: files(BATCH.vlms[wc.vlm].get("model", "")),
     output:
-        result="results/predict/{sequence}--{vlm}.parquet",
-        figure="plots/predict/{sequence}--{vlm}.png",
+        result=f"{RESULTS}/predict/{{sequence}}--{{vlm}}.parquet",
+        figure=f"{PLOTS}/predict/{{sequence}}--{{vlm}}.png",
     params:
         run=predict_run,
-        code=lambda wc: HASHES[PREDICT_NOTEBOOK],
+        code=lambda wc: HASHES["predict"],
     threads: lambda wc: BATCH.vlms[wc.vlm].get("threads", 1)
     shell:
-        f"exec {PYTHON} -m fvlm_lib run {PREDICT_NOTEBOOK}"
-        " --output papermill_runs/predict_{wildcards.sequence}--{wildcards.vlm}.ipynb"
-        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+        notebook_job("predict", sequence="{wildcards.sequence}", vlm="{wildcards.vlm}")
 
 
 rule scaling:
     input:
         GAPS,
-        expand("results/gap/{id}.parquet", id=BATCH.checkpoints),
+        expand(f"{RESULTS}/gap/{{id}}.parquet", id=BATCH.checkpoints),
     output:
         AGGREGATED,
     params:
-        run=lambda wc: json.dumps({"config": CONFIGFILE, "knowledge": BATCH.knowledge, **BATCH.scaling}),
+        run=lambda wc: json.dumps(
+            {
+                "config": CONFIGFILE, "knowledge": BATCH.knowledge, "results": RESULTS, "figures": PLOTS,
+                **BATCH.scaling,
+            }
+        ),
         batch=lambda wc: json.dumps([BATCH.checkpoints, BATCH.training, BATCH.gap]),
-        code=lambda wc: HASHES[SCALING_NOTEBOOK],
+        code=lambda wc: HASHES["scaling"],
+    priority: 20
     shell:
-        f"exec {PYTHON} -m fvlm_lib run {SCALING_NOTEBOOK} --output papermill_runs/scaling_analysis.ipynb"
-        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+        notebook_job("scaling")
 
 
 rule paper:
@@ -247,7 +256,6 @@ rule paper:
         PAPER_FILES,
     params:
         run=lambda wc: json.dumps(PAPER),
-        code=lambda wc: HASHES[PAPER_NOTEBOOK],
+        code=lambda wc: HASHES["paper"],
     shell:
-        f"exec {PYTHON} -m fvlm_lib run {PAPER_NOTEBOOK} --output papermill_runs/paper_figures.ipynb"
-        " --parameters {params.run:q} --code-hash {params.code} --results {output:q}"
+        notebook_job("paper")

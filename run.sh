@@ -5,14 +5,14 @@ cd "$(dirname "$0")"
 
 if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
     cat <<'HELP'
-bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the gap table
+bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the gap table, write results/report.html
     --configfile config/mine.yaml       another batch
     -n                                  only say what would run
     --cores 8                           more jobs at once
     --profile profiles/slurm            on a Slurm cluster
 bash run.sh retrain [seed]          train the demo ladder anew, into checkpoints/retrained (20 to 40 minutes)
 bash run.sh lab [jupyter arguments] open JupyterLab on the notebooks
-bash run.sh docs                    make pages of the library's docstrings, docs/api/index.html
+bash run.sh docs                    make pages of docs/ and of the library's docstrings, site/index.html
 bash run.sh setup                   only make .venv
 HELP
     exit 0
@@ -40,6 +40,8 @@ case "${1:-}" in
 setup) exit 0 ;;
 lab)
     shift
+    # the project's defaults for JupyterLab: no pop-up that asks whether to fetch news (news_url=None leaves it)
+    export JUPYTER_CONFIG_PATH="$PWD/config/jupyter${JUPYTER_CONFIG_PATH:+:$JUPYTER_CONFIG_PATH}"
     exec jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks "$@"
     ;;
 retrain)
@@ -51,46 +53,12 @@ retrain)
     exit 0
     ;;
 docs)
-    rm -rf docs/api  # of modules that are gone
-    # each wing by name: the root's `__all__` has none of them
-    modules=$(cd fvlm_lib && ls -d [a-z]*/ [a-z]*.py | sed 's|/$||; s|\.py$||; s|^|fvlm_lib.|')
-    python -m pdoc --template-directory docs/pdoc --output-directory docs/api fvlm_lib $modules
-    echo "made docs/api/index.html"
+    # the notice is about versions after the pinned ones
+    NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+    echo "made site/index.html; searching needs it served: .venv/bin/python -m http.server --directory site"
     exit 0
     ;;
 esac
 
-config=config/demo.yaml
-profile="--profile profiles/local"
-dry_run=""
-previous=""
-for argument in "$@"; do
-    case "$previous" in --configfile | --configfiles) config=$argument ;; esac
-    case "$argument" in
-    --configfile=*) config=${argument#*=} ;;
-    --profile | --profile=*) profile="" ;;
-    -n | --dry-run | --dryrun) dry_run=1 ;;
-    esac
-    previous=$argument
-done
-if [ "$dry_run" ]; then exec snakemake $profile "$@"; fi
-
-# A batch that was killed outright leaves a lock, which is removed here; one that still runs keeps it.
-mkdir -p .snakemake
-if kill -0 "$(cat .snakemake/run.pid 2>/dev/null)" 2>/dev/null; then
-    echo "a batch is running in this folder already (process $(cat .snakemake/run.pid)); wait for it or stop it" >&2
-    exit 2
-fi
-echo $$ > .snakemake/run.pid
-trap 'rm -f .snakemake/run.pid' EXIT
-if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ]; then snakemake --profile profiles/local --unlock; fi
-
-status=0
-snakemake $profile "$@" || status=$?
-echo
-fvlm report "$config" || status=1
-fvlm run --report papermill_runs
-if [ "$status" = 0 ]; then
-    echo "figures: plots/ (gap_analysis.png, scaling_laws.png and one a run); tables and findings.md: results/"
-fi
-exit "$status"
+# One process from here on, which a signal reaches: it holds the lock, runs Snakemake, and makes the report.
+exec python -m fvlm_lib batch "$@"

@@ -10,16 +10,20 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from fvlm_lib.batch.processes import end_with_batch
+
 COMMANDS = {
     "gap": ("gap.__main__", "measure the train/inference gap of a foveated checkpoint"),
     "scaling": ("gap.scaling", "fit scaling laws to a table of points"),
     "report": ("gap.report", "print the gap table of a batch"),
+    "findings": ("gap.findings", "print the findings of a batch, or put them into a Markdown file"),
     "predict": ("vlm.predict", "ask a vision-language model about every frame (also fvlm-predict)"),
     "record": ("data.record", "record a screen"),
     "changes": ("data.screens", "count the frames of recordings that changed"),
     "assemble": ("foveated.assemble", "make an untrained foveated checkpoint of a language model and a vision tower"),
     "assemble-llava": ("vlm.assemble", "make a LLaVA of a language model and a vision tower, for times"),
     "train": ("foveated.train_command", "train a run of the demo ladder"),
+    "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
     "bench-policies": ("screens.policy_bench", "time encoding policies on a recording, and how wrong they are"),
@@ -47,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"fvlm: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    end_with_batch()
     return import_module(f"fvlm_lib.{COMMANDS[name][0]}").main(rest)
 
 

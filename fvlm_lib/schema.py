@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import numbers
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
@@ -42,12 +43,15 @@ FITS: tuple[str, ...] = get_args(Fit)
 Metric = Literal["max", "mean"]
 Reference = Literal["encoded", "previous"]
 Propagate = Literal["gated", "none"]
+RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")
+"""Vision towers of random weights, for times: one of real size, and a tiny one."""
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 Tolerance = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # where 0 is none of them
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+NewTokens = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 FinePasses = Annotated[int, Field(strict=True, ge=1, le=1024)]
 Resamples = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]  # of a bootstrap
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -153,15 +157,19 @@ def sentence(error: ValidationError, where: str, of: TypeAdapter[Any] | None = N
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
     at, last = _at(where, path), path[-1] if path else ""
     above = _at(where, path[:-1])
+    if kind in _UNKNOWN:  # of which `_follow` cannot tell whether it is a key or a type of a union
+        path, schema = _follow(of, first["loc"][:-1])
+        return unknown_key(_at(where, path), str(first["loc"][-1]), _keys(schema))
     if kind == "missing" and isinstance(last, str):
         return f"{above} lacks {last}"
     if kind == "missing":
         length = _follow(of, first["loc"][:-1])[1].get("minItems")
         return f"{above} is {shown(value)}; it must be a list of {length}"
-    if kind in _UNKNOWN:
-        return unknown_key(above, str(last), _keys(_follow(of, first["loc"][:-1])[1]))
     if kind == "invalid_key" or "[key]" in first["loc"]:
-        wanted = str(context["error"]) if "error" in context else f'a key must be text, so write "{last}" in quotes'
+        wanted = f'a key must be text, so write "{last}" in quotes'
+        if isinstance(last, str):
+            wanted = f"it {_wanted(first)}" if "error" not in context else str(context["error"])
+            wanted += _meant(last, re.findall(r"'(\w+)'", wanted))
         return f"{above} has the key {shown(last)}; {wanted}"
     if kind.startswith("union_tag"):
         tag, known = context["discriminator"].strip("'"), context.get("expected_tags") or _tags(schema)
@@ -225,7 +233,7 @@ _BOUNDS = {
     "literal_error": "{expected}",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
-    "string_too_short": "text of at least {min_length} letters",
+    "string_too_short": "text that is not empty",
     "string_too_long": "text of at most {max_length} letters",
     "recursion_loop": "something that does not hold itself",
 }
@@ -243,8 +251,12 @@ def _wanted(error: ErrorDetails) -> str:
 
 
 def _hint(value: Any, error: ErrorDetails) -> str:
-    text = isinstance(value, str) and error["type"].startswith(("float", "int"))
-    return "; YAML reads 1e-5 as text, write 1.0e-5" if text and "e" in value and value[:1].isdigit() else ""
+    """Of a number that YAML takes for text, how to write it."""
+    found = isinstance(value, str) and re.fullmatch(r"([-+]?\d+)(\.\d*)?e([-+]?)(\d+)", value, re.IGNORECASE)
+    if not (found and error["type"].startswith(("float", "int"))):
+        return ""
+    whole, rest, sign, power = found.groups()
+    return f"; YAML reads {value} as text, write {whole}{rest or '.0'}e{sign or '+'}{power}"
 
 
 def _meant(given: Any, known: Iterable[Any]) -> str:

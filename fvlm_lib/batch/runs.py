@@ -89,17 +89,23 @@ def _summary(record: Mapping[str, Any], status: Status) -> str:
     return f"{record['output']}: {status}{place}: {error['name']}: {message}"
 
 
+def failed_runs(records: Iterable[Path]) -> list[str]:
+    """A line for each of these `.run.json` files whose run failed or was interrupted; a missing file has none."""
+    lines = []
+    for path in records:
+        try:
+            if path.exists() and (status := run_status(path)) in ("failed", "interrupted"):
+                lines.append(_summary(json.loads(path.read_text(encoding="utf-8")), status))
+        except (ValueError, KeyError, TypeError) as error:
+            lines.append(f"{path}: not the status of a run: {error!r}")
+    return lines
+
+
 def report(folder: Path) -> int:
     """Print a line for each run below the folder that failed or was interrupted; return how many."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give the one the executed notebooks are written to")
-    lines = []
-    for path in sorted(folder.rglob("*.run.json")):
-        try:
-            if (status := run_status(path)) in ("failed", "interrupted"):
-                lines.append(_summary(json.loads(path.read_text(encoding="utf-8")), status))
-        except (ValueError, KeyError, TypeError) as error:
-            lines.append(f"{path}: not the status of a run: {error!r}")
+    lines = failed_runs(sorted(folder.rglob("*.run.json")))
     print(*lines, sep="\n", end="\n" if lines else "")
     return len(lines)
 

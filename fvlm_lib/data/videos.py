@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fvlm_lib.data.options import BLOCK, CELL, Data, FileData, FolderData, ProceduralData
 from fvlm_lib.data.video_files import FolderSource, TarSource, VideoBatch, VideoFiles
+from fvlm_lib.errors import some
 from fvlm_lib.schema import check, settings
 
 DIRECTIONS = ("right", "left", "down", "up")
@@ -84,6 +85,16 @@ class ProceduralVideos(ProceduralData):
             eos_token="<eos>",
             model_input_names=["input_ids", "attention_mask"],
         )
+
+    def check_words(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise ValueError where a checkpoint's own tokenizer gives the captions' words other ids, which would mean
+        something else to its model."""
+        known = tokenizer.get_vocab()
+        if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
+            raise ValueError(
+                f"procedural videos of grid {self.grid} have captions of {len(self.vocabulary)} words, of which the "
+                f"checkpoint's tokenizer numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
+            )
 
     def blind_loss(self) -> float:
         """The best loss without seeing anything, nats a token: direction, lane and colours are uniform."""

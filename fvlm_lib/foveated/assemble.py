@@ -7,6 +7,7 @@ is `fvlm assemble`. What takes seconds to import is imported where it is used, s
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import sys
@@ -95,6 +96,8 @@ def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from fvlm_lib.foveated.weights import load_strictly
+
     source: dict[str, Any] = {"pretrained_model_name_or_path": text, "local_files_only": Path(text).exists()}
     if text.endswith(".gguf"):
         if not Path(text).is_file():
@@ -105,8 +108,11 @@ def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
             )
         source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
     try:
-        llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        load = functools.partial(AutoModelForCausalLM.from_pretrained, **source, dtype=torch.float32)
+        llm = load_strictly(text, load)
         tokenizer = AutoTokenizer.from_pretrained(**source)
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers, tokenizers and gguf raise many kinds
         raise CheckpointError(f"{text} is no language model with a tokenizer ({first_line(error)})") from error
     for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights
@@ -123,6 +129,7 @@ def _read_vision_tower(vision: str) -> Dinov2Model:
     from transformers import AutoConfig, Dinov2Config, Dinov2Model
 
     from fvlm_lib.foveated.layouts import DINOV2
+    from fvlm_lib.foveated.weights import load_strictly
 
     if vision.startswith("random:"):
         name = vision.removeprefix("random:")
@@ -134,7 +141,8 @@ def _read_vision_tower(vision: str) -> Dinov2Model:
         kind = AutoConfig.from_pretrained(vision, **local).model_type
         if kind != Dinov2Config.model_type:
             raise CheckpointError(f"{vision} is a {kind}; the vision tower must be a dinov2")
-        return Dinov2Model.from_pretrained(vision, **local, dtype=torch.float32)
+        load = functools.partial(Dinov2Model.from_pretrained, vision, **local, dtype=torch.float32)
+        return load_strictly(vision, load, unexpected=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise

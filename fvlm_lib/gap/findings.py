@@ -7,6 +7,8 @@ that run alone and says so. Knows the table of `report.gap_table` and per-sample
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
+from fvlm_lib.batch.config import read_batch
+from fvlm_lib.batch.folders import folders
 from fvlm_lib.gap.report import DOUBT_NOTE, INTERVAL_NOTE, format_interval, readable_table, whole
 from fvlm_lib.gap.seeds import check_same_samples, gaps_by_seed, mean_over_seeds
 from fvlm_lib.stats import Estimate, Statistic, bootstrap
@@ -332,3 +337,36 @@ def replace_section(path: Path, name: str, text: str) -> None:
         raise ValueError(f"{path} needs the lines `{begin}` and `{end}`, once each and in this order")
     head, rest = content.split(begin)
     path.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}")
+
+
+# ---- the command -------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(
+        prog="fvlm findings",
+        description="Print the findings of a batch, or put them between the markers of a Markdown file.",
+        epilog="example: fvlm findings config/demo.yaml --into docs/KNOWLEDGE.md",
+    )
+    parser.add_argument("config", type=Path)
+    markers = "between its lines <!-- begin findings --> and <!-- end findings -->"
+    parser.add_argument("--into", type=Path, metavar="FILE", help=f"a Markdown file; they go {markers}")
+    args = parser.parse_args(argv)
+    try:
+        batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
+        found = Path(folders(batch.output).results, "findings.md")
+        if not found.is_file():
+            raise ValueError(f"{found} is missing; `bash run.sh` makes it")
+        if args.into:
+            replace_section(args.into, "findings", found.read_text())
+        else:
+            print(found.read_text(), end="")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,7 +26,7 @@ from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, ProceduralData
 from fvlm_lib.data.video_files import SkippedVideo
 from fvlm_lib.data.videos import ProceduralVideos, Videos, open_videos
 from fvlm_lib.devices import pick_device
-from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
+from fvlm_lib.foveated.checkpoints import has_tokenizer, load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.gap.evaluation import numerical_floor, score_batches, scored_modes
 from fvlm_lib.gap.results import GAP_SCHEMA
@@ -147,7 +147,10 @@ def interval_warnings(num_tokens: np.ndarray, training: np.ndarray, inference: n
     for name, nll in {"training loss": training, "inference loss": inference, "gap": inference - training}.items():
         share = top_share(nll)
         if share > HEAVY_SHARE:
-            warnings[name] = f"ten of {count} samples carry {share:.0%} of the {name}: its interval may be too narrow"
+            few = f"ten of {count} samples carry {share:.0%} of the {name}"
+            if count <= 10:
+                few = f"there are only {count} samples for the {name}"
+            warnings[name] = f"{few}: its interval may be too narrow"
         elif name != "gap" and unseen > HEAVY_SHARE * nll.sum() / tokens:
             warnings[name] = (
                 f"failures in fewer than 3 of {count} samples could add {unseen:.2g} nats a token to the {name} of "
@@ -221,18 +224,22 @@ def open_evaluation(
     tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
     dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
 
-    Raises ValueError for data that cannot be, or that the checkpoint cannot know.
+    Raises ValueError for data that cannot be, and for procedural videos that are not of the checkpoint's frames, words
+    and positions.
     """
     described = check(Data, data, "data")
     stored_in = getattr(torch, dtype) if check(Dtype | None, dtype, "dtype") else None
     model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
-    positions = model.config.text_config.max_position_embeddings
+    vocab_size, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
     if isinstance(described, ProceduralData):
-        described.check_model(model.config.image_size, model.config.text_config.vocab_size, positions)
-        return model, open_videos(described)
+        described.check_model(model.config.image_size, vocab_size, positions)
+        procedural = ProceduralVideos(**vars(described))
+        if has_tokenizer(checkpoint):
+            procedural.check_words(load_tokenizer(checkpoint, vocab_size))
+        return model, procedural
     wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
-    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint), positions)
+    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint, vocab_size), positions)
 
 
 def evaluate_inference_gap(

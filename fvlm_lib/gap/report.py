@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from fvlm_lib.batch.config import Batch, read_batch
+from fvlm_lib.batch.config import Batch, read_batch_file
+from fvlm_lib.batch.folders import batch_runs, folders
+from fvlm_lib.batch.runs import failed_runs
 from fvlm_lib.gap.results import gap_file, read_gap_result
 from fvlm_lib.options import Parser, run
 from fvlm_lib.stats import HEAVY_SHARE
@@ -36,9 +37,11 @@ INTERVAL_NOTE = (
 def read_results(batch: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The results of a batch by checkpoint id, and why others cannot be used, also by id."""
     results, problems = {}, {}
+    folder = folders(batch.output).results
     for checkpoint_id in batch.checkpoints:
         try:
-            results[checkpoint_id] = read_gap_result(gap_file(checkpoint_id), batch.gap_parameters(checkpoint_id))
+            parameters = batch.gap_parameters(checkpoint_id)
+            results[checkpoint_id] = read_gap_result(gap_file(checkpoint_id, folder), parameters)
         except (OSError, ValueError) as error:
             problems[checkpoint_id] = str(error)
     return results, problems
@@ -139,8 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command: 1 where a result is missing, else the exit codes of `options.run`."""
     parser = Parser(
         prog="fvlm report",
-        description="Print the gap table of a batch from its results, and what of it is missing. Losses and gaps are "
-        "in nats a token, with 95% intervals; the exit code is 1 where a result is missing.",
+        description="Print the gap table of a batch from its results, what of it is missing, and which of its runs "
+        "failed. Losses and gaps are in nats a token, with 95% intervals; exit code 1: a result is missing.",
         epilog="example: fvlm report config/demo.yaml",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the batch's config")
@@ -150,18 +153,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_report(config: Path) -> int:
     """Print the table of a batch's results; 1 where some are missing, each with the reason. Raises ValueError."""
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config} is no YAML: {error}") from None
-    results, problems = read_results(read_batch(content or {}, str(config)))
+    batch = read_batch_file(config, files=False)
+    runs = [Path(folders(batch.output).runs, f"{name}.run.json") for name in batch_runs(batch)]
+    results, problems = read_results(batch)
     if results:
         table = readable_table(gap_table(results))
         print(table.to_markdown(index=False, disable_numparse=True))
         print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
     for checkpoint_id, problem in problems.items():
         print(f"no result for {checkpoint_id}: {problem}")
-    return 1 if problems else 0
+    failures = failed_runs(runs)
+    for line in failures:
+        print(line)
+    return 1 if problems or failures else 0
 
 
 if __name__ == "__main__":

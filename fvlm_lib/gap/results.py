@@ -23,9 +23,9 @@ _KINDS: dict[type, tuple[str, ...]] = {
 _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 
 
-def gap_file(checkpoint_id: str) -> str:
-    """Where the batch keeps the gap of a checkpoint."""
-    return f"results/gap/{checkpoint_id}.json"
+def gap_file(checkpoint_id: str, results: str = "results") -> str:
+    """Where a batch whose tables are in `results` keeps the gap of a checkpoint."""
+    return f"{results}/gap/{checkpoint_id}.json"
 
 
 def read_gap_result(path: str | Path, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:

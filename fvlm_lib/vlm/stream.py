@@ -37,6 +37,12 @@ class Decoding:
     seed: Seed = 0
     """Of sampling, frame by frame, so that a frame's answer does not depend on those before it."""
 
+    def __post_init__(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}"
+            )
+
     def options(self) -> dict[str, Any]:
         """Arguments of transformers' `generate`."""
         options: dict[str, Any] = {
@@ -86,8 +92,9 @@ class VLMStream:
     encoder: None for the model's own full encode of every frame. reuse_prefix: keep the language model's keys and
     values from frame to frame.
 
-    Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), and for prefix reuse on a language model
-    with sliding windows, whose cache cannot be cropped.
+    Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), one that is longer with an image and an
+    answer than the language model has positions, and for prefix reuse on a language model with sliding windows, whose
+    cache cannot be cropped.
     """
 
     def __init__(
@@ -110,7 +117,25 @@ class VLMStream:
         self.reuse_prefix = reuse_prefix
         self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
+        self._check_positions()
         self.reset()
+
+    @torch.no_grad()
+    def _check_positions(self) -> None:
+        """Raise ValueError where prompt, image and answer are more than the language model's positions."""
+        positions = getattr(self.vlm.model.config.text_config, "max_position_embeddings", None)
+        if positions is None:
+            return
+        height, width = self.vlm.image_size
+        blank = torch.zeros(1, 3, height, width, device=self.vlm.model.device, dtype=self._vision.dtype)
+        tower = self._vision.tower  # its embeddings alone tell how many tokens there are
+        tokens = self._vision.finish(self._vision.select(tower.embed(blank))) if tower else self._vision.own(blank)
+        text, image, answer = len(self.prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
+        if text + image + answer > positions:
+            raise ValueError(
+                f"the prompt's {text} tokens, {image} of the image and {answer} of the answer are more than the "
+                f"{positions} positions of the language model of {self.vlm.name}; ask for less"
+            )
 
     def reset(self) -> None:
         """Forget the frames seen, as between unrelated sequences."""

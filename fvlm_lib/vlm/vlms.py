@@ -7,6 +7,7 @@ How tokens are encoded is `differential.py`'s subject, how a stream is answered 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fvlm_lib.errors import CheckpointError, first_line
-from fvlm_lib.foveated.checkpoints import loading_problems, quiet_transformers
+from fvlm_lib.foveated.checkpoints import TOKENIZER_FILES, check_json_files, check_parts
+from fvlm_lib.foveated.weights import load_strictly
+from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import Fit, check
 from fvlm_lib.vlm.chat_template import render_chat
 
 ARCHITECTURES = ("llava", "llava_onevision", "fast_vlm")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -126,42 +130,61 @@ def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -
     dtype: None as stored. Only a hub id that is no folder touches the network; nothing executes code of a file.
 
     Raises CheckpointError for a folder that has no model or no processor, an architecture that is not known, a
-    damaged file, and any weight that is missing, unexpected or of another shape.
+    damaged file, any weight that is missing, unexpected, of another shape or not finite, and for a processor whose
+    frames or tokens are not those of the model.
     """
     local = Path(name).is_dir()
     if not local and (Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1):
         raise CheckpointError(f"there is no folder {name}; name a model's folder, or a hub id such as OWNER/MODEL")
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    if local:
+        check_json_files(Path(name), ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES))
     config = _read(name, "config", lambda: AutoConfig.from_pretrained(name, **options))
     if config.model_type not in ARCHITECTURES:
         raise CheckpointError(
             f"{name} is of the architecture {config.model_type!r}; known are {', '.join(ARCHITECTURES)}"
         )
+    if local:
+        check_parts(Path(name) / "config.json", read_object(Path(name) / "config.json", CheckpointError))
     processor: Any = _read(name, "processor", lambda: AutoProcessor.from_pretrained(name, **options))
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(
             f"{name} has no processor for images and text; save it there with processor.save_pretrained"
         )
-    with quiet_transformers():
-        model, info = _read(
-            name,
-            "model",
-            lambda: AutoModelForImageTextToText.from_pretrained(
-                name,
-                config=config,
-                dtype=dtype or "auto",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # listed, and raised below
-                **options,
-            ),
+    load = functools.partial(
+        AutoModelForImageTextToText.from_pretrained, name, config=config, dtype=dtype or "auto", **options
+    )
+    model = _read(name, "model", lambda: load_strictly(name, load))
+    vlm = VLM(name, model.to(device), processor)
+    _check_processor(vlm)
+    return vlm
+
+
+def _check_processor(vlm: VLM) -> None:
+    """Raise CheckpointError where the processor's tokens or frames are not those that the model knows."""
+    tokens, embeddings = len(vlm.processor.tokenizer), vlm.model.get_input_embeddings().num_embeddings
+    if tokens > embeddings:
+        raise CheckpointError(f"{vlm.name}: its tokenizer has {tokens} tokens, but its model embeds {embeddings}")
+    try:
+        size = vlm.image_size
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{vlm.name}: its processor does not say the height and width of its frames in pixels"
+        ) from None
+    vision = vlm.model.config.vision_config
+    own, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if isinstance(own, int) and isinstance(patch, int) and size != (own, own):
+        grids = [f"{height // patch} x {width // patch}" for height, width in (size, (own, own))]
+        raise CheckpointError(
+            f"{vlm.name}: its processor makes frames of {size[0]} x {size[1]} pixels, a grid of {grids[0]} patches, "
+            f"but its vision tower has positions for {own} x {own} pixels, {grids[1]} patches"
         )
-    if problems := loading_problems(info):
-        raise CheckpointError(f"{name}: the weights do not fit the config ({problems})")
-    return VLM(name, model.to(device).eval(), processor)
 
 
 def _read(name: str, part: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers raises a dozen kinds for what a folder may lack
         raise CheckpointError(f"{name} has no {part} that can be loaded ({first_line(error)})") from error

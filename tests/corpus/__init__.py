@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
+import json
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +51,44 @@ def command(main: Callable[[Sequence[str]], int | None], *arguments: object) -> 
         except SystemExit as end:  # of argparse
             code = end.code if isinstance(end.code, int) else 1
     return Said(code, stderr.getvalue())
+
+
+# what a JSON file that must hold an object may hold instead, and what is said of it
+WRONG_JSON: dict[str, tuple[bytes, str]] = {
+    "null": (b"null", "holds null"),
+    "a list": (b"[]", "holds a list"),
+    "a text": (b'"text"', "holds a text"),
+    "a number": (b"3", "holds a number"),
+    "cut off": (b'{"a": ', "is not valid JSON"),
+    "empty": (b"", "is not valid JSON"),
+    "not UTF-8": (b'{"a": "\xff"}', "is not UTF-8 text"),
+    "nested deeply": (b'{"a": ' * 50_000, "nested too deeply"),
+}
+
+
+def wrong_json(file: str, prepare: Callable[[Path], Any], read: Callable[[Path], Any]) -> list[Case]:
+    """Cases of `file` in a folder holding each of `WRONG_JSON`: `prepare` fills the folder, `read` then reads it."""
+
+    def run(folder: Path, content: bytes) -> Any:
+        prepare(folder)
+        (folder / file).write_bytes(content)
+        return read(folder)
+
+    return [
+        Case(f"{file}: {name}", functools.partial(run, content=content), says, Path(file).name)
+        for name, (content, says) in WRONG_JSON.items()
+    ]
+
+
+def edited(file: Path, *keys: str | int, value: Any) -> None:
+    """Replace the value under `keys` in a JSON file."""
+    content = json.loads(file.read_text())
+    *path, last = keys
+    inner = content
+    for key in path:
+        inner = inner[key]
+    inner[last] = value
+    file.write_text(json.dumps(content))
 
 
 def all_cases() -> list[tuple[str, Case]]:

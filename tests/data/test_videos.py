@@ -7,11 +7,12 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import DEMO, tiny_model
 
 from fvlm_lib.data.videos import CELL, COLOURS, ProceduralVideos, open_videos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.gap.gap import open_evaluation
 
 CLEAN = ProceduralVideos(noise_std=0.0)
 PROCEDURAL = {"kind": "procedural"}
@@ -174,3 +175,33 @@ def test_videos_that_a_model_cannot_know_are_refused(options, message):
 def test_no_samples_is_an_error():
     with pytest.raises(ValueError, match="samples 3 to 3"):
         CLEAN.batch(3, 3)
+
+
+# ---- checkpoints that cannot read them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("videos", "said"),
+    [
+        ({}, None),
+        ({"num_frames": 127}, None),  # 127 + 129 of 256 positions
+        ({"num_frames": 128}, "grid 4 and 128 frames take 258 positions, the frames and 130 tokens .* has 256"),
+        ({"grid": 5}, "grid 5 and 8 frames are 40 pixels wide, but the checkpoint takes 32"),
+        ({"grid": 2}, "grid 2 and 8 frames are 16 pixels wide, but the checkpoint takes 32"),
+    ],
+)
+def test_videos_that_a_checkpoint_cannot_read_are_refused_with_numbers(videos, said):
+    data = {"kind": "procedural", "split": "test", **videos}
+    checkpoint = DEMO / "S-S" / "step_0100"
+    if said is None:
+        assert open_evaluation(checkpoint, data)[1] == ProceduralVideos("test", **videos)
+        return
+    with pytest.raises(ValueError, match=said):
+        open_evaluation(checkpoint, data)
+
+
+def test_words_that_a_checkpoint_numbers_otherwise_are_refused():
+    videos, tokenizer = ProceduralVideos(grid=5), ProceduralVideos(grid=4).tokenizer()
+    with pytest.raises(ValueError, match=r"of 19 words, .* numbers 9 otherwise or not at all: black, .* and 4 more"):
+        videos.check_words(tokenizer)
+    videos.check_words(videos.tokenizer())

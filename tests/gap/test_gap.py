@@ -50,6 +50,14 @@ def test_losses_are_sums_over_tokens_divided_once(trained, scored):
     assert found.gap_percent.value == pytest.approx(100 * found.gap_nats.value / found.loss_training_fine.value)
 
 
+def test_nothing_remains_of_the_gap_after_as_many_passes_as_frames(trained):
+    assert evaluation.remaining_gap(trained, VIDEOS, 2, 8) < 1e-9
+    rows = evaluation.score_videos(evaluation.float64_copy(trained), VIDEOS, 0, 2, 2, (1,), progress=False)
+    after_one = (rows["nll_autoregressive"] - rows["nll_fine_1"]).abs() / rows["num_tokens"]
+    assert evaluation.remaining_gap(trained, VIDEOS, 2, 1) == pytest.approx(after_one.max(), rel=1e-12)
+    assert after_one.max() > 1e-4, "else the first line shows nothing"
+
+
 def test_a_long_sample_weighs_as_its_tokens():
     table = pd.DataFrame({"num_tokens": [1, 9], "nll_coarse": [5.0, 9.0]})
     table["nll_fine_1"], table["nll_autoregressive"] = table["nll_coarse"], table["nll_coarse"]

@@ -224,6 +224,38 @@ def test_a_missing_weight_is_named(damaged):
         load_vlm(str(damaged))
 
 
+def test_a_weight_that_is_not_finite_is_named(damaged):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(damaged / "model.safetensors")
+    name = next(name for name in weights if "multi_modal_projector.linear_1.weight" in name)
+    weights[name][0, :2] = float("nan")
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"multi_modal_projector.linear_1.weight has 2 NaN and 0 infinite of"):
+        load_vlm(str(damaged))
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_a_processor_for_frames_of_another_grid_is_refused_naming_both(damaged):
+    sizes = {"height": 196, "width": 196}
+    edit(damaged / "processor_config.json", lambda config: config["image_processor"].update(size=sizes))
+    with pytest.raises(CheckpointError, match=r"196 x 196 pixels, a grid of 14 x 14 patches, but .* 224 .*, 16 x 16"):
+        load_vlm(str(damaged))
+
+
+def test_more_tokens_than_embeddings_are_refused(damaged):
+    tokenizer = AutoProcessor.from_pretrained(damaged).tokenizer
+    tokenizer.add_tokens([f"new{i}" for i in range(9)])
+    tokenizer.save_pretrained(damaged)
+    with pytest.raises(CheckpointError, match=r"its tokenizer has 268 tokens, but its model embeds 259"):
+        load_vlm(str(damaged))
+
+
 def test_code_in_a_folder_is_not_run(damaged):
     config = json.loads((damaged / "config.json").read_text())
     config["model_type"] = "evil"
