@@ -236,8 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lock = take_lock(LOCK)
         # Snakemake's own lock is one of files, which a batch that was killed leaves; ours is free, so that is stale.
         if any(Path(".snakemake/locks").glob("*")):
-            quiet = {"stdin": lock, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            subprocess.run(["snakemake", *ours[2:], "--unlock"], **quiet)
+            subprocess.run(["snakemake", *ours[2:], "--unlock"], stdin=lock, capture_output=True)
         return run_batch(name, batch, [*ours, *arguments], lock, signals)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
