@@ -14,24 +14,30 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from fvlm_lib.batch.config import paper_files, read_batch
+from fvlm_lib.batch.config import check_files, paper_files, read_batch
 from fvlm_lib.batch.folders import NOTEBOOKS, folders, run_name
 from fvlm_lib.batch.notebooks import code_hash
 from fvlm_lib.data.files import data_stamp
 from fvlm_lib.gap.results import gap_file
+from fvlm_lib.yaml_files import read_yaml
 
 if not workflow.configfiles:
     sys.exit("there is no config; add --configfile config/demo.yaml")
 # relative, so that a project that was moved or copied is still up to date
 CONFIGFILE = os.path.relpath(workflow.configfiles[-1])
 try:
+    for file in workflow.configfiles:
+        read_yaml(os.path.relpath(file))  # Snakemake takes the last of equal keys
     BATCH = read_batch(config, CONFIGFILE)
+    if workflow.is_main_process:
+        check_files(BATCH, CONFIGFILE)
     BATCH_FOLDERS = folders(BATCH.output)
     DATA = data_stamp(BATCH.gap.get("data", {}), CONFIGFILE)
     PAPER = BATCH.paper_parameters()
     PAPER_FILES = paper_files(PAPER)
 except ValueError as error:
-    sys.exit(str(error))
+    print(error, file=sys.stderr)
+    sys.exit(2)
 if workflow.is_main_process:
     for id in BATCH.missing_checkpoints():
         where = f"{CONFIGFILE}: checkpoint {id}: there is no {BATCH.checkpoints[id]}"

@@ -12,7 +12,7 @@ bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the
     --profile profiles/slurm            on a Slurm cluster
 bash run.sh retrain [seed]          train the demo ladder anew, into checkpoints/retrained (20 to 40 minutes)
 bash run.sh lab [jupyter arguments] open JupyterLab on the notebooks
-bash run.sh docs                    make pages of the library's docstrings, docs/api/index.html
+bash run.sh docs                    make pages of docs/ and of the library's docstrings, site/index.html
 bash run.sh setup                   only make .venv
 HELP
     exit 0
@@ -40,6 +40,8 @@ case "${1:-}" in
 setup) exit 0 ;;
 lab)
     shift
+    # the project's defaults for JupyterLab: no pop-up that asks whether to fetch news (news_url=None leaves it)
+    export JUPYTER_CONFIG_PATH="$PWD/config/jupyter${JUPYTER_CONFIG_PATH:+:$JUPYTER_CONFIG_PATH}"
     exec jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks "$@"
     ;;
 retrain)
@@ -51,11 +53,9 @@ retrain)
     exit 0
     ;;
 docs)
-    rm -rf docs/api  # of modules that are gone
-    # each wing by name: the root's `__all__` has none of them
-    modules=$(cd fvlm_lib && ls -d [a-z]*/ [a-z]*.py | sed 's|/$||; s|\.py$||; s|^|fvlm_lib.|')
-    python -m pdoc --template-directory docs/pdoc --output-directory docs/api fvlm_lib $modules
-    echo "made docs/api/index.html"
+    # the notice is about versions after the pinned ones
+    NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+    echo "made site/index.html; searching needs it served: .venv/bin/python -m http.server --directory site"
     exit 0
     ;;
 esac

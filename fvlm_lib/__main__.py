@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from fvlm_lib.batch.processes import end_with_batch
 
@@ -21,10 +22,11 @@ COMMANDS = {
     "changes": ("data.screens", "count the frames of recordings that changed"),
     "assemble": ("foveated.assemble", "make an untrained foveated checkpoint of a language model and a vision tower"),
     "assemble-llava": ("vlm.assemble", "make a LLaVA of a language model and a vision tower, for times"),
-    "train": ("foveated.train", "train a run of the demo ladder"),
+    "train": ("foveated.train_command", "train a run of the demo ladder"),
     "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
+    "bench-policies": ("screens.policy_bench", "time encoding policies on a recording, and how wrong they are"),
     "bench-updates": ("screens.update_bench", "time partial updates by number of changed patches"),
     "bench-panel": ("panels.bench", "time the redraw of the tuning panel"),
 }
@@ -51,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     end_with_batch()
     return import_module(f"fvlm_lib.{COMMANDS[name][0]}").main(rest)
+
+
+def run_as(command: str) -> NoReturn:
+    """What `python -m` of a module does whose command is in another one, `train` say of `foveated.train`."""
+    sys.exit(main([command, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

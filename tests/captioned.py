@@ -42,12 +42,13 @@ def encoded(frame: np.ndarray, form: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def procedural(count: int) -> list[tuple[list[np.ndarray], str]]:
-    """Frames (8 of 32x32 pixels; every third video has 5) and captions of the first procedural test videos."""
+def procedural(count: int, cut: bool = True) -> list[tuple[list[np.ndarray], str]]:
+    """Frames (8 of 32x32 pixels; of every third video only 5, if `cut`) and captions of the first procedural test
+    videos."""
     batch = VIDEOS.batch(0, count)
     captions = VIDEOS.tokenizer().batch_decode(batch["input_ids"], skip_special_tokens=True)
     pixels = ((batch["pixel_values"] + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()  # (B, T, H, W, 3)
-    lengths = [5 if i % 3 == 2 else 8 for i in range(count)]
+    lengths = [5 if cut and i % 3 == 2 else 8 for i in range(count)]
     # a caption has two words more than a video has frames after the first
     words = [" ".join(caption.split()[: length + 1]) for caption, length in zip(captions, lengths, strict=True)]
     return [(list(video[:length]), text) for video, length, text in zip(pixels, lengths, words, strict=True)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,29 @@ def vlms(vlm_folders):
     from fvlm_lib.vlm.vlms import load_vlm
 
     return {name: load_vlm(str(folder)) for name, folder in vlm_folders.items()}
+
+
+@contextlib.contextmanager
+def disk_of(size: int, from_the_first_forward: bool = False) -> Iterator[None]:
+    """Files of this process take no more than `size` bytes, as on a disk that fills; from the start, or from when a
+    model is first run."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(*_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(fill) if from_the_first_forward else fill()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        if hook:
+            hook.remove()
+
+
+def exit_code(main, *arguments: object) -> int:
+    """Of a command's `main`, whether it returns the code or its options are refused."""
+    try:
+        return main([str(argument) for argument in arguments]) or 0
+    except SystemExit as end:
+        return end.code

@@ -26,6 +26,18 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+CUT_OFF = """output => {
+    const edges = output.getBoundingClientRect(), found = [];
+    for (const element of output.querySelectorAll('*')) {
+        if (element.closest('.noUi-target') || ['SELECT', 'OPTION', 'INPUT'].includes(element.tagName)) continue;
+        const box = element.getBoundingClientRect(), style = getComputedStyle(element);
+        if (box.width === 0 || box.height === 0) continue;
+        const hidden = style.overflowX !== 'visible' && element.scrollWidth > element.clientWidth + 1;
+        if (box.right > edges.right + 1 || box.left < edges.left - 1 || hidden)
+            found.push(`${element.tagName} ${element.className}: ${(element.innerText || '').slice(0, 60)}`);
+    }
+    return found;
+}"""
 
 
 def copy_project(folder: Path) -> Path:
@@ -34,19 +46,29 @@ def copy_project(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     for name in ("data", "results"):  # read alone
         (folder / name).symlink_to(ROOT / name)
+    made_from = ["requirements.txt", "requirements-dev.txt", "pyproject.toml"]
+    for name in ("run.sh", *made_from):
+        shutil.copy(ROOT / name, folder)
+    binaries = folder / ".venv" / "bin"  # of this Python, so that run.sh takes it for installed
+    binaries.mkdir(parents=True)
+    (binaries / "jupyter").write_text(f'#!/bin/sh\nshift\nexec "{sys.executable}" -m jupyterlab "$@"\n')
+    (binaries / "jupyter").chmod(0o755)
+    content = b"".join((folder / name).read_bytes() for name in made_from)
+    made = subprocess.run(["cksum"], input=content, capture_output=True, check=True).stdout
+    (folder / ".venv" / "installed").write_bytes(made)
     return folder
 
 
 @contextlib.contextmanager
 def serve(project: Path, private: Path) -> Iterator[str]:
-    """JupyterLab on loopback with the project as root, its own settings in `private`; gives the URL with its token."""
-    disabled = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-    (private / "config" / "labconfig").mkdir(parents=True)
-    (private / "config" / "labconfig" / "page_config.json").write_text(json.dumps(disabled))
+    """JupyterLab as `bash run.sh lab` has it, on loopback with the project as root and its own settings in `private`;
+    gives the URL with its token."""
+    private.mkdir(exist_ok=True)
     own = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(private / "ipython")}
     environment |= {f"JUPYTER_{name}_DIR": str(private / folder) for name, folder in own.items()}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
+    environment["PYTHON"] = "false"  # run.sh must not begin to install
+    command = ["bash", "run.sh", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
     with (private / "log.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log)
     try:
@@ -93,7 +115,7 @@ class Lab:
         self.page.click("[data-command='runmenu:run-all']")
         prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
         wait_for(
-            lambda: all("]" in text and text.strip("[]: \n*") for text in prompts.all_inner_texts()), "all cells run"
+            lambda: all("]" in text and text.strip("[]: \n*") for text in prompts.all_text_contents()), "all cells run"
         )
         self.wait_until_idle()
 
@@ -111,6 +133,19 @@ class Lab:
         """What the first element of a selector says."""
         return self.page.locator(selector).first.inner_text()
 
+    def cut_off(self) -> list[str]:
+        """What of the panel reaches beyond its left or right edge, or does not show all that it holds in its width."""
+        return self.output.evaluate(CUT_OFF)
+
+    @property
+    def output(self) -> Locator:
+        """The output with the panel."""
+        return self.page.locator(".jp-OutputArea-output:has(img[class*='fvlm-'])").first
+
+    def choose(self, label: str, option: str) -> None:
+        """Choose from the dropdown with this label."""
+        self.page.select_option(f".widget-dropdown:has(label:text-is('{label}')) select", option)
+
     def slider(self, label: str) -> Locator:
         """The handle of the slider with this label; it takes the arrow keys."""
         return self.page.locator(f".widget-hslider:has(label:text-is('{label}')) .noUi-handle")
@@ -119,10 +154,16 @@ class Lab:
         """A panel's picture as it stands on the page."""
         return np.array(Image.open(BytesIO(self.page.locator(f"img.fvlm-{name}").screenshot())).convert("RGB"))
 
+    def content(self, name: str) -> bytes:
+        """The file that a panel's picture was sent as."""
+        numbers = self.page.locator(f"img.fvlm-{name}").evaluate(
+            "async image => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())]"
+        )
+        return bytes(numbers)
+
     def panel(self) -> Image.Image:
         """The whole panel as it stands on the page."""
-        shot = self.page.locator(".jp-OutputArea-output:has(img[class*='fvlm-'])").first.screenshot()
-        return Image.open(BytesIO(shot))
+        return Image.open(BytesIO(self.output.screenshot()))
 
     def press(self, label: str, key: str, times: int = 1) -> None:
         self.slider(label).focus()

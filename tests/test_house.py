@@ -15,7 +15,7 @@ import fvlm_lib
 
 LIBRARY = ROOT / "fvlm_lib"
 # each wing, with the wings that it may import; `ground` are the files that lie beside the wings
-GROUND = {"devices", "errors", "scoring", "stats", "timing"}
+GROUND = {"devices", "errors", "json_files", "options", "outputs", "schema", "scoring", "stats", "timing", "yaml_files"}
 WINGS: dict[str, set[str]] = {
     "ground": set(),
     "vision": {"ground"},

@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fvlm_lib.batch.folders import folders
+from fvlm_lib.batch.parameters import Config
+from fvlm_lib.data.files import data_stamp, read_captions
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, FolderData, ProceduralData
+from fvlm_lib.json_files import read_object
+from fvlm_lib.schema import RANDOM_TOWERS, check
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
+from fvlm_lib.yaml_files import read_yaml
 
-KEYS = {"checkpoints", "gap", "scaling", "shards", "knowledge", "differential", "paper", "output"}
-DIFFERENTIAL_KEYS = {"sequences", "towers", "vlms", "settings"}
-GAP_KEYS = {"data", "num_samples", "batch_size", "num_fine", "dtype", "device", "seed", "floor_samples"}
-TRAINING_KEYS = {
-    "name", "group", "seed", "step", "num_parameters", "num_text_parameters", "training_flops", "multi_fine",
-}  # fmt: skip
+T = TypeVar("T")
+
 # The paper's figures and tables, and the list of ids that each is made once for (None: once in all).
 PAPER_FIGURES = {
     "gap_training": None, "gap_passes": None, "mode_losses": None, "position_losses": None, "scaling_laws": None,
     "changes": "sequences", "policies": "towers",
 }  # fmt: skip
 PAPER_TABLES = {"gap_table": None, "scaling_fits": None, "policies": "towers"}
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 PaperNames = dict[str, tuple[str, str | None]]
 
 
@@ -88,14 +89,8 @@ class Batch:
 
     def paper_parameters(self) -> dict[str, Any]:
         """What the notebook of the paper's figures is given: by default all figures and tables that this batch has
-        results for. Raises ValueError for a sequence or tower that is not in the batch."""
+        results for."""
         has = {None: self.checkpoints, "sequences": self.sequences, "towers": self.sequences and self.towers}
-        for key, known in (("sequences", self.sequences), ("towers", self.towers), ("recordings", self.sequences)):
-            if unknown := [name for name in self.paper.get(key) or [] if name not in known]:
-                raise ValueError(
-                    f"paper: {key} names {unknown[0]!r}, which is not in this config; "
-                    f"it has {', '.join(known) or 'none'}"
-                )
         own = folders(self.output)
         return {
             "figures": [name for name, ids in PAPER_FIGURES.items() if has[ids]],
@@ -117,60 +112,149 @@ class Batch:
         return sorted(str(file) for file in files if file.suffix in (".safetensors", ".json", ".pt", ".pth", ".bin"))
 
 
+def read_batch_file(path: str | Path, files: bool = True) -> Batch:
+    """The batch of a config file. files: that what it names must be there, too (`check_files`).
+
+    Raises ValueError in one sentence that names file, key, value and what would be right.
+    """
+    content = read_yaml(path)
+    batch = read_batch({} if content is None else content, str(path))
+    if files:
+        check_files(batch, str(path))
+    return batch
+
+
 def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     """Check a batch's config. Raises ValueError naming the key or id that is wrong and what would be right."""
-    _check_keys(name, config, KEYS)
-    differential = dict(config.get("differential") or {})
-    _check_keys(f"{name}: differential", differential, DIFFERENTIAL_KEYS)
-    entries = config.get("checkpoints") or {}
-    if not isinstance(entries, Mapping) or not (entries or differential.get("sequences")):
+    found = check(Config, config, name)
+    if not (found.checkpoints or found.differential.sequences):
         raise ValueError(f"{name} lists no checkpoints; it needs `checkpoints:` with `id: folder` lines")
-    checkpoints: dict[str, str] = {}
-    training: dict[str, dict[str, Any]] = {}
+    if found.checkpoints and found.gap is None:
+        raise ValueError(
+            f"{name} lacks gap, which says what the checkpoints are evaluated on; it must be like "
+            "`gap: {data: {kind: folder, path: data/mine}}`"
+        )
     owners: dict[Path, str] = {}
-    for checkpoint_id, entry in entries.items():
-        _check_id(name, checkpoint_id)
-        values = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
-        path = values.pop("path", None)
-        if not isinstance(path, str):
-            raise ValueError(f"{name}: checkpoint {checkpoint_id} has the path {path!r}; it must be a folder")
-        _check_keys(f"{name}: checkpoint {checkpoint_id}", values, TRAINING_KEYS)
-        seed, group = values.get("seed", 0), values.get("group", "")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ValueError(f"{name}: checkpoint {checkpoint_id} has the seed {seed!r}; it must be a whole number")
-        if not isinstance(group, str):
-            raise ValueError(f"{name}: checkpoint {checkpoint_id} has the group {group!r}; it must be a name")
-        owner = owners.setdefault(Path(path).resolve(), checkpoint_id)
+    for checkpoint_id, entry in found.checkpoints.items():
+        owner = owners.setdefault(Path(entry.path).resolve(), checkpoint_id)
         if owner != checkpoint_id:
-            raise ValueError(f"{name}: {owner} and {checkpoint_id} are the same folder, {path}; keep one of them")
-        checkpoints[checkpoint_id], training[checkpoint_id] = path, values
-    gap = dict(config.get("gap") or {})
-    _check_keys(f"{name}: gap", gap, GAP_KEYS)
-    if "data" in gap and not isinstance(gap["data"], Mapping):
-        raise ValueError(f"{name}: gap has data {gap['data']!r}; it must be like {{kind: folder, path: data/mine}}")
-    if entries and (missing := sorted(GAP_KEYS - set(gap))):
-        raise ValueError(f"{name}: gap lacks {', '.join(missing)}")
-    shards = config.get("shards", 1)
-    if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
-        raise ValueError(f"{name}: shards is {shards!r}; it must be a whole number from 1")
-    sequences, towers = dict(differential.get("sequences") or {}), dict(differential.get("towers") or {})
-    vlms = dict(differential.get("vlms") or {})
-    for other_id in (*sequences, *towers, *vlms):
-        _check_id(name, other_id)
+            raise ValueError(f"{name}: {owner} and {checkpoint_id} are the same folder, {entry.path}; keep one of them")
+    _in(name, lambda: folders(found.output))
+    _check_shards(found, name)
+    _check_paper(found, name)
+    # of what is handed on as it was given, lest a new default makes results out of date
+    given, differential = config.get("gap") or {}, config.get("differential") or {}
+    said = {id: entry for id, entry in (config.get("checkpoints") or {}).items() if isinstance(entry, Mapping)}
+    settings = found.differential.settings
     return Batch(
-        checkpoints=checkpoints,
-        training=training,
-        gap=gap,
+        checkpoints={id: entry.path for id, entry in found.checkpoints.items()},
+        training={
+            id: {key: value for key, value in said.get(id, {}).items() if key != "path"} for id in found.checkpoints
+        },
+        gap={**given, **{key: value for key, value in vars(found.gap).items() if key not in given}} if given else {},
         scaling=dict(config.get("scaling") or {}),
-        shards=shards,
-        knowledge=config.get("knowledge"),
-        sequences=sequences,
-        towers=towers,
-        vlms=vlms,
-        settings=_settings(name, differential.get("settings")),
+        shards=found.shards,
+        knowledge=found.knowledge,
+        sequences=dict(found.differential.sequences),
+        towers={id: dict(tower) for id, tower in (differential.get("towers") or {}).items()},
+        vlms={id: dict(vlm) for id, vlm in (differential.get("vlms") or {}).items()},
+        settings=_in(f"{name}: differential", lambda: read_settings(settings)) if settings else DifferentialSettings(),
         paper=dict(config.get("paper") or {}),
-        output=_output(name, config.get("output")),
+        output=found.output,
     )
+
+
+def _check_shards(found: Config, name: str) -> None:
+    """Shards without a sample each are refused where the number of samples is known."""
+    gap = found.gap
+    procedural = gap is not None and isinstance(gap.data, ProceduralData)
+    samples = gap and (gap.num_samples or (PROCEDURAL_SAMPLES if procedural else None))
+    if samples and found.shards > samples:
+        raise ValueError(f"{name}: shards is {found.shards}; {samples} samples make at most {samples}")
+
+
+def _check_paper(found: Config, name: str) -> None:
+    """Figures of what the batch has not are refused."""
+    differential = found.differential
+    known: dict[str, Collection[str]] = {
+        "sequences": differential.sequences,
+        "towers": differential.towers,
+        "recordings": differential.sequences,
+        "checkpoints": found.checkpoints,
+    }
+    for key, ids in known.items():
+        if unknown := [id for id in getattr(found.paper, key) or [] if id not in ids]:
+            raise ValueError(
+                f"{name}: paper.{key} names {unknown[0]!r}, which is not in this config; it has "
+                f"{', '.join(ids) or 'none'}"
+            )
+
+
+# ---- what a config names -------------------------------------------------------------------------------
+
+
+def check_files(batch: Batch, name: str = "the config") -> None:
+    """That what a batch reads is there: recordings, towers, models, settings, the evaluation's data, which every
+    checkpoint that is there must know. A checkpoint that is not there is for its own run to report.
+
+    Raises ValueError in one sentence naming the key and the file or folder.
+    """
+    if batch.sequences:
+        from fvlm_lib.data.screens import read_sequence  # which takes numpy
+
+        for id, path in batch.sequences.items():
+            _in(f"{name}: differential.sequences.{id}", lambda path=path: read_sequence(path))
+    for id, tower in batch.towers.items():
+        where = f"{name}: differential.towers.{id}"
+        _check_model(f"{where}.tower", tower["tower"], RANDOM_TOWERS)
+        if tower.get("settings"):
+            _in(f"{where}.settings", lambda tower=tower: read_settings(tower["settings"]))
+    for id, vlm in batch.vlms.items():
+        _check_model(f"{name}: differential.vlms.{id}.model", vlm["model"], ())
+    if not batch.gap:
+        return
+    data_stamp(batch.gap["data"], name)
+    data = check(Data, batch.gap["data"], f"{name}: gap.data")
+    samples = batch.gap["num_samples"]
+    if isinstance(data, FolderData) and (samples or 0) > (count := len(read_captions(data.path))):
+        raise ValueError(f"{name}: gap.num_samples is {samples}, but {data.path} has {count} videos")
+    if isinstance(data, ProceduralData):
+        for id, path in batch.checkpoints.items():
+            _in(f"{name}: gap.data for checkpoint {id}", lambda path=path: _check_procedural(data, Path(path)))
+
+
+def _in(where: str, work: Callable[[], T]) -> T:
+    """What `work` returns; its errors begin with `where`."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _check_model(where: str, model: str, random: Collection[str]) -> None:
+    """A folder of transformers' format, one of `random`, or what may be an id of a model hub."""
+    if model.startswith("random:"):
+        if model not in random:
+            known = f"known are {', '.join(random)}" if random else "it must be a folder or a hub id"
+            raise ValueError(f"{where} is {model!r}, and there is none such; {known}")
+    elif Path(model).is_dir():
+        if not Path(model, "config.json").is_file():
+            raise ValueError(f"{where} is {model!r}, a folder without a config.json")
+    elif Path(model).exists() or not re.fullmatch(r"(?!\.)[\w.-]+/[\w.-]+", model):
+        raise ValueError(f"{where} is {model!r}, and there is no such folder; a hub id is like OWNER/MODEL")
+
+
+def _check_procedural(data: ProceduralData, checkpoint: Path) -> None:
+    """What the checkpoint's config says against the videos; one that cannot be read is for its own run to report."""
+    try:
+        config = read_object(checkpoint / "config.json")
+        vision, text = config["vision_config"], config["text_config"]
+        positions = text["max_position_embeddings"] - (2 if config.get("mode_tokens") else 0)
+        limits = (config.get("image_size") or vision["image_size"], text["vocab_size"], positions)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if config.get("model_type") == "fvlm" and all(type(limit) is int for limit in limits):
+        data.check_model(*limits)
 
 
 def paper_names(known: Mapping[str, str | None], wanted: Iterable[str], ids: Mapping[str, Sequence[str]]) -> PaperNames:
@@ -196,31 +280,3 @@ def paper_files(parameters: Mapping[str, Any]) -> list[str]:
         *(f"{parameters['output']}/{name}.{suffix}" for name in figures for suffix in (*parameters["formats"], "json")),
         *(f"{parameters['table_output']}/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
     ]
-
-
-def _output(name: str, given: Any) -> str | None:
-    try:
-        folders(given)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    return given
-
-
-def _settings(name: str, path: Any) -> DifferentialSettings:
-    if path is None:
-        return DifferentialSettings()
-    if not isinstance(path, str):
-        raise ValueError(
-            f"{name}: differential: settings is {path!r}; it must be a file such as config/differential.yaml"
-        )
-    return read_settings(path)
-
-
-def _check_id(name: str, given: Any) -> None:
-    if not isinstance(given, str) or not ID.fullmatch(given):
-        raise ValueError(f"{name}: {given!r} is no id; letters, digits, '_', '.' and '-' make one")
-
-
-def _check_keys(where: str, given: Mapping[str, Any], known: set[str]) -> None:
-    if unknown := sorted(set(given) - known, key=str):
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")

@@ -25,13 +25,12 @@ from typing import IO
 
 import yaml
 
-from fvlm_lib.batch.config import Batch, read_batch
+from fvlm_lib.batch.config import Batch, read_batch_file
 from fvlm_lib.batch.export import write_report
 from fvlm_lib.batch.folders import Folders, folders
 from fvlm_lib.batch.lock import take_lock
 from fvlm_lib.batch.processes import kill_group, stop_group
 from fvlm_lib.batch.progress import Progress, plan_text
-from fvlm_lib.data.files import data_stamp
 
 LOCK = Path(".snakemake/batch.lock")
 LOCAL = "profiles/local"
@@ -232,12 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 os.dup2(take_lock(LOCK), 0)
             os.execvp("snakemake", ["snakemake", *ours, *arguments])
         ours = ["--logger", "fvlm", *ours]
-        try:
-            batch = read_batch(yaml.safe_load(Path(name).read_text()) or {}, name)
-            data_stamp(batch.gap.get("data", {}), name)  # which, as the paper's parameters, says what is wrong
-            batch.paper_parameters()
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"{name} cannot be read: {error}") from error
+        batch = read_batch_file(name)
         for id in batch.missing_checkpoints():
             where = f"{name}: checkpoint {id}: there is no {batch.checkpoints[id]}"
             print(f"{where}; unless that is an id of a model hub, its run will fail", file=sys.stderr)

@@ -16,24 +16,41 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from fvlm_lib.json_files import kind_of, read_object
+
 LIBRARY = Path(__file__).resolve().parents[1]
 
 
 def code_cells(notebook: Path) -> list[tuple[str, dict[str, Any]]]:
     """(source, metadata) of each code cell. ValueError if the file is missing or is no notebook."""
+    if not notebook.exists():
+        raise ValueError(f"there is no notebook {notebook}")
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        return [("".join(cell["source"]), cell["metadata"]) for cell in cells if cell["cell_type"] == "code"]
-    except FileNotFoundError:
-        raise ValueError(f"there is no notebook {notebook}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{notebook} is not a notebook of format 4: {error!r}") from None
+        cells = read_object(notebook).get("cells")
+    except OSError as error:
+        raise ValueError(f"{notebook} cannot be read ({error.strerror})") from error
+    if not isinstance(cells, list):
+        raise ValueError(f"{notebook} is not a notebook of format 4: its cells are {kind_of(cells)}, not a list")
+    code = []
+    for number, cell in enumerate(cells):
+        found = cell if isinstance(cell, dict) else {}
+        source, metadata = found.get("source"), found.get("metadata")
+        lines = [source] if isinstance(source, str) else source  # the format has it as one text or as a list
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"{notebook} is not a notebook of format 4: its cell {number} has no source")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("tags", []), list):
+            raise ValueError(f"{notebook} is not a notebook of format 4: its cell {number} has no metadata")
+        if found.get("cell_type") == "code":
+            code.append(("".join(lines), metadata))
+    return code
 
 
 def _parse(source: str) -> ast.Module | None:
     """The syntax tree, without IPython's lines of % and !; None if the rest is not Python either."""
     for text in (source, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)):
-        with contextlib.suppress(SyntaxError, ValueError):
+        with contextlib.suppress(
+            SyntaxError, ValueError, RecursionError, MemoryError
+        ):  # the last two: nested too deeply
             return ast.parse(text)
     return None
 

@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fvlm_lib.batch.notebooks import code_cells, code_hash, complete_parameters
+from fvlm_lib.options import Parser
+from fvlm_lib.options import run as run_command
+from fvlm_lib.outputs import check_output
 
 Status = Literal["done", "failed", "running", "interrupted"]
 
@@ -256,15 +259,15 @@ def _parameters(text: str) -> dict[str, Any]:
     try:
         given = json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
     except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"takes JSON or @FILE, not {text!r}: {error}") from None
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a JSON object or @FILE ({error})") from None
     if not isinstance(given, dict):
-        raise argparse.ArgumentTypeError(f'takes a JSON object such as {{"seed": 1}}, not {text!r}')
+        raise argparse.ArgumentTypeError(f'is {text!r}; it must be a JSON object, such as {{"seed": 1}}')
     return given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see --help. Wrong input gives a sentence and exit code 2."""
-    parser = argparse.ArgumentParser(
+    """The command line; see --help, and `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm run",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Execute a notebook with papermill. Its parameters are checked before a kernel starts;\n"
@@ -286,14 +289,16 @@ exit codes: 0 done; 1 the notebook failed (see --output, which ends at the error
     options = parser.parse_args(arguments)
     if not options.report and not (options.notebook and options.output):
         parser.error("give a notebook and its --output, or --report and a folder")
-    try:
+
+    def work() -> int:
         if options.report:
             report(options.report)
             return 0
+        for file in (options.output, *options.results):
+            check_output(file, "--output" if file == options.output else "--results")
         return run(options.notebook, options.output, options.parameters, options.results, options.code_hash)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+
+    return run_command(parser.prog, work)
 
 
 if __name__ == "__main__":

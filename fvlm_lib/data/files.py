@@ -11,9 +11,19 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from glob import glob
+from pathlib import Path
 from typing import Any
 
 from braceexpand import braceexpand
+
+from fvlm_lib.json_files import parse_object
+
+CAPTIONS_FILE = "captions.jsonl"
+
+
+def unicode_name(name: str) -> str:
+    """A file name that tables and terminals take: bytes of it that are not UTF-8 become escapes such as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def matching_files(pattern: str | Sequence[str]) -> list[str]:
@@ -31,10 +41,38 @@ def matching_files(pattern: str | Sequence[str]) -> list[str]:
     return files
 
 
-def data_stamp(data: Mapping[str, Any], name: str = "the config") -> str:
-    """Changes when the evaluation data on disk does: names, sizes and times of tar shards, or of captions.jsonl.
+def read_captions(folder: str | Path) -> list[dict[str, Any]]:
+    """What each line of `captions.jsonl` in a folder says, as `video_files.py` tells; each names a `file`.
 
-    Raises ValueError where there is no such file. Procedural videos have none, and an empty stamp.
+    Raises ValueError naming the folder, or the line, that is missing or cannot be read.
+    """
+    file = Path(folder) / CAPTIONS_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {CAPTIONS_FILE}; it needs one, a JSON object with file and caption a line")
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    entries = []
+    for number, line in enumerate(content.split("\n"), start=1):  # splitlines would cut some captions
+        if line.strip():
+            entry = parse_object(line, f"{file}, line {number}")
+            if not isinstance(entry.get("file"), str) or not entry["file"]:
+                raise ValueError(
+                    f'{file}, line {number} names no file; it must be like {{"file": "0.mp4", "caption": "a dog runs"}}'
+                )
+            entries.append(entry)
+    if not entries:
+        raise ValueError(f"{file} lists no videos")
+    return entries
+
+
+def data_stamp(data: Mapping[str, Any], name: str = "the config") -> str:
+    """Changes when the evaluation data on disk does: names, sizes and times of tar shards, or of captions.jsonl and
+    of every file that it lists, those in a listed folder among them. What is missing counts as that.
+
+    Raises ValueError where there are no shards, or captions.jsonl is not there or cannot be read. Procedural videos
+    have no files, and an empty stamp.
     """
     kind, path = data.get("kind"), data.get("path")
     if kind not in ("folder", "webdataset"):
@@ -42,9 +80,32 @@ def data_stamp(data: Mapping[str, Any], name: str = "the config") -> str:
     if not path or not isinstance(path, str | list):
         raise ValueError(f"{name}: data of kind {kind} has the path {path!r}; it must say where the videos are")
     try:
-        files = [f"{path}/captions.jsonl"] if kind == "folder" else matching_files(path)
-        stats = [os.stat(file) for file in files]
+        if kind == "webdataset":
+            files = matching_files(path)
+        elif isinstance(path, str):
+            files = _listed_files(path)
+        else:
+            raise ValueError(f"path is {path!r}; it must be one folder")
     except (ValueError, OSError) as error:
         raise ValueError(f"{name}: data: {error}") from error
-    content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in zip(files, stats, strict=True)]
+    content = [[file, *_size_and_time(file)] for file in files]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _listed_files(folder: str) -> list[str]:
+    """captions.jsonl in a folder, and every file and folder of files that it lists."""
+    files = [os.path.join(folder, CAPTIONS_FILE)]
+    for listed in dict.fromkeys(os.path.join(folder, entry["file"]) for entry in read_captions(folder)):
+        files.append(listed)
+        if os.path.isdir(listed):
+            files += sorted(entry.path for entry in os.scandir(listed))
+    return files
+
+
+def _size_and_time(file: str) -> tuple[int, int] | tuple[()]:
+    """Bytes and time of the last change (ns) of a file, nothing where it is missing."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return ()
+    return found.st_size, found.st_mtime_ns

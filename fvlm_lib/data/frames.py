@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import av
 import numpy as np
@@ -21,53 +21,11 @@ from av.video.reformatter import Interpolation
 from PIL import Image
 from torch import Tensor
 
+from fvlm_lib.data.options import FrameOptions
 from fvlm_lib.data.screens import IMAGE_SUFFIXES, natural_order, read_frame, read_sequence
 
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"}
-Sampling = Literal["uniform", "1fps"]
-Crop = Literal["centre", "squash"]
 _SWSCALE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-
-
-@dataclass(frozen=True)
-class FrameOptions:
-    """How a video becomes `pixel_values`.
-
-    sampling: "uniform" spreads max_frames over the whole video, first and last frame included; "1fps" takes
-        what is shown at 0 s, 1 s, 2 s ..., and of these the first max_frames. A short video gives fewer.
-    frame_rate: frames a second of a video that is stored as images, which have no times of their own.
-    still_frames: how often a video of a single frame is repeated (models were trained with 8, some of them).
-    crop: "centre" cuts the largest centred square out of a frame, "squash" takes all of it and changes its
-        proportions; either is then resized to image_size pixels on a side (bicubic, antialiased).
-    image_mean, image_std: subtracted from and dividing the RGB values in [0, 1]; defaults are ImageNet's.
-
-    Raises ValueError naming an option with a value that cannot be.
-    """
-
-    sampling: Sampling = "uniform"
-    max_frames: int = 8
-    frame_rate: float = 1.0
-    still_frames: int = 1
-    crop: Crop = "centre"
-    image_size: int = 224
-    image_mean: Sequence[float] = (0.485, 0.456, 0.406)
-    image_std: Sequence[float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        for name, known in (("sampling", get_args(Sampling)), ("crop", get_args(Crop))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, known))}")
-        for name in ("max_frames", "still_frames", "image_size"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive whole number")
-        if type(self.frame_rate) not in (int, float) or self.frame_rate <= 0:
-            raise ValueError(f"frame_rate is {self.frame_rate!r}; it must be a positive number")
-        for name in ("image_mean", "image_std"):
-            values = getattr(self, name)
-            if not isinstance(values, list | tuple) or len(values) != 3:
-                raise ValueError(f"{name} is {values!r}; it must be three numbers, for red, green and blue")
-        if min(self.image_std) <= 0:
-            raise ValueError(f"image_std is {self.image_std!r}; its numbers must be positive")
 
 
 @dataclass(frozen=True)
@@ -114,7 +72,7 @@ def choose_times(times: Sequence[float], options: FrameOptions) -> list[float]:
     """Which moments of a video are looked at; `times` are those of its frames in seconds, ascending."""
     if options.sampling == "1fps":
         seconds = int(times[-1] - times[0])
-        return [times[0] + second for second in range(seconds + 1)][: options.max_frames]
+        return [times[0] + second for second in range(seconds + 1)[: options.max_frames]]
     if len(times) <= options.max_frames:
         return list(times)
     return [times[index] for index in np.linspace(0, len(times) - 1, options.max_frames).round().astype(int)]

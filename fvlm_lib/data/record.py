@@ -5,7 +5,6 @@ fvlm record --seconds 30 --fps 2 --out data/screens/mine
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -21,11 +20,14 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ACTIONS_FILE, ScreenSequence, images_in, read_sequence
+from fvlm_lib.options import Parser, option, run
+from fvlm_lib.outputs import check_output, whole
+from fvlm_lib.schema import CountOrNone, FrameRate, Seconds
 
 CONVENTION = "frames[i].action happened between frame i-1 and frame i"
 
 
-class NoScreenError(RuntimeError):
+class NoScreenError(OSError):
     """There is no display to record, or it cannot be read."""
 
 
@@ -72,7 +74,8 @@ def record(
                 "n_frames": len(entries),
                 "frames": entries,
             }
-            (out / ACTIONS_FILE).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+            with whole(out / ACTIONS_FILE) as part:
+                part.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
     return read_sequence(out) if entries else None
 
 
@@ -125,9 +128,9 @@ def _stop_request() -> Iterator[list[int]]:
 
 def _save_frame(out: Path, index: int, elapsed: float, pixels: Image.Image, previous: Image.Image) -> dict[str, Any]:
     """Write the image and return its entry for `actions.json`."""
-    out.mkdir(parents=True, exist_ok=True)
     file = out / f"frame_{index:04d}.png"
-    pixels.save(file, compress_level=3)
+    with whole(file) as part:
+        pixels.save(part, format="png", compress_level=3)
     box: tuple[int, ...] | None = (0, 0, *pixels.size)
     if pixels.size == previous.size:
         box = ImageChops.difference(pixels, previous).getbbox()
@@ -145,25 +148,34 @@ def _save_frame(out: Path, index: int, elapsed: float, pixels: Image.Image, prev
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when done, 2 for what the user can put right (said in one sentence on stderr)."""
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm record",
-        description="Record a screen to PNG files and actions.json; Ctrl-C ends it and keeps the frames.",
+        description="Record a screen to PNG files, and to actions.json when each was taken; Ctrl-C ends it and keeps "
+        "the frames.",
         epilog="example: fvlm record --seconds 30 --fps 2 --out data/screens/mine",
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="default %(default)s")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames a second, default %(default)s")
-    parser.add_argument("--out", type=Path, required=True, help="new directory")
-    parser.add_argument("--monitor", type=int, default=1, help="1 is the first, 0 all together")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="new directory, or one without images")
+    add("--seconds", type=option(Seconds), default=30.0, help="how long; default %(default)s")
+    add("--fps", type=option(FrameRate), default=2.0, help="frames a second; default %(default)s")
+    add("--monitor", type=option(CountOrNone), default=1, help="1 is the first, 0 all together; default %(default)s")
     options = parser.parse_args(argv)
-    try:
-        recorded = record(options.out, seconds=options.seconds, fps=options.fps, monitor=options.monitor)
-    except (ValueError, NoScreenError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    frames = len(recorded) if recorded else 0
-    print(f"{frames} of {_due(options.seconds, options.fps)} frames recorded to {options.out}")
-    return 0
+
+    def work() -> None:
+        check_output(options.out / ACTIONS_FILE, "--out")
+        try:
+            recorded = record(options.out, seconds=options.seconds, fps=options.fps, monitor=options.monitor)
+        except OSError:
+            if options.out.is_dir():  # a disk that has filled; what was recorded before is kept
+                say(len(images_in(options.out)))
+            raise
+        say(len(recorded) if recorded else 0)
+
+    def say(frames: int) -> None:
+        print(f"{frames} of {_due(options.seconds, options.fps)} frames recorded to {options.out}")
+
+    return run(parser.prog, work)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ directory's `actions.json`, if it has one: `frames[i]` tells what happened betwe
 
     fvlm changes data/screens
 
-Frames are read when they are asked for, as uint8 (H, W, 3) RGB; transparent pixels are shown over white.
+Frames are read when they are asked for, as uint8 (H, W, 3) RGB, upright (as EXIF says); transparent pixels are
+shown over white. A file with several images, such as an animated GIF, is no frame.
 The size may change within a sequence. The module does not know about patches or models.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from fvlm_lib.data.files import unicode_name
+from fvlm_lib.errors import first_line
+from fvlm_lib.json_files import kind_of, read_object
+from fvlm_lib.options import Parser, run
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 ACTIONS_FILE = "actions.json"
@@ -73,12 +77,13 @@ def read_frame(path: str | Path, content: bytes | None = None) -> np.ndarray:
         raise ValueError(f"{path}: no such file")
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            count = getattr(image, "n_frames", 1)  # a GIF is read through to count them
+            ImageOps.exif_transpose(image, in_place=True)
             image.load()
     except Exception as error:  # of a dozen types, depending on the format and on where it is broken
-        raise ValueError(f"{path}: is not a readable image ({error})") from error
-    count = getattr(image, "n_frames", 1)
+        raise ValueError(f"{path}: is not a readable image ({first_line(error)})") from error
     if count > 1:
-        raise ValueError(f"{path}: holds {count} images, must be one file a frame")
+        raise ValueError(f"{path}: holds {count} images, must be one file a frame; save each as a file of its own")
     if image.mode[0] in "IF":  # Pillow would clip them to 255
         raise ValueError(f"{path}: has pixels of mode {image.mode}, must have 8 bits a channel")
     if image.has_transparency_data:
@@ -101,15 +106,15 @@ def read_sequence(source: str | Path | Sequence[str | Path], *, name: str | None
         for file in files:
             if not file.is_file():
                 raise ValueError(f"{file}: no such file")
-        return ScreenSequence(name or files[0].resolve().parent.name, files)
+        return ScreenSequence(name or unicode_name(files[0].resolve().parent.name), files)
     path = Path(source)
     if path.is_file():
-        return ScreenSequence(name or path.stem, (path,))
+        return ScreenSequence(name or unicode_name(path.stem), (path,))
     files = images_in(path)
     if not files:
         raise ValueError(f"{path}: has no images, must have at least one ({' '.join(sorted(IMAGE_SUFFIXES))})")
     actions, about = _read_actions(path / ACTIONS_FILE, files)
-    return ScreenSequence(name or path.resolve().name, files, actions, about)
+    return ScreenSequence(name or unicode_name(path.resolve().name), files, actions, about)
 
 
 def read_sequences(source: str | Path) -> list[ScreenSequence]:
@@ -150,16 +155,19 @@ def _read_actions(path: Path, files: Sequence[Path]) -> tuple[tuple[dict[str, An
     """(one entry a frame, description) of an `actions.json`; (None, "") if there is none."""
     if not path.exists():
         return None, ""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = tuple(content["frames"])
-        named = [entry["file"] for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: must be JSON with a list `frames`, each with its `file` ({error!r})") from error
+    content = read_object(path)
+    entries = content.get("frames")
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: its frames is {kind_of(entries)}, must be a list of objects, each with its file")
+    for i, entry in enumerate(entries):
+        texts = [entry.get(key) for key in ("file", "action", "detail")] if isinstance(entry, dict) else [None]
+        if not isinstance(texts[0], str) or not all(isinstance(text, str | None) for text in texts):
+            raise ValueError(f"{path}: frame {i} must be an object with a text file, and texts action and detail")
+    named = [entry["file"] for entry in entries]
     for i, (name, file) in enumerate(itertools.zip_longest(named, (file.name for file in files))):
         if name != file:
             raise ValueError(f"{path}: frame {i} is {name or 'missing'}, but the directory has {file or 'no more'}")
-    return entries, str(content.get("about", ""))
+    return tuple(entries), str(content.get("about", ""))
 
 
 # --- command line ---
@@ -177,21 +185,21 @@ def describe(sequence: ScreenSequence) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when done, 2 for what the user can put right (said in one sentence on stderr)."""
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm changes",
-        description="Frames, sizes and number of frames that differ from the one before, a line a sequence.",
+        description="Look through recordings, a line each: frames, their sizes (width x height, pixels), and how many "
+        "frames differ from the one before.",
         epilog="example: fvlm changes data/screens",
     )
     parser.add_argument("path", type=Path, help="image, directory of images, or directory of such")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         for sequence in read_sequences(options.path):
             print(describe(sequence), flush=True)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run(parser.prog, work)
 
 
 if __name__ == "__main__":

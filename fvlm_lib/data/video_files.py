@@ -12,9 +12,10 @@ frames `KEY.000.jpg`, `KEY.001.jpg` ... (or .png), or one video `KEY.mp4`.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,13 +32,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from webdataset.tariterators import base_plus_ext
 
-from fvlm_lib.data.files import matching_files
-from fvlm_lib.data.frames import VIDEO_SUFFIXES, FrameOptions, StoredFile, read_video
+from fvlm_lib.data.files import matching_files, read_captions, unicode_name
+from fvlm_lib.data.frames import VIDEO_SUFFIXES, StoredFile, read_video
+from fvlm_lib.data.options import FrameOptions
 from fvlm_lib.data.screens import IMAGE_SUFFIXES
 from fvlm_lib.data.words import check_words, unknown_tokens
+from fvlm_lib.errors import first_line
+from fvlm_lib.json_files import parse_object
 from fvlm_lib.scoring import IGNORED_LABEL
-
-CAPTIONS_FILE = "captions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -81,30 +83,9 @@ class FolderSource:
     """
 
     def __init__(self, path: str | Path) -> None:
-        folder = Path(path)
-        file = folder / CAPTIONS_FILE
-        if not file.is_file():
-            raise ValueError(
-                f"{folder} has no {CAPTIONS_FILE}; it needs one, a JSON object with file and caption a line"
-            )
-        try:
-            content = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 text ({error})") from error
-        lines = enumerate(content.split("\n"), start=1)  # a caption may hold what splitlines takes for a line's end
-        self.videos = [self._read_line(folder, f"{file}, line {n}", line) for n, line in lines if line.strip()]
-        if not self.videos:
-            raise ValueError(f"{file} lists no videos")
-
-    @staticmethod
-    def _read_line(folder: Path, where: str, line: str) -> CaptionedVideo:
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not valid JSON ({error})") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-            raise ValueError(f'{where} names no file; it must be like {{"file": "0.mp4", "caption": "a dog runs"}}')
-        return CaptionedVideo(entry["file"], folder / entry["file"], *_caption(entry))
+        self.videos = [
+            CaptionedVideo(entry["file"], Path(path) / entry["file"], *_caption(entry)) for entry in read_captions(path)
+        ]
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -126,7 +107,7 @@ class TarSource:
 
     @cached_property
     def counts(self) -> list[int]:
-        """Samples in each shard, by a pass over the headers."""
+        """Samples in each shard, by a pass over the headers. ValueError for a shard without any."""
         return [_count_samples(shard) for shard in tqdm(self.shards, desc="counting", unit="shard", delay=2)]
 
     def __len__(self) -> int:
@@ -145,8 +126,8 @@ class TarSource:
                 for number, sample in enumerate(samples):
                     if number >= start:
                         yield _read_sample(sample)
-            except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-                raise ValueError(f"{shard}: the shard cannot be read ({error.args[0]})") from error
+            except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+                raise ValueError(f"{shard}: the shard cannot be read ({first_line(error)})") from error
             start = 0
 
 
@@ -161,20 +142,25 @@ def _count_samples(shard: str) -> int:
                 if key is not None and not re.match(r"__[^/]*__($|/)", member.name):
                     count += key != last
                     last = key
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{shard} is not a readable tar file ({error})") from error
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        reason = "it is empty" if os.path.getsize(shard) == 0 else first_line(error)
+        if reason.startswith("file could not be opened"):  # a line for each kind of archive that it is not
+            reason = "it is no archive"
+        raise ValueError(f"{shard} is not a readable tar file ({reason})") from error
+    if not count:
+        raise ValueError(f"{shard} holds no samples; it must hold files such as 0001.mp4 and 0001.txt")
     return count
 
 
 def _read_sample(sample: dict[str, Any]) -> CaptionedVideo:
     """What WebDataset makes of one sample: bytes by ending, beside `__key__` and `__url__`."""
-    name = f"{sample['__url__']}:{sample['__key__']}"
+    name = unicode_name(f"{sample['__url__']}:{sample['__key__']}")
     contents = {ending: data for ending, data in sample.items() if not ending.startswith("__")}
     files = [StoredFile(f"{name}.{ending}", data) for ending, data in contents.items()]
     files = [file for file in files if file.suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
     try:
         if "json" in contents:
-            caption, prompt, problem = _caption(json.loads(contents["json"]))
+            caption, prompt, problem = _caption(parse_object(contents["json"], "its .json"))
         else:
             caption, prompt, problem = _caption({"caption": contents["txt"].decode("utf-8")})
     except KeyError:
@@ -228,7 +214,17 @@ class VideoFiles:
             raise ValueError(
                 f"prompt is {self.prompt!r} and skip_bad {self.skip_bad!r}; they must be a text and a bool"
             )
-        check_words(self.tokenizer, self.prompt, "prompt", self._unknown_tokens)
+        length = len(self._read_words(self.prompt, "prompt"))
+        if self.max_positions is not None and length + 2 > self.max_positions:
+            raise ValueError(
+                f"the prompt has {length} tokens, which with a frame and the end of the caption are more than the "
+                f"language model's {self.max_positions} positions"
+            )
+        if self.max_text_tokens is not None and length + 1 > self.max_text_tokens:
+            raise ValueError(
+                f"the prompt has {length} tokens, which with the end of the caption are more than max_text_tokens, "
+                f"{self.max_text_tokens}"
+            )
 
     @cached_property
     def _unknown_tokens(self) -> dict[int, str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -23,15 +22,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fvlm_lib.data.frames import FrameOptions
+from fvlm_lib.data.options import BLOCK, CELL, Data, FileData, FolderData, ProceduralData
 from fvlm_lib.data.video_files import FolderSource, TarSource, VideoBatch, VideoFiles
+from fvlm_lib.errors import some
+from fvlm_lib.schema import check, settings
 
 DIRECTIONS = ("right", "left", "down", "up")
 COLOURS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
-CELL = 8  # pixels on a side
-SPLITS = ("train", "validation", "test")
-FILE_KINDS: dict[str, type[FolderSource] | type[TarSource]] = {"folder": FolderSource, "webdataset": TarSource}
-_BLOCK = 16  # samples drawn from one random stream; any slice of the set is made of whole blocks, then cut
+SPLITS = ("train", "validation", "test")  # in the order of their random streams
 _RGB = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.float32)  # corners of the cube
 _BACKGROUND = np.float32(0.5)
 
@@ -61,37 +59,14 @@ def _cues() -> np.ndarray:
     return np.stack([x > 0, x < 0, y > 0, y < 0])
 
 
-@dataclass(frozen=True)
-class ProceduralVideos:
+@settings
+class ProceduralVideos(ProceduralData):
     """An endless set of procedural videos; sample i of a split and seed is always the same, however batched.
 
-    split: "train", "validation" or "test"; their random streams are apart for every seed.
-    num_objects, grid (cells on a side), num_frames: the difficulty. noise_std: of the pixels, in [0, 1].
+    split, seed, num_objects, grid, num_frames, noise_std: see `ProceduralData`.
 
     Raises ValueError for an unknown split, or sizes that cannot be drawn.
     """
-
-    split: str = "train"
-    seed: int = 0
-    num_objects: int = 4
-    grid: int = 4
-    num_frames: int = 8
-    noise_std: float = 0.08
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        if self.num_frames < 2 or self.grid < 2:
-            raise ValueError(f"num_frames {self.num_frames} and grid {self.grid} must both be at least 2")
-        if not 1 <= self.num_objects <= 4 * self.grid:
-            raise ValueError(f"num_objects is {self.num_objects}; {4 * self.grid} lanes hold 1 to {4 * self.grid}")
-        if self.noise_std < 0 or self.seed < 0:
-            raise ValueError(f"noise_std {self.noise_std} and seed {self.seed} must not be negative")
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of a frame in pixels."""
-        return self.grid * CELL
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -111,6 +86,16 @@ class ProceduralVideos:
             model_input_names=["input_ids", "attention_mask"],
         )
 
+    def check_words(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise ValueError where a checkpoint's own tokenizer gives the captions' words other ids, which would mean
+        something else to its model."""
+        known = tokenizer.get_vocab()
+        if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
+            raise ValueError(
+                f"procedural videos of grid {self.grid} have captions of {len(self.vocabulary)} words, of which the "
+                f"checkpoint's tokenizer numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
+            )
+
     def blind_loss(self) -> float:
         """The best loss without seeing anything, nats a token: direction, lane and colours are uniform."""
         colours = self.num_frames - 1
@@ -127,9 +112,9 @@ class ProceduralVideos:
         """Samples start..stop-1 as one batch."""
         if not 0 <= start < stop:
             raise ValueError(f"samples {start} to {stop} are asked for; 0 <= start < stop must hold")
-        first, last = start // _BLOCK, (stop - 1) // _BLOCK
+        first, last = start // BLOCK, (stop - 1) // BLOCK
         blocks = [self._block(i) for i in range(first, last + 1)]
-        cut = slice(start - first * _BLOCK, stop - first * _BLOCK)
+        cut = slice(start - first * BLOCK, stop - first * BLOCK)
         frames = torch.from_numpy(np.concatenate([pixels for pixels, _ in blocks])[cut])
         input_ids = torch.from_numpy(np.concatenate([ids for _, ids in blocks])[cut])
         return {
@@ -140,13 +125,13 @@ class ProceduralVideos:
         }
 
     def _block(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames (_BLOCK, T, 3, H, W) in [-1, 1] and caption ids (_BLOCK, L) of one block."""
+        """Frames (BLOCK, T, 3, H, W) in [-1, 1] and caption ids (BLOCK, L) of one block."""
         rng = np.random.default_rng([SPLITS.index(self.split), self.seed, index])
         n, g, t = self.num_objects, self.grid, np.arange(self.num_frames)
-        lanes = rng.random((_BLOCK, 4 * g)).argsort(axis=1)[:, :n]  # distinct tracks; object 0 is the target
+        lanes = rng.random((BLOCK, 4 * g)).argsort(axis=1)[:, :n]  # distinct tracks; object 0 is the target
         direction, lane = lanes // g, lanes % g  # (N, n)
-        colour = rng.integers(8, size=(_BLOCK, n, self.num_frames))
-        shape = rng.integers(8, size=(_BLOCK, n, self.num_frames))
+        colour = rng.integers(8, size=(BLOCK, n, self.num_frames))
+        shape = rng.integers(8, size=(BLOCK, n, self.num_frames))
 
         along = np.where(t % (2 * g) < g, t % (2 * g), 2 * g - 1 - t % (2 * g))  # there and back, (T,)
         along = np.where((direction % 2 == 0)[..., None], along, g - 1 - along)  # (N, n, T)
@@ -154,17 +139,17 @@ class ProceduralVideos:
         horizontal = (direction < 2)[..., None]
         row, column = np.where(horizontal, across, along), np.where(horizontal, along, across)
 
-        cells = np.full((_BLOCK, self.num_frames, g, g, CELL, CELL, 3), _BACKGROUND)
-        sample, time = np.ogrid[:_BLOCK, : self.num_frames]
+        cells = np.full((BLOCK, self.num_frames, g, g, CELL, CELL, 3), _BACKGROUND)
+        sample, time = np.ogrid[:BLOCK, : self.num_frames]
         for k in reversed(range(n)):  # the target last, on top
             drawn = np.where(_shapes()[shape[:, k]][..., None], _RGB[colour[:, k]][:, :, None, None], _BACKGROUND)
             cells[sample, time, row[:, k], column[:, k]] = drawn
-        every = np.arange(_BLOCK)
+        every = np.arange(BLOCK)
         cue = _cues()[direction[:, 0]][..., None]  # (N, CELL, CELL, 1)
         at = (every, 0, row[:, 0, 0], column[:, 0, 0])
         cells[at] = np.where(cue, np.float32(1.0), cells[at])
 
-        frames = cells.transpose(0, 1, 6, 2, 4, 3, 5).reshape(_BLOCK, self.num_frames, 3, g * CELL, g * CELL)
+        frames = cells.transpose(0, 1, 6, 2, 4, 3, 5).reshape(BLOCK, self.num_frames, 3, g * CELL, g * CELL)
         pixels = rng.standard_normal(frames.shape, dtype=np.float32)
         pixels *= np.float32(self.noise_std)
         pixels += frames
@@ -172,7 +157,7 @@ class ProceduralVideos:
         pixels *= np.float32(2.0)
         pixels -= np.float32(1.0)
 
-        caption = [2 + direction[:, :1], 6 + lane[:, :1], 6 + g + colour[:, 0, 1:], np.ones((_BLOCK, 1), dtype=int)]
+        caption = [2 + direction[:, :1], 6 + lane[:, :1], 6 + g + colour[:, 0, 1:], np.ones((BLOCK, 1), dtype=int)]
         return pixels, np.concatenate(caption, axis=1).astype(np.int64)
 
 
@@ -182,35 +167,30 @@ a length; procedural ones have no end."""
 
 
 def open_videos(
-    data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None, max_positions: int | None = None
+    data: Mapping[str, Any] | Data,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_positions: int | None = None,
 ) -> Videos:
-    """The videos that a config's `data` describes: `kind`, and the options of that kind.
+    """The videos that a config's `data` describes: `kind`, and the options of that kind (`fvlm_lib.data.options`).
 
-    procedural: the fields of `ProceduralVideos`. folder, webdataset: `path` (a folder with captions.jsonl; tar
-    shards by name, braces, wildcards, or a list), the fields of `FrameOptions`, and `prompt`, `max_text_tokens`,
-    `skip_bad` and `workers` of `VideoFiles`; they take the checkpoint's tokenizer, and the number of positions
-    its language model has.
+    Those of a folder or of tar shards take the checkpoint's tokenizer, and the number of positions its language model
+    has.
 
     Raises ValueError naming an unknown kind or option and what is known, or a path that holds nothing.
     """
-    options = dict(data)
-    kind = options.pop("kind", None)
-    if kind == "procedural":
-        _check_options(kind, options, [f.name for f in fields(ProceduralVideos)])
-        return ProceduralVideos(**options)
-    if kind not in FILE_KINDS:
-        raise ValueError(f"data kind is {kind!r}; it must be 'procedural', {' or '.join(map(repr, FILE_KINDS))}")
-    frame_options = [f.name for f in fields(FrameOptions)]
-    _check_options(kind, options, ["path", "prompt", "max_text_tokens", "skip_bad", "workers", *frame_options])
-    if "path" not in options:
-        raise ValueError(f"data of kind {kind} has no path, which says where the videos are")
+    described: ProceduralData | FileData = check(Data, data, "data")
+    if isinstance(described, ProceduralData):
+        return ProceduralVideos(**vars(described))
     if tokenizer is None:
-        raise ValueError(f"data of kind {kind} has captions as text; they take the checkpoint's tokenizer")
-    frames = FrameOptions(**{name: options.pop(name) for name in frame_options if name in options})
-    source = FILE_KINDS[kind](options.pop("path"))
-    return VideoFiles(source, frames, tokenizer, max_positions=max_positions, **options)
-
-
-def _check_options(kind: str, options: Mapping[str, Any], known: list[str]) -> None:
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{kind} videos have no option {unknown[0]!r}; they have {', '.join(sorted(known))}")
+        raise ValueError(f"data of kind {described.kind} has captions as text; they take the checkpoint's tokenizer")
+    source = FolderSource(described.path) if isinstance(described, FolderData) else TarSource(described.path)
+    return VideoFiles(
+        source,
+        described,
+        tokenizer,
+        described.prompt,
+        max_positions,
+        described.max_text_tokens,
+        described.skip_bad,
+        described.workers,
+    )

@@ -6,9 +6,11 @@ Knows nothing of what is shown; the paper's figures themselves are in `paper_fig
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,18 +108,42 @@ class Facts:
 
 
 def label_panels(axes: Sequence[Axes], names: Sequence[str]) -> dict[str, str]:
-    """Write (a), (b), ... and the name over each of several axes; returns letter -> name, as in `Facts.panels`."""
+    """Write (a), (b), ... and the name over each of several axes, in lines that fit, by which the figure grows; returns
+    letter -> name, as in `Facts.panels`."""
     if len(axes) == 1:
         return {}
     letters = [chr(ord("a") + i) for i in range(len(axes))]
-    for ax, letter, name in zip(axes, letters, names, strict=True):
-        ax.set_title(f"({letter}) {name}".strip(), loc="left")
+    figure, grid = _figure_of(axes[0]), axes[0].get_gridspec()
+    titles = [f"({letter}) {name}".strip() for letter, name in zip(letters, names, strict=True)]
+    for lines in (1, 2, 3):
+        width = math.ceil(max(map(len, titles)) / lines) + 3 * (lines > 1)  # lines end at words
+        texts = [textwrap.fill(title, width) for title in titles]
+        wrapped = [ax.set_title(text, loc="left") for ax, text in zip(axes, texts, strict=True)]
+        if _titles_fit(figure, wrapped):
+            break
+    more = max(title.get_text().count("\n") for title in wrapped)
+    if more and grid is not None:
+        figure.set_figheight(figure.get_figheight() + grid.nrows * more * 1.2 * float(wrapped[0].get_fontsize()) / 72)
     return dict(zip(letters, names, strict=True))
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+def _figure_of(ax: Axes) -> Figure:
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _titles_fit(figure: Figure, titles: Sequence[Text]) -> bool:
+    """Whether none of the titles over axes reaches into another or out of the figure."""
+    figure.canvas.draw()
+    boxes = [title.get_window_extent() for title in titles]
+    inside = all(box.x1 <= figure.bbox.x1 for box in boxes)
+    return inside and not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
     """One legend in place of those of the axes, under the figure, which grows by it, in as few rows as its width
-    allows. The figure must be of constrained layout."""
+    allows, with a title before its entries. The figure must be of constrained layout."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -127,7 +153,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     for rows in range(1, len(entries) + 1):
         legend = figure.legend(
             list(entries.values()), list(entries), loc="outside lower center", ncols=math.ceil(len(entries) / rows),
-            frameon=False, columnspacing=1.2, handlelength=1.5,
+            frameon=False, columnspacing=1.0, handlelength=1.9, handletextpad=0.6, title=title,
         )  # fmt: skip
         box = legend.get_window_extent()
         if box.width <= figure.bbox.width or rows == len(entries):

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvlm_lib.batch.config import PAPER_FIGURES
-from fvlm_lib.figures import plots
+from fvlm_lib.figures import plots, screen_plots
+from fvlm_lib.figures.names import describe_runs, explain_runs
 from fvlm_lib.figures.paper import Facts, Venue, label_panels, legend_below
 from fvlm_lib.figures.paper_results import (
     Selection,
@@ -40,11 +41,12 @@ MIN_PANEL = 1.6  # inches
 LOSSES = {"loss_training_fine": "training loss", "loss_inference_fine": "inference loss"}
 
 
-def _panels(width: float, count: int, share: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` inches with `count` panels, as many a row as are wide enough to read. share: both axes."""
-    rows = math.ceil(count / max(1, int(width / MIN_PANEL)))
+def _panels(width: float, count: int, share: bool = False, most: int = 9) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` inches with `count` panels, as many a row as are wide enough to read, and at `most` so many.
+    share: both axes."""
+    rows = math.ceil(count / max(1, min(most, int(width / MIN_PANEL))))
     columns = math.ceil(count / rows)
-    panel = min(2.1, 0.85 * width / columns) if columns > 1 else min(2.3, 0.62 * width)
+    panel = min(2.1, max(MIN_PANEL, 0.85 * width / columns)) if columns > 1 else min(2.3, 0.62 * width)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, rows * panel), layout="constrained", squeeze=False, sharex=share,
         sharey=share,
@@ -65,15 +67,32 @@ def _label_outer(axes: Sequence[Axes]) -> None:
         ax.set_ylabel(ax.get_ylabel() if left else "")
 
 
+def _axis_note(axes: Sequence[Axes]) -> str:
+    """What the labels of the y axes say in their second line, as a caption's sentence; there it leaves the figure."""
+    notes = []
+    for ax in axes:
+        label, _, note = ax.get_ylabel().partition("\n")
+        ax.set_ylabel(label)
+        notes.append(note.strip("()"))
+    return f"The axis of the gap is {notes[0]}." if notes[0] else ""
+
+
 def gap_training(selection: Selection, width: float) -> tuple[Figure, Facts]:
-    """The gap against training steps and FLOPs, a line a run."""
+    """The gap against training steps and FLOPs, a line a recipe."""
     table = read_gap_table(selection)
+    words, title = describe_runs(table, with_names=False)
     figure, axes = _panels(width, 2)
     for ax, x in zip(axes, plots.AXES, strict=True):
-        plots.plot_gap(ax, table, x)
+        plots.plot_gap(ax, table, x, words)
+    scale = _axis_note(axes)
+    if axes[0].get_gridspec().ncols == 2:  # type: ignore[union-attr]
+        axes[1].set_ylabel("")
     panels = label_panels(axes, ["", ""])
-    legend_below(figure, axes)
+    legend_below(figure, axes, title)
     caption = "Train/inference gap (autoregressive minus training loss, nats a token) over training."
+    caption = " ".join(filter(None, [caption, scale, explain_runs(table)]))
+    if (table.groupby("group")["run"].nunique() > 1).any():
+        caption += " Of several seeds: each (thin), their mean, and the band from the lowest to the highest."
     if table["doubtful"].str.contains("gap").any():
         caption += f" Hollow: ten samples carry over {HEAVY_SHARE:.0%} of it, so its interval may be too narrow."
     told = {letter: f"against {name}" for letter, name in zip(panels, plots.AXES.values(), strict=True)}
@@ -92,8 +111,10 @@ def gap_passes(selection: Selection, width: float) -> tuple[Figure, Facts]:
     figure, axes = _panels(width, 1)
     table = read_gap_table(selection)
     plots.plot_gap_passes(axes[0], pd.DataFrame(points), plots.series_styles(table["run"], table["group"]))
-    legend_below(figure, axes)
+    scale = _axis_note(axes)
+    legend_below(figure, axes, describe_runs(table)[1])
     caption = "Autoregressive loss minus the loss after so many fine passes, nats a token, of " + _steps(rows)
+    caption = " ".join(filter(None, [caption, scale]))
     return figure, gap_facts(selection, rows, caption)
 
 
@@ -132,10 +153,11 @@ def position_losses(selection: Selection, width: float) -> tuple[Figure, Facts]:
 
 
 def _steps(rows: pd.DataFrame) -> str:
-    """Which checkpoints these are, in words, as the end of a sentence."""
+    """Which checkpoints these are, as the end of a sentence, and what their words mean."""
     steps = sorted(set(rows["step"].astype(int)))
     runs = list(dict.fromkeys(rows["run"]))
-    return f"{', '.join(runs)} after {', '.join(f'{step:,}' for step in steps)} training steps."
+    told = f"{', '.join(runs)} after {', '.join(f'{step:,}' for step in steps)} training steps."
+    return " ".join(filter(None, [told, explain_runs(rows)]))
 
 
 def scaling_laws(selection: Selection, width: float) -> tuple[Figure, Facts]:
@@ -143,19 +165,20 @@ def scaling_laws(selection: Selection, width: float) -> tuple[Figure, Facts]:
     table = read_gap_table(selection)
     path = selection.results / "scaling_fits.json"
     fits = read_fits(path)
-    figure, axes = _panels(width, 4)
+    words, title = describe_runs(table, with_names=False)
+    figure, axes = _panels(width, 4, most=2)
     drawn = []
     places = [(x, loss) for x in plots.AXES for loss in LOSSES]
     low = table[[f"{loss}_low" for loss in LOSSES]].min().min()
     high = table[[f"{loss}_high" for loss in LOSSES]].max().max()
     for ax, (x, loss) in zip(axes, places, strict=True):
         shown = drawn_fits(fits.get(f"{loss} by {x}", []))
-        plots.plot_loss_scaling(ax, table, x, loss, shown)
+        plots.plot_loss_scaling(ax, table, x, loss, shown, words)
         ax.set_ylabel(f"{LOSSES[loss]},\nnats a token")
         ax.set_ylim(low / 1.5, high * 1.5)  # the same in all panels
         drawn += [f"{LOSSES[loss]} of {fit.group} by {plots.AXES[x]}, R² of log loss {fit.r2_log:.2f}" for fit in shown]
     letters = label_panels(axes, [""] * 4)
-    legend_below(figure, axes)
+    legend_below(figure, axes, title)
     caption = "Loss against training on log axes"
     criterion = f"its R² of log loss is at least {GOOD_R2:g} and the points determine b"
     caption += (
@@ -163,6 +186,7 @@ def scaling_laws(selection: Selection, width: float) -> tuple[Figure, Facts]:
         if drawn
         else (f". No power law a·C^-b is drawn: of none {criterion}.")
     )
+    caption = " ".join(filter(None, [caption, explain_runs(table)]))
     told = [f"{LOSSES[loss]} against {plots.AXES[x]}" for x, loss in places]
     return figure, gap_facts(selection, table, caption, panels=dict(zip(letters, told, strict=True)), also=[path])
 
@@ -180,23 +204,24 @@ def changes(selection: Selection, width: float, sequence: str) -> tuple[Figure, 
     figure, axes = plt.subplot_mosaic(
         mosaic, figsize=(width, sum(heights) + 0.4), layout="constrained", height_ratios=heights
     )
-    plots.plot_changed_patches(axes["frame"], frame, maps.masks[maps.frame], maps.patch_size)
-    plots.plot_change_frequency(axes["often"], frame, maps.frequency())
-    plots.plot_change_timeline(axes["time"], table)
-    axes["time"].set_ylabel("changed share")
+    screen_plots.plot_changed_patches(axes["frame"], frame, maps.changed[maps.frame], maps.patch_size)
+    screen_plots.plot_change_frequency(axes["often"], frame, maps.frequency())
+    screen_plots.plot_change_timeline(axes["time"], table)
+    axes["time"].set_ylabel("changed")
     ordered = [axes["frame"], axes["often"], axes["time"]]
     panels = label_panels(ordered, [""] * 3)
     told = [
-        f"patches encoded anew at frame {maps.frame}, {int(maps.masks[maps.frame].sum())} of {maps.masks[0].size}",
-        "share of the later frames in which a patch is encoded anew",
-        "share of patches that changed, by frame, coloured by the path the encoder takes",
+        f"patches that changed at frame {maps.frame}, {int(maps.changed[maps.frame].sum())} of {maps.changed[0].size}",
+        "share of the frames after the first in which a patch changed",
+        "share of patches that changed, by frame, coloured by what the encoder does; the first frame is compared with "
+        "nothing",
     ]
     legend_below(figure, ordered[2:])
     facts = Facts(
         caption=f"Changed patches of the recording {sequence}: patches of {maps.patch_size} pixels, threshold "
         f"{maps.threshold:g} on the {maps.metric} difference of a patch's pixels, compared with the pixels "
         f"{'its token was computed from' if maps.reference == 'encoded' else 'of the last frame'}.",
-        n={"frames": len(table), "patches a frame": int(maps.masks[0].size)},
+        n={"frames": len(table), "patches a frame": int(maps.changed[0].size)},
         seeds={},
         interval="No intervals: counts of one recording.",
         sources=(str(path), str(path.with_suffix(".npz"))),
@@ -209,9 +234,14 @@ def policies(selection: Selection, width: float, tower: str) -> tuple[Figure, Fa
     """Speed-up against token error of every policy on one tower."""
     rows, sources = read_policies(selection, tower)
     figure, axes = _panels(width, 1)
-    plots.plot_speed_error(axes[0], bootstrap_policies(rows))
+    screen_plots.plot_speed_error(axes[0], bootstrap_policies(rows))
     legend_below(figure, axes)
-    caption = "Speed-up over full encodes of all frames after the first, against the mean relative L2 error of a token."
+    caption = (
+        "Speed-up over full encodes of all frames after the first, against the mean relative L2 error of a token. "
+        "Whole frames, exact match: tokens are kept while no pixel changes. Small changes skipped: published "
+        "pseudocode, which keeps them while few patches differ from the last frame. Changed patches alone: only their "
+        "tokens are computed anew. Gated at a tolerance: those too that are moved by more than it."
+    )
     return figure, policy_facts(rows, sources, caption)
 
 

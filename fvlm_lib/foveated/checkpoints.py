@@ -7,13 +7,12 @@ file, or a hub id of any of these. `fvlm assemble` makes an untrained one (`asse
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
-from fvlm_lib.foveated.layouts import clean_state_dict, read_config, stored_name
+from fvlm_lib.foveated.layouts import clean_state_dict, read_config
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.foveated.weights import load_strictly, quiet_transformers
+from fvlm_lib.json_files import kind_of, read_object
 
 STATE_DICTS = (".safetensors", ".pt", ".pth", ".bin")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+# what `training.json` says that others read
+_TRAINING: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("name", "group"), (str, "a text")),
+    **dict.fromkeys(("seed", "step", "num_parameters", "num_text_parameters"), (int, "a whole number")),
+    "training_flops": ((int, float), "a number"),
+    "multi_fine": (bool, "true or false"),
+}
 _HUB_FILES = ["*.json", "*.txt", "*.model", *(f"*{suffix}" for suffix in STATE_DICTS)]
 
 
@@ -54,7 +62,7 @@ def load_checkpoint(
 
     A state dict stored in several precisions is loaded in the one that holds all of them. Raises
     CheckpointError where nothing is there, a file is damaged or wants to execute code, it is no foveated VLM,
-    or any key is missing, unexpected or of another shape.
+    any key is missing, unexpected or of another shape, or a weight is not finite.
     """
     path = _local(path_or_id)
     if path.name == "model.safetensors" and (path.parent / "config.json").exists():
@@ -75,28 +83,65 @@ def load_checkpoint(
     return model.to(device or "cpu").eval()
 
 
-def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+def has_tokenizer(path_or_id: str | Path) -> bool:
+    """Whether `load_tokenizer` has something to read."""
+    return (_folder(_local(path_or_id)) / "tokenizer_config.json").exists()
+
+
+def load_tokenizer(path_or_id: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, from its folder (for a state dict file, the folder it is in).
 
-    Raises CheckpointError where there is none, or it cannot be read.
+    Raises CheckpointError where there is none, it cannot be read, or has more tokens than the model's `vocab_size`.
     """
     folder = _folder(_local(path_or_id))
-    if not (folder / "tokenizer_config.json").exists():
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder} has no tokenizer; put the tokenizer.json and tokenizer_config.json of the checkpoint's language "
             "model there"
         )
+    check_json_files(folder, TOKENIZER_FILES)
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise CheckpointError(f"the tokenizer in {folder} cannot be read ({first_line(error)})") from error
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the language model embeds {vocab_size}; they "
+            "must be of one model"
+        )
+    return tokenizer
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of its own training (`training.json`), {} where it says nothing."""
+    """What a checkpoint says of its own training (`training.json`), {} where it says nothing.
+
+    Raises CheckpointError where that file holds no object, or a value of another kind than is known of its key.
+    """
     file = _folder(Path(path)) / "training.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    training = read_object(file, CheckpointError) if file.exists() else {}
+    for key, (kind, words) in _TRAINING.items():
+        value = training.get(key)
+        if value is not None and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+            raise CheckpointError(f"{file}: its {key} is {value!r}; it must be {words}, or null")
+    return training
+
+
+def check_parts(file: Path, config: dict[str, Any]) -> None:
+    """Raise CheckpointError where the config of a model of two parts does not describe them both.
+
+    transformers would make what is missing at its default size, of billions of weights.
+    """
+    for part in ("vision_config", "text_config"):
+        if not isinstance(config.get(part), dict):
+            raise CheckpointError(f"{file}: its {part} is {kind_of(config.get(part))}; it must be an object")
+
+
+def check_json_files(folder: Path, names: Sequence[str]) -> None:
+    """Raise CheckpointError where a file of one of these names is in the folder and holds no JSON object."""
+    for name in names:
+        if (folder / name).is_file():
+            read_object(folder / name, CheckpointError)
 
 
 # ---- finding -----------------------------------------------------------------------------------------
@@ -148,27 +193,27 @@ def _read_tensors(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of protocols; what fails is said below
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise CheckpointError(
-                f"{file} wants to call {code[1]} and was not unpickled: weights alone are read. If you trust it, "
-                'convert it once: python -c "import torch; torch.save(torch.load('
-                f"'{file}', weights_only=False)['model_state_dict'], 'weights.pt')\""
-            ) from error
-        raise CheckpointError(f"{file}: the weights cannot be read ({first_line(error)})") from error
+        if file.suffix == ".safetensors" or not isinstance(error, pickle.UnpicklingError):
+            raise CheckpointError(f"{file}: the weights cannot be read ({first_line(error)})") from error
+        code = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's words is how to load it unsafely
+        reason = f"it wants to call {code[1]}" if code else "it is damaged, or holds more than tensors"
+        raise CheckpointError(
+            f"{file}: the weights cannot be read ({reason}), since no code of a file is run; where it was made, save "
+            "the weights alone, by torch.save(model.state_dict(), ...) or as .safetensors"
+        ) from None
 
 
 def _read_own_config(folder: Path) -> FoveatedVLMConfig:
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not valid JSON ({error})") from error
+    content = read_object(folder / "config.json", CheckpointError)
     architecture = content.get("model_type")
     if architecture != FoveatedVLMConfig.model_type:
         raise CheckpointError(
             f"{folder / 'config.json'} has model_type {architecture!r}; it must be {FoveatedVLMConfig.model_type!r}"
         )
+    check_parts(folder / "config.json", content)
     try:
         return FoveatedVLMConfig.from_dict(content)
     except Exception as error:  # transformers raises many kinds here, KeyError for an unknown architecture
@@ -182,46 +227,15 @@ def _from_pretrained(
 
     transformers renames here what it calls otherwise than its version 4 did: see `stored_name`.
     """
+    load = functools.partial(
+        FoveatedVLM.from_pretrained,
+        path if weights is None else None,
+        config=config,
+        state_dict=weights,
+        dtype=dtype or "auto",
+        local_files_only=True,
+    )
     try:
-        with quiet_transformers():
-            loaded: Any = FoveatedVLM.from_pretrained(
-                path if weights is None else None,
-                config=config,
-                state_dict=weights,
-                dtype=dtype or "auto",
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # listed, and raised below
-            )
-        model, info = loaded
+        return load_strictly(str(path), load)
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({first_line(error)})") from error
-    if problems := loading_problems(info):
-        raise CheckpointError(f"{path}: the weights do not fit the config ({problems})")
-    return model
-
-
-def loading_problems(info: dict[str, Any]) -> str:
-    """The keys that did not fit, by the names they have in files; "" where all did."""
-    parts = []
-    for kind, keys in info.items():
-        if kind == "mismatched_keys":
-            names = [f"{stored_name(key)} is {[*found]}, not {[*wanted]}" for key, found, wanted in sorted(keys)]
-        else:
-            names = [stored_name(str(key)) for key in sorted(keys)]
-        if names:
-            parts.append(f"{kind.removesuffix('_keys')}: {', '.join(names)}")
-    return "; ".join(parts)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No warnings or bars from transformers: what it would warn about is raised here."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()

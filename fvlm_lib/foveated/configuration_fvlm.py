@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from transformers import AutoConfig, Dinov2Config, PreTrainedConfig
@@ -32,8 +33,9 @@ class FoveatedVLMConfig(PreTrainedConfig):
     image_size, image_mean, image_std: the frames that the model wants, height and width in pixels (None: the
         vision tower's) and what pixels in [0, 1] are normalised with (default: to [-1, 1]).
 
-    Raises ValueError for an unknown visual_norm, a scale that is not positive, dropout in the vision tower
-    (the opened walk has none), or a language model that transforms its logits after the head.
+    Raises ValueError for an unknown visual_norm, a scale that is not positive, sizes, a mean or a std that no frames
+    have, dropout in the vision tower (the opened walk has none), or a language model that transforms its logits after
+    the head.
     """
 
     model_type = "fvlm"
@@ -63,8 +65,9 @@ class FoveatedVLMConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         if self.visual_norm not in ("token", "scale", "legacy"):
             raise ValueError(f"visual_norm is {self.visual_norm!r}; it must be 'token', 'scale' or 'legacy'")
-        if not self.visual_scale > 0:
-            raise ValueError(f"visual_scale is {self.visual_scale}; it must be a positive number")
+        if not isinstance(self.visual_scale, int | float) or not 0 < self.visual_scale < math.inf:
+            raise ValueError(f"visual_scale is {self.visual_scale!r}; it must be a positive number")
+        self._check_frames()
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if getattr(self.vision_config, name):
                 raise ValueError(f"vision_config.{name} is {getattr(self.vision_config, name)}; it must be 0")
@@ -74,3 +77,20 @@ class FoveatedVLMConfig(PreTrainedConfig):
                     f"text_config.{name} is {getattr(self.text_config, name)}: language models that transform "
                     "their logits after lm_head are not supported"
                 )
+
+    def _check_frames(self) -> None:
+        """Raise ValueError for sizes, a mean or a std that no frames have."""
+        patch, own = self.vision_config.patch_size, self.vision_config.image_size
+        sizes = {"vision_config.patch_size": patch, "vision_config.image_size": own, "query_dim": self.query_dim}
+        for name, value in {**sizes, "image_size": self.image_size}.items():
+            # of a list such as [8, 32] DINOv2 would take the positions for those of the square grid of as many patches
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be one positive whole number")
+        if self.image_size % patch:
+            raise ValueError(f"image_size is {self.image_size}; it must be a multiple of the patch size {patch}")
+        for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
+            values = getattr(self, name)
+            numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+            if not numbers or len(values) != 3 or not all(least < value < math.inf for value in values):
+                kind = "positive numbers" if least == 0 else "numbers"
+                raise ValueError(f"{name} is {values!r}; it must be three {kind}, for red, green and blue")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Config, LlamaConfig, PreTrainedConfig
 
-from fvlm_lib.errors import CheckpointError
+from fvlm_lib.errors import CheckpointError, some
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def clean_state_dict(loaded: Any, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{name} holds no state dict; it must be one, or have one under 'model_state_dict'")
     if other := [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(
-            f"{name} is no state dict: {_some(other)} are no tensors; save `model.state_dict()` alone, or under "
+            f"{name} is no state dict: {some(other)} are no tensors; save `model.state_dict()` alone, or under "
             "'model_state_dict'"
         )
     return _drop_unused(_rename_way_out(_drop_compile_prefix(loaded, name), name), name)
@@ -129,7 +129,7 @@ def _drop_compile_prefix(weights: Mapping[str, Tensor], name: str) -> dict[str, 
     renamed = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     if len(renamed) < len(weights):
         twice = [key for key in weights if "_orig_mod." in key and key.replace("_orig_mod.", "") in weights]
-        raise CheckpointError(f"{name} has {_some(twice)} with and without the prefix '_orig_mod.'; keep one of each")
+        raise CheckpointError(f"{name} has {some(twice)} with and without the prefix '_orig_mod.'; keep one of each")
     if count := sum("_orig_mod." in key for key in weights):
         logger.info("%s: removed the prefix '_orig_mod.' of compiled modules from %d keys", name, count)
     return renamed
@@ -176,9 +176,10 @@ def read_config(
     if missing := [key for key in _REQUIRED if key not in weights]:
         lacks = ", ".join(
             f"{key} (or {key.replace(_WAY_OUT, _LEGACY_WAY_OUT)})" if key.startswith(_WAY_OUT) else key
-            for key in missing
+            for key in missing[:5]
         )
-        has = _some({re.sub(r"^([^.]+\.[^.]+)\..+", r"\1.*", key) for key in weights}, 12)  # a name a module
+        lacks += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        has = some({re.sub(r"^([^.]+\.[^.]+)\..+", r"\1.*", key) for key in weights}, 8)  # a name a module
         raise CheckpointError(
             f"{name} is no foveated VLM in the released or legacy layout: it lacks {lacks}; what it has is {has}"
         )
@@ -240,7 +241,7 @@ def _text_config(weights: Mapping[str, Tensor], name: str) -> LlamaConfig:
     gate = f"{_LLM}model.layers.0.mlp.gate_proj.weight"
     if _EMBEDDING not in weights or gate not in weights:
         raise CheckpointError(
-            f"{name}: the language model's keys ({_some(key for key in weights if key.startswith(_LLM))}) are not "
+            f"{name}: the language model's keys ({some(key for key in weights if key.startswith(_LLM))}) are not "
             "those of SmolLM2; give text_config, the config of a causal language model of transformers"
         )
     found = {
@@ -271,9 +272,3 @@ def _sizes(values: Mapping[str, Any], keys: Iterable[str]) -> str:
 
 def _count_layers(weights: Iterable[str], prefix: str) -> int:
     return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
-
-
-def _some(keys: Iterable[str], count: int = 5) -> str:
-    names = sorted(keys)
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest if names else "nothing"

@@ -1,6 +1,6 @@
 """Trains the demo ladder: small foveated VLMs on procedural videos, from one config file.
 
-`fvlm train config/ladder.yaml --run S-S --seed 0 --out checkpoints/retrained/S-S` trains one
+`fvlm train config/ladder.yaml --run S-S --seed 0 --out checkpoints/retrained/S-S` (`train_command.py`) trains one
 run; the loss is fine + 0.5 · coarse [+ multi_fine_weight · second fine pass]. Left behind in OUT: a folder
 `step_NNNN` (weights, config, tokenizer, training.json) at each step the config asks for, and `losses.csv`.
 An interrupted run goes on from its last saved state; a finished one is never overwritten.
@@ -10,13 +10,15 @@ This module knows the models and the procedural videos; how well a checkpoint do
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("train")
+
 import csv
 import hashlib
 import json
 import math
-import os
-import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -28,12 +30,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import Dinov2Config, LlamaConfig
-from transformers.utils import logging as transformers_logging
 
 from fvlm_lib.data.videos import CELL, ProceduralVideos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.flops import count_flops
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.outputs import whole
+from fvlm_lib.schema import check
 
 STATE = "state.safetensors"
 
@@ -78,8 +81,11 @@ def read_training_config(path: Path, run: str) -> TrainingConfig:
 
     Raises ValueError for an unknown run or field, naming it and what there is.
     """
-    content = yaml.safe_load(path.read_text())
-    runs = content.get("runs") or {}
+    try:
+        content = check(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    runs = check(dict[str, dict[str, Any] | None], content.get("runs") or {}, f"{path}: runs")
     if run not in runs:
         raise ValueError(f"{path} has no run {run!r}; it has {', '.join(runs)}")
     values = {**(content.get("defaults") or {}), **(runs[run] or {})}
@@ -187,9 +193,8 @@ def _save_state(path: Path, model: FoveatedVLM, optimizer: torch.optim.Optimizer
     """Write all that a resumed run needs, whole or not at all (a kill leaves the state before)."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= _optimizer_tensors(optimizer)
-    part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(step)})
-    os.replace(part, path)
+    with whole(path) as part:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(step)})
 
 
 def _load_state(path: Path, model: FoveatedVLM, optimizer: torch.optim.Optimizer) -> int:
@@ -285,8 +290,7 @@ def _save_checkpoint(
     seconds_per_step: float,
 ) -> None:
     """A checkpoint that `from_pretrained` reads, with its tokenizer and where it comes from."""
-    model.save_pretrained(folder)
-    videos.tokenizer().save_pretrained(folder)
+    tokenizer = videos.tokenizer()
     provenance = {
         **identity,
         "step": step,
@@ -298,34 +302,7 @@ def _save_checkpoint(
         "library_hash": library_hash(),
         "torch": torch.__version__,
     }
-    (folder / "training.json").write_text(json.dumps(provenance, indent=1) + "\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="fvlm train",
-        description="Train one run of a ladder of small foveated VLMs on procedural videos.",
-        epilog="example: fvlm train config/ladder.yaml --run S-S --out checkpoints/retrained/S-S",
-    )
-    parser.add_argument("config", type=Path, help="YAML file with `defaults:` and `runs:`")
-    parser.add_argument("--run", required=True, help="which of the file's runs")
-    parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and losses.csv")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and videos (default 0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads (default 1: models this small gain nothing by more)"
-    )
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    transformers_logging.disable_progress_bar()
-    try:
-        config = read_training_config(args.config, args.run)
-        train(config, args.out, args.seed, args.run, args.device)
-    except (OSError, ValueError, TypeError, FloatingPointError, yaml.YAMLError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with whole(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / "training.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")

@@ -5,77 +5,124 @@ What takes seconds to import is imported behind the options, so that `--help` an
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+from typing import Annotated, Any
 
-import yaml
+from pydantic import AfterValidator, Field
 
-DTYPES, PROCEDURAL_SAMPLES = ("float64", "float32", "bfloat16", "float16"), 512  # those of `gap.py`
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data
+from fvlm_lib.options import Parser, add_device, add_seed, option, run
+from fvlm_lib.outputs import check_output, note_replaced
+from fvlm_lib.schema import DTYPES, BatchSize, CountOrNone, FinePasses, check
+from fvlm_lib.yaml_files import parse_yaml
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+def _part(text: str) -> str:
+    number, slash, total = text.partition("/")
+    if not (slash and number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+        raise ValueError("it must be K/N with K from 1 to N, such as 1/4")
+    return text
+
+
+Samples = Annotated[int, Field(strict=True, ge=2, le=1_000_000_000)]  # an interval needs two
+Part = Annotated[str, AfterValidator(_part)]
+
+
+def parser() -> Parser:
+    """The command's options."""
+    made = Parser(
         prog="fvlm gap",
-        description="Measure the train/inference gap of one foveated checkpoint.",
+        description="Measure the train/inference gap of one foveated checkpoint: the loss of captions when frames are "
+        "watched one after the other, as at inference, less the loss by the parallel passes that were trained. Prints "
+        "losses and gap in nats a token with 95% intervals, and a verdict; writes them as JSON, and a table with one "
+        "row a sample beside it.",
         epilog="example: fvlm gap --checkpoint checkpoints/demo/S-S/step_3000 --output gap.json",
     )
-    parser.add_argument("--checkpoint", required=True, help="folder, state dict file or hub id")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="JSON to write; the per-sample .parquet goes beside it"
-    )
-    parser.add_argument(
+    add = made.add_argument
+    add("--checkpoint", required=True, help="folder, state dict file or hub id")
+    add(
+        "--output", required=True, type=Path, metavar="FILE.json", help="to write; the per-sample table goes beside it "
+        "as FILE.parquet"
+    )  # fmt: skip
+    add(
         "--data",
         default="{kind: procedural, split: test}",
-        help="the videos, as YAML: '{kind: folder, path: FOLDER}' with a captions.jsonl, '{kind: webdataset, path: "
+        metavar="YAML",
+        help="the videos: '{kind: folder, path: FOLDER}' with a captions.jsonl, '{kind: webdataset, path: "
         "\"test-{00..31}.tar\"}', or procedural ones (default '%(default)s'); what else it takes is in "
         "fvlm_lib.data.videos.open_videos",
     )
-    parser.add_argument(
-        "--num-samples", type=int, help=f"default: all of them; of procedural ones {PROCEDURAL_SAMPLES}"
+    add(
+        "--num-samples", type=option(Samples), help=f"videos to score; default all, of procedural ones "
+        f"{PROCEDURAL_SAMPLES}"
+    )  # fmt: skip
+    add("--batch-size", type=option(BatchSize), default=32, help="videos scored at once; default %(default)s")
+    add(
+        "--num-fine",
+        type=option(FinePasses),
+        nargs="+",
+        default=[1, 2, 3],
+        metavar="K",
+        help="numbers of fine passes to score; the first is the training mode; default 1 2 3",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
-    parser.add_argument(
-        "--num-fine", type=int, nargs="+", default=[1, 2, 3], help="fine passes; the first is the training mode"
+    add("--dtype", choices=DTYPES, help="of the weights and of all arithmetic; default as stored")
+    add_device(made)
+    add_seed(made, "the bootstrap that makes the intervals")
+    add(
+        "--floor-samples",
+        type=option(CountOrNone),
+        default=64,
+        help="samples scored again in float64, for the numerical floor; 0 for none; default %(default)s",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--floor-samples", type=int, default=64, help="samples for the numerical floor; 0: none")
-    parser.add_argument(
-        "--shard", help="K/N: only score part K of N, and write its table (.parquet) to --output, no gap"
+    add(
+        "--shard",
+        type=option(Part),
+        metavar="K/N",
+        help="only score part K of N, and write its table to --output FILE.parquet; no gap",
     )
-    args = vars(parser.parse_args(argv))
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see `options.run` for its exit codes."""
+    made = parser()
+    args = vars(made.parse_args(argv))
+    return run(made.prog, lambda: _work(args))
+
+
+def _work(args: dict[str, Any]) -> None:
+    output, shard = args.pop("output"), args.pop("shard")
+    table = output if shard else output.with_suffix(".parquet")
+    if shard and output.suffix != ".parquet":
+        raise ValueError(f"--output is {output}; of a --shard it is a table, so its name must end in .parquet")
+    if not shard and output == table:
+        raise ValueError(f"--output is {output}, which its own table would replace; name a .json file")
+    if twice := {passes for passes in args["num_fine"] if args["num_fine"].count(passes) > 1}:
+        raise ValueError(f"--num-fine has {min(twice)} twice; name each number of passes once")
+    for file in (output, table):
+        check_output(file)
+    data = parse_yaml(args["data"], "--data")
+    check(Data, data, "--data")
+    parameters = {**args, "data": data}
 
     from fvlm_lib.gap.gap import evaluate_inference_gap, format_gap, open_evaluation, score_shard, write_gap
+    from fvlm_lib.gap.samples import holds_samples
 
-    output, shard = args.pop("output"), args.pop("shard")
-    try:
-        parameters = {**args, "data": yaml.safe_load(args["data"])}
-        part = _read_shard(shard) if shard else None
-        opened = {name: args.pop(name) for name in ("checkpoint", "dtype", "device")}
-        del args["data"]
-        model, videos = open_evaluation(data=parameters["data"], **opened)
-        if part:
-            del args["seed"], args["floor_samples"]  # of the summary
-            score_shard(model, videos, output, *part, **args)
-            return 0
-        table = output.with_suffix(".parquet")
-        gap = evaluate_inference_gap(model, videos, table, **args)
-        write_gap(output, gap, table, parameters)
-    except (ValueError, TypeError, OSError, FloatingPointError, yaml.YAMLError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(format_gap(gap))
-    return 0
-
-
-def _read_shard(shard: str) -> tuple[int, int]:
-    try:
-        number, num_shards = (int(part) for part in shard.split("/"))
-    except ValueError:
-        raise ValueError(f"--shard is {shard!r}; it must be K/N, such as 1/4") from None
-    return number, num_shards
+    if not holds_samples(table):
+        raise ValueError(f"{table}, which would be replaced, is no table of a gap; name another --output")
+    opened = {name: args.pop(name) for name in ("checkpoint", "dtype", "device")}
+    del args["data"]
+    model, videos = open_evaluation(data=data, **opened)
+    note_replaced(*dict.fromkeys((output, table)))
+    if shard:
+        del args["seed"], args["floor_samples"]  # of the summary
+        number, total = map(int, shard.split("/"))
+        score_shard(model, videos, output, number, total, **args)
+        return
+    gap = evaluate_inference_gap(model, videos, table, **args)
+    print(format_gap(gap), flush=True)  # before the disk is asked to take it
+    write_gap(output, gap, table, parameters)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import resource
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fvlm_lib.options import Parser, add_device, add_repeats, add_threads, option, run
+from fvlm_lib.schema import BatchSize, Count
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,24 +39,27 @@ def random_batch(model: FoveatedVLM, batch_size: int, num_frames: int, num_token
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm bench",
         description="Time one evaluation of all modes (coarse, fine 1 to 3, autoregressive) on one shared vision "
         "encode, as `gap` does it, beside coarse->fine alone, and beside the modes one after the other with a shared "
-        "encode and with two. Inputs are random. Last line: JSON.",
+        "encode and with two. Inputs are random. Prints medians in ms with quartiles; the last line is JSON.",
         epilog="example: fvlm bench --checkpoint checkpoints/demo/S-S/step_3000; at real size: "
         "--checkpoint FOLDER --batch-size 4 --threads 2 --repeats 10, FOLDER made by fvlm assemble",
     )
     parser.add_argument("--checkpoint", required=True, help="folder, state dict file or hub id")
-    parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
-    parser.add_argument("--num-frames", type=int, default=8, help="of a video, default %(default)s")
-    parser.add_argument("--num-tokens", type=int, default=20, help="of a caption, default %(default)s")
-    parser.add_argument("--repeats", type=int, default=20, help="default %(default)s")
-    parser.add_argument("--warmup", type=int, default=3, help="default %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=option(BatchSize), default=16, help="videos; default %(default)s")
+    parser.add_argument("--num-frames", type=option(Count), default=8, help="of a video; default %(default)s")
+    parser.add_argument("--num-tokens", type=option(Count), default=20, help="of a caption; default %(default)s")
+    add_repeats(parser)
+    add_threads(parser, 1)
+    add_device(parser)
     args = parser.parse_args(argv)
+    return run(parser.prog, lambda: _measure(args))
 
+
+def _measure(args: argparse.Namespace) -> None:
     import torch
 
     from fvlm_lib.devices import pick_device
@@ -61,11 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     from fvlm_lib.timing import summarize_times, time_in_turn
 
     torch.set_num_threads(args.threads)
-    try:
-        model = load_checkpoint(args.checkpoint, device=pick_device(args.device))
-    except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    model = load_checkpoint(args.checkpoint, device=pick_device(args.device))
+    positions = model.config.text_config.max_position_embeddings
+    needed = args.num_frames + args.num_tokens + (2 if model.config.mode_tokens else 0)
+    if needed > positions:
+        raise ValueError(
+            f"--num-frames {args.num_frames} and --num-tokens {args.num_tokens} take {needed} positions; the language "
+            f"model of {args.checkpoint} has {positions}"
+        )
     text: dict[str, Any] = random_batch(model, args.batch_size, args.num_frames, args.num_tokens)
     pixels = text.pop("pixel_values")
 
@@ -94,7 +103,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"peak memory {peak_memory() / 2**30:.2f} GiB")
     facts = {"benchmark": "shared_encode", **vars(args), "n": args.repeats, "peak_bytes": peak_memory()}
     print(json.dumps(facts | {name: row.round(4).to_dict() for name, row in table.iterrows()}))
-    return 0
 
 
 if __name__ == "__main__":

@@ -149,3 +149,15 @@ def numerical_floor(
     gap = rows["nll_autoregressive"].to_numpy() - rows[column].to_numpy()
     exact_gap = exact["nll_autoregressive"].to_numpy() - exact[column].to_numpy()
     return float(np.abs(gap - exact_gap).sum() / rows["num_tokens"].sum())
+
+
+def remaining_gap(model: FoveatedVLM, videos: Videos, stop: int, num_fine: int) -> float:
+    """The largest |autoregressive loss - loss after `num_fine` fine passes| of samples 0..stop-1, nats a token of that
+    sample, computed in float64.
+
+    With as many passes as frames it is 0 up to rounding, as the first K frames are exact after K passes; not so of
+    models with mode tokens or the legacy norm, which read other tokens in the two modes.
+    """
+    rows = score_videos(float64_copy(model), videos, 0, stop, max(stop, 1), (num_fine,), progress=False)
+    rest = (rows["nll_autoregressive"] - rows[f"nll_fine_{num_fine}"]).abs() / rows["num_tokens"]
+    return float(rest.max())

@@ -6,7 +6,6 @@ How one law is fitted is `scaling.py`'s subject, how gaps become a table and fin
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 
 from fvlm_lib.gap.findings import Finding, summarize_answers
 from fvlm_lib.gap.scaling import GOOD_R2, ScalingFit, fit_scaling_laws
+from fvlm_lib.json_files import read_object
 from fvlm_lib.stats import Estimate, ratio, resample_statistics
 
 
@@ -70,7 +70,7 @@ def read_fits(path: str | Path) -> dict[str, list[ScalingFit]]:
     """The fits of `fit_losses` from results/scaling_fits.json. Raises ValueError where it is missing or of another
     version. The end of an interval that overflowed is infinite."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = read_object(path)
         return {name: [_read_fit(fit) for fit in group] for name, group in content.items()}
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; `bash run.sh` makes it") from None

@@ -7,7 +7,6 @@ subject; averages over many videos are `gap.py`'s.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from fvlm_lib.data.videos import ProceduralVideos, Videos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM, FoveatedVLMOutput
 from fvlm_lib.gap.evaluation import query_distance
+from fvlm_lib.json_files import read_object
 from fvlm_lib.scoring import IGNORED_LABEL, token_nll
 from fvlm_lib.vision.patches import patch_grid
 
@@ -161,6 +161,6 @@ def find_checkpoints(folder: str | Path) -> list[Path]:
 
 def _is_foveated(config: Path) -> bool:
     try:
-        return json.loads(config.read_text()).get("model_type") == FoveatedVLMConfig.model_type
-    except (ValueError, OSError, AttributeError):
+        return read_object(config).get("model_type") == FoveatedVLMConfig.model_type
+    except (ValueError, OSError):
         return False

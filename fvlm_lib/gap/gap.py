@@ -7,8 +7,12 @@ intervals and a verdict. Which checkpoints to compare is the batch's business.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("gap")
+
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +22,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, ProceduralData
 from fvlm_lib.data.video_files import SkippedVideo
-from fvlm_lib.data.videos import FILE_KINDS, ProceduralVideos, Videos, open_videos
+from fvlm_lib.data.videos import ProceduralVideos, Videos, open_videos
 from fvlm_lib.devices import pick_device
-from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
+from fvlm_lib.foveated.checkpoints import has_tokenizer, load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.gap.evaluation import numerical_floor, score_batches, scored_modes
 from fvlm_lib.gap.results import GAP_SCHEMA
@@ -34,11 +39,11 @@ from fvlm_lib.gap.samples import (
     sample_schema,
     write_samples,
 )
+from fvlm_lib.outputs import whole
+from fvlm_lib.schema import Dtype, check
 from fvlm_lib.stats import HEAVY_SHARE, Estimate, bootstrap, difference, percent_difference, ratio, top_share
 
 SMALL, LARGE = 5.0, 15.0  # percent of the training loss; the classes of the verdict
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
 SHOWN_SKIPPED = 5
 NEAR_ZERO_LOSS = 0.1  # nats a token; below it a percentage says nothing, and 5% and 15% of one nat judge
 SIZES = ("small", "moderate", "large")
@@ -142,7 +147,10 @@ def interval_warnings(num_tokens: np.ndarray, training: np.ndarray, inference: n
     for name, nll in {"training loss": training, "inference loss": inference, "gap": inference - training}.items():
         share = top_share(nll)
         if share > HEAVY_SHARE:
-            warnings[name] = f"ten of {count} samples carry {share:.0%} of the {name}: its interval may be too narrow"
+            few = f"ten of {count} samples carry {share:.0%} of the {name}"
+            if count <= 10:
+                few = f"there are only {count} samples for the {name}"
+            warnings[name] = f"{few}: its interval may be too narrow"
         elif name != "gap" and unseen > HEAVY_SHARE * nll.sum() / tokens:
             warnings[name] = (
                 f"failures in fewer than 3 of {count} samples could add {unseen:.2g} nats a token to the {name} of "
@@ -215,17 +223,23 @@ def open_evaluation(
     data: what `open_videos` takes; of videos on disk, the checkpoint says what its captions are read with (its
     tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
     dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
+
+    Raises ValueError for data that cannot be, and for procedural videos that are not of the checkpoint's frames, words
+    and positions.
     """
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; it must be null or one of {', '.join(DTYPES)}")
-    stored_in = getattr(torch, dtype) if dtype else None
+    described = check(Data, data, "data")
+    stored_in = getattr(torch, dtype) if check(Dtype | None, dtype, "dtype") else None
     model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
-    if data.get("kind") not in FILE_KINDS:
-        return model, open_videos(data)
-    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
-    positions = model.config.text_config.max_position_embeddings
+    vocab_size, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
-    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint), positions)
+    if isinstance(described, ProceduralData):
+        described.check_model(model.config.image_size, vocab_size, positions)
+        procedural = ProceduralVideos(**vars(described))
+        if has_tokenizer(checkpoint):
+            procedural.check_words(load_tokenizer(checkpoint, vocab_size))
+        return model, procedural
+    wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
+    return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint, vocab_size), positions)
 
 
 def evaluate_inference_gap(
@@ -308,7 +322,6 @@ def write_gap(
     `parameters` are what the caller evaluated with; they are what a later reader checks. `training`: what
     to say of the checkpoint's training beyond its own training.json, or against it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": GAP_SCHEMA,
         "parameters": parameters,
@@ -318,9 +331,8 @@ def write_gap(
         "training": read_training(parameters["checkpoint"]) | (training or {}),
         "torch": torch.__version__,
     }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def format_gap(gap: Gap) -> str:

@@ -6,19 +6,18 @@ answers in `findings.py`. `fvlm report CONFIG` prints the table of a batch's res
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from fvlm_lib.batch.config import Batch, read_batch
+from fvlm_lib.batch.config import Batch, read_batch_file
 from fvlm_lib.batch.folders import batch_runs, folders
 from fvlm_lib.batch.runs import failed_runs
 from fvlm_lib.gap.results import gap_file, read_gap_result
+from fvlm_lib.options import Parser, run
 from fvlm_lib.stats import HEAVY_SHARE
 
 ESTIMATES = ["loss_training_fine", "loss_inference_fine", "loss_coarse", "gap_nats", "gap_percent"]
@@ -140,24 +139,27 @@ def whole(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command: 1 where a result is missing, else the exit codes of `options.run`."""
+    parser = Parser(
         prog="fvlm report",
-        description="Print the gap table of a batch, what of it is missing, and which of its runs failed.",
+        description="Print the gap table of a batch from its results, what of it is missing, and which of its runs "
+        "failed. Losses and gaps are in nats a token, with 95% intervals; exit code 1: a result is missing.",
         epilog="example: fvlm report config/demo.yaml",
     )
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the batch's config")
     args = parser.parse_args(argv)
-    try:
-        batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
-        runs = [Path(folders(batch.output).runs, f"{name}.run.json") for name in batch_runs(batch)]
-        results, problems = read_results(batch)
-        if results:
-            table = readable_table(gap_table(results))
-            print(table.to_markdown(index=False, disable_numparse=True))
-            print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    return run(parser.prog, lambda: print_report(args.config))
+
+
+def print_report(config: Path) -> int:
+    """Print the table of a batch's results; 1 where some are missing, each with the reason. Raises ValueError."""
+    batch = read_batch_file(config, files=False)
+    runs = [Path(folders(batch.output).runs, f"{name}.run.json") for name in batch_runs(batch)]
+    results, problems = read_results(batch)
+    if results:
+        table = readable_table(gap_table(results))
+        print(table.to_markdown(index=False, disable_numparse=True))
+        print(f"\nLosses and gaps in nats a token. {INTERVAL_NOTE}\n{DOUBT_NOTE}")
     for checkpoint_id, problem in problems.items():
         print(f"no result for {checkpoint_id}: {problem}")
     failures = failed_runs(runs)

@@ -11,7 +11,6 @@ Memory depends on the longest sample, not on how many there are, but for the few
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fvlm_lib.data.video_files import SkippedVideo
+from fvlm_lib.outputs import whole
 
 _ROWS = 1024  # of a row group: what is held before it is written
 
@@ -41,21 +41,25 @@ def number_columns(schema: pa.Schema) -> list[str]:
 
 def write_samples(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """Write tables as they come into one Parquet file, which appears only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     waiting: list[pa.Table] = []
-    try:
-        with pq.ParquetWriter(part, schema) as writer:
-            for table in tables:
-                waiting.append(table)
-                if sum(len(table) for table in waiting) >= _ROWS:
-                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
-                    waiting.clear()
-            if waiting:
+    with whole(path) as part, pq.ParquetWriter(part, schema) as writer:
+        for table in tables:
+            waiting.append(table)
+            if sum(len(table) for table in waiting) >= _ROWS:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
+
+
+def holds_samples(path: Path) -> bool:
+    """Whether `path` is such a table, or nothing yet."""
+    if not path.exists():
+        return True
+    try:
+        return {"sample", "num_tokens", "nll_coarse"} <= {*pq.read_schema(path).names}
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def join_samples(paths: Sequence[str | Path], output: Path, num_samples: int) -> None:

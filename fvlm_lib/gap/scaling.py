@@ -31,6 +31,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fvlm_lib.gap.law_bootstrap import default_block_length, resample_log_losses
 from fvlm_lib.gap.law_minimum import MAX_EXPONENT, MAX_UNIT, grid_starts, law_design, log_law, minimise, refit
+from fvlm_lib.options import Parser, add_seed, option, run
+from fvlm_lib.schema import Count, Level, Positive, Resamples
 from fvlm_lib.stats import Estimate, percentile_interval
 
 Array = NDArray[np.float64]
@@ -382,8 +384,8 @@ def _numbers(points: pd.DataFrame, column: str) -> Array:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: a CSV of points in, the fits as a JSON list on stdout. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    """Command line: a CSV of points in, the fits as a JSON list on stdout; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm scaling",
         description="Fit scaling laws to a CSV with one row a point and print them as a JSON list:\n\n"
         "  power         L = a * C^-b                       for each group\n"
@@ -408,21 +410,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--params", metavar="COLUMN", help="model size N; adds the joint law, in which D is --x")
     add("--group", metavar="COLUMN", help="one curve for each value (default: --params, if given)")
     add("--run", metavar="COLUMN", help="training run of a point: residuals are drawn in blocks along it")
-    add("--block-length", type=int, metavar="POINTS", help="of such a block (default: sqrt(n) for a run of n)")
-    add("--delta", type=float, default=1e-3, help="Huber's, in log loss (default: %(default)s)")
-    add("--num-bootstrap", type=int, default=200, metavar="R", help="refits a law (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
-    add("--level", type=float, default=0.95, help="coverage of the intervals (default: %(default)s)")
+    add(
+        "--block-length", type=option(Count), metavar="POINTS", help="of such a block (default: sqrt(n) for a run of n)"
+    )
+    add("--delta", type=option(Positive), default=1e-3, help="Huber's, in log loss (default: %(default)s)")
+    add("--num-bootstrap", type=option(Resamples), default=200, metavar="R", help="refits a law (default: %(default)s)")
+    add_seed(parser, "the bootstrap")
+    add("--level", type=option(Level), default=0.95, help="coverage of the intervals (default: %(default)s)")
     args = parser.parse_args(argv)
-    options = {key: getattr(args, key) for key in ("num_bootstrap", "seed", "level", "delta", "run", "block_length")}
-    try:
-        points = pd.read_csv(args.points)
-        fits = fit_scaling_laws(points, args.x, args.loss, args.params, args.group, **options)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        print(f"{parser.prog}: {args.points}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(json.dumps([json_ready(dataclasses.asdict(fit)) for fit in fits], indent=2, allow_nan=False))
-    return 0
+
+    def work() -> None:
+        names = ("num_bootstrap", "seed", "level", "delta", "run", "block_length")
+        options = {name: getattr(args, name) for name in names}
+        try:
+            points = pd.read_csv(args.points)
+            fits = fit_scaling_laws(points, args.x, args.loss, args.params, args.group, **options)
+        except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+            raise ValueError(f"{args.points}: {getattr(error, 'strerror', None) or error}") from error
+        print(json.dumps([json_ready(dataclasses.asdict(fit)) for fit in fits], indent=2, allow_nan=False))
+
+    return run(parser.prog, work)
 
 
 def json_ready(value: Any) -> Any:

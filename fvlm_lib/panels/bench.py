@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from fvlm_lib.options import Parser, add_repeats, run
+from fvlm_lib.panels.sizes import PATCH_SIZES
+
 if TYPE_CHECKING:
     import ipywidgets
-
-PATCH_SIZES = (8, 14, 16, 28, 32)  # those of the panel
 
 
 def moves(widget: ipywidgets.Widget, places: Iterable[Any]) -> Callable[[], None]:
@@ -33,7 +34,8 @@ def moves(widget: ipywidgets.Widget, places: Iterable[Any]) -> Callable[[], None
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm bench-panel",
         description="Time what the tuning panel computes and draws when threshold, metric, reference or frame are "
         "moved, and apart from it how long reading and comparing the frames takes, once. Last line: JSON.",
@@ -42,31 +44,42 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", default="data/screens", help="of recordings, default %(default)s")
     parser.add_argument("--sequence", default="jupyter", help="the recording, default %(default)s")
     parser.add_argument("--patch-size", type=int, choices=PATCH_SIZES, default=16, help="pixels, default %(default)s")
-    parser.add_argument("--repeats", type=int, default=50, help="moves of each widget, default %(default)s")
+    add_repeats(parser, 50)
     args = parser.parse_args(argv)
+    return run(parser.prog, lambda: _measure(parser, args))
+
+
+def _measure(parser: Parser, args: argparse.Namespace) -> int:
+
+    import pandas as pd
 
     from fvlm_lib.panels.tuning_panel import TuningPanel
     from fvlm_lib.screens.tuning import compare_patches
     from fvlm_lib.timing import summarize_times, time_in_turn
 
     panel = TuningPanel(args.folder, args.sequence)
-    if panel.sequence.value is None:
+    if panel.bench.name is None:
         print(f"{parser.prog}: {html.unescape(re.sub('<[^>]*>', '', panel.message.value))}", file=sys.stderr)
         return 2
-    panel.patch_size.value = args.patch_size
+    panel.setting.patch_size.value = args.patch_size
     start = time.perf_counter()
-    compare_patches(panel.sequence.value, args.patch_size, lambda items, **_: items)
+    compare_patches(panel.bench.recording, args.patch_size, lambda items, **_: items)
     once = time.perf_counter() - start
-    frames = len(panel.steps)
+    frames = len(panel.bench.recording)
     calls = {
-        "threshold": moves(panel.threshold, [0.005 * step for step in range(1, 41)]),
-        "metric": moves(panel.metric, ["mean", "max"]),
-        "reference": moves(panel.reference, ["previous", "encoded"]),
+        "threshold": moves(panel.setting.threshold, [0.005 * step for step in range(1, 41)]),
+        "metric": moves(panel.setting.metric, ["mean", "max"]),
+        "reference": moves(panel.setting.reference, ["previous", "encoded"]),
         "frame": moves(panel.player.frame, range(1, frames)),
     }
-    table = summarize_times(time_in_turn(calls, args.repeats), "threshold")[["n", "ms", "ms_q1", "ms_q3"]]
-    size = " x ".join(map(str, panel.sequence.value[0].shape[:2]))
-    print(f"{args.sequence}: {frames} frames of {size} pixels, {panel.steps[0][0].mask.size} patches; redraw, ms")
+    times = time_in_turn(calls, args.repeats, args.warmup)
+    panel.compare.value = True
+    panel.setting.threshold.value = 0.2
+    two = time_in_turn({"frame, two settings": calls["frame"]}, args.repeats, args.warmup)
+    table = summarize_times(pd.concat([times, two]), "threshold")[["n", "ms", "ms_q1", "ms_q3"]]
+    size = " x ".join(map(str, panel.bench.recording[0].shape[:2]))
+    patches = panel.traced.steps[0][0].mask.size
+    print(f"{args.sequence}: {frames} frames of {size} pixels, {patches} patches; redraw, ms")
     print(table.round(1).to_markdown())
     print(f"frames read and compared, once for a recording: {once:.1f} s")
     facts = {"benchmark": "panel", "sequence": args.sequence, "patch_size": args.patch_size, "once_s": round(once, 2)}

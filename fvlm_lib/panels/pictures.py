@@ -1,4 +1,4 @@
-"""What the tuning panel shows: screenshots with their changed patches, difference maps, a timeline, lines of HTML.
+"""Pictures of a panel: screenshots with their changed patches, difference maps, charts over frames, lines of HTML.
 
 Pictures are drawn as arrays where matplotlib would take too long to follow a slider, in the colours of `plots.py`.
 Data in, pictures and text out; nothing here knows a widget.
@@ -8,36 +8,91 @@ from __future__ import annotations
 
 import html
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import ndimage
 
 from fvlm_lib.figures.plots import CHANGED, PATHS, faded, plot_change_timeline
-from fvlm_lib.screens.measure import SETTING_COLUMNS, measured_at
 from fvlm_lib.vision.changes import TracedFrame
 from fvlm_lib.vision.patches import expand_mask
-from fvlm_lib.vision.settings import DifferentialSettings
-from fvlm_lib.vision.updates import DEFAULT_TOLERANCE
 
 # ---- a frame ------------------------------------------------------------------------------------------------
 
 SHOWN_WIDTH = 640
 """Pixels; smaller frames are enlarged to about that width, by a whole factor, so that their pixels stay sharp."""
 
+ZOOMED = (800, 1280)
+"""Height and width in pixels of what is sent of a frame that is zoomed into; the page shows as much as it has room."""
+
 _UNCHANGED = ((1.0, 1.0, 1.0), (0.62, 0.67, 0.75))  # colours of no difference, and of one at the threshold
 _DIFFERS = ((0.99, 0.75, 0.30), (0.45, 0.02, 0.10))  # just above the threshold, and the full range
 
 
-def draw_changed_patches(frame: np.ndarray, mask: np.ndarray, patch_size: int) -> np.ndarray:
-    """A screenshot uint8 (H, W, 3), patches outside `mask` (grid_h, grid_w) faded, those in it outlined; enlarged if
-    it is small. As `plots.plot_changed_patches`, but areas of changed patches have one outline."""
-    factor = max(1, SHOWN_WIDTH // frame.shape[1])
-    frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
-    height, width = frame.shape[:2]
-    pixels = expand_mask(mask, height, width, patch_size * factor)
-    drawn = np.where(pixels[..., None], frame, faded(np.arange(256))[frame])
+@dataclass(frozen=True)
+class Region:
+    """A part of a frame, in pixels, and by which whole factor it is enlarged."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    factor: int = 1
+
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """The part of an array (H, W) or (H, W, C), enlarged."""
+        part = pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+        return part.repeat(self.factor, axis=0).repeat(self.factor, axis=1)
+
+
+def whole(shape: tuple[int, ...]) -> Region:
+    """All of a frame (H, W, ...), enlarged if it is small."""
+    return Region(0, 0, shape[0], shape[1], max(1, SHOWN_WIDTH // shape[1]))
+
+
+def zoomed(shape: tuple[int, ...], factor: int, across: float, down: float) -> Region:
+    """The part of a frame (H, W, ...) that `ZOOMED` pixels show when one of its pixels is `factor` of those.
+
+    across, down: per cent; of what is left out, that much lies left of the part, and above it.
+    """
+    height, width = (min(full, shown // factor) for full, shown in zip(shape, ZOOMED, strict=False))
+    top, left = round((shape[0] - height) * down / 100), round((shape[1] - width) * across / 100)
+    return Region(top, left, height, width, factor)
+
+
+def magnified(shape: tuple[int, ...], times: int, across: float, down: float) -> Region:
+    """The part of a frame (H, W, ...) that is left when it is seen so many times as large; place as in `zoomed`."""
+    height, width = max(1, shape[0] // times), max(1, shape[1] // times)
+    top, left = round((shape[0] - height) * down / 100), round((shape[1] - width) * across / 100)
+    return Region(top, left, height, width, max(1, SHOWN_WIDTH // width))
+
+
+def find_areas(mask: np.ndarray) -> list[tuple[float, float]]:
+    """Where to look at the patches of a mask (grid_h, grid_w): of each area of patches that touch, corners counted, in
+    reading order, per cent across and down of its patch nearest to its centre."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    found = []
+    for number in range(1, count + 1):
+        places = np.argwhere(labels == number)
+        row, column = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        found.append((100 * (column + 0.5) / mask.shape[1], 100 * (row + 0.5) / mask.shape[0]))
+    return found
+
+
+def draw_changed_patches(
+    frame: np.ndarray, mask: np.ndarray, patch_size: int, region: Region | None = None
+) -> np.ndarray:
+    """A screenshot uint8 (H, W, 3), patches outside `mask` (grid_h, grid_w) faded, those in it outlined; of it the
+    region, None for `whole`. As `plots.plot_changed_patches`, but areas of changed patches have one outline."""
+    region = region or whole(frame.shape)
+    pixels = region.cut(expand_mask(mask, *frame.shape[:2], patch_size))
+    shown = region.cut(frame)
+    drawn = np.where(pixels[..., None], shown, faded(np.arange(256))[shown])
     drawn[pixels & ~_eroded(pixels, 2)] = np.array(CHANGED) * 255
     return drawn
 
@@ -50,17 +105,18 @@ def _eroded(mask: np.ndarray, width: int) -> np.ndarray:
     return mask
 
 
-def draw_differences(difference: np.ndarray, threshold: float, shape: tuple[int, int], patch_size: int) -> np.ndarray:
+def draw_differences(
+    difference: np.ndarray, threshold: float, shape: tuple[int, int], patch_size: int, region: Region | None = None
+) -> np.ndarray:
     """How much each patch (grid_h, grid_w) differs, in greys up to the threshold and orange to dark red above it;
-    uint8 (height, width, 3) of a frame of `shape`, enlarged as `draw_changed_patches` does."""
-    factor = max(1, SHOWN_WIDTH // shape[1])
+    uint8 (height, width, 3) of a frame of `shape`, of it the region, None for `whole`."""
     below = np.clip(difference / max(threshold, 1e-9), 0, 1)[..., None]
     above = np.clip((difference - threshold) / max(1 - threshold, 1e-9), 0, 1)[..., None]
     colours = np.where(
         (difference > threshold)[..., None], _mixed(_DIFFERS, above), _mixed(_UNCHANGED, below)
     )  # (grid_h, grid_w, 3)
-    enlarged = (colours * 255).astype(np.uint8).repeat(patch_size * factor, axis=0).repeat(patch_size * factor, axis=1)
-    return enlarged[: shape[0] * factor, : shape[1] * factor]
+    enlarged = (colours * 255).astype(np.uint8).repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+    return (region or whole(shape)).cut(enlarged[: shape[0], : shape[1]])
 
 
 def _mixed(colours: tuple[tuple[float, ...], tuple[float, ...]], share: np.ndarray) -> np.ndarray:
@@ -71,7 +127,7 @@ def _mixed(colours: tuple[tuple[float, ...], tuple[float, ...]], share: np.ndarr
 def difference_legend() -> str:
     """The colours of `draw_differences` as HTML."""
     bars = [
-        f"<span style='display:inline-block;width:60px;height:10px;background:linear-gradient(to right,"
+        f"<span style='display:inline-block;width:36px;height:10px;background:linear-gradient(to right,"
         f"{css_colour(start)},{css_colour(end)});border:1px solid #999'></span>"
         for start, end in (_UNCHANGED, _DIFFERS)
     ]
@@ -86,6 +142,9 @@ def css_colour(colour: tuple[float, ...]) -> str:
 # ---- from tables to text and figures ----------------------------------------------------------------------
 
 
+_LINE = "<div style='line-height:1.4;overflow-wrap:anywhere'>{}</div>"
+
+
 def describe_frame(step: TracedFrame, table: pd.DataFrame) -> str:
     """A line of HTML: the path taken, how many patches changed, what was done at the frame; `trace_table`'s table."""
     row, patches = table.iloc[step.index], step.mask.size
@@ -94,7 +153,7 @@ def describe_frame(step: TracedFrame, table: pd.DataFrame) -> str:
     if step.changed is None:
         text = f"compared with nothing: all {patches} patches are encoded"
     action = html.escape(row.get("action", ""))
-    return f"{badge}&ensp;{text}" + (f"&ensp;·&ensp;<i>{action}</i>" if action else "")
+    return _LINE.format(f"{badge}&ensp;{text}" + (f"&ensp;·&ensp;<i>{action}</i>" if action else ""))
 
 
 def describe_sequence(table: pd.DataFrame) -> str:
@@ -103,79 +162,52 @@ def describe_sequence(table: pd.DataFrame) -> str:
     counts = later["path"].value_counts()
     paths = ", ".join(f"{counts[path]} {path}" for path in PATHS if path in counts) or "none"
     changed, encoded = (later[name].sum() / max(later["total"].sum(), 1) for name in ("changed", "encoded"))
-    return (
+    return _LINE.format(
         f"<b>{encoded:.2%}</b> of the patches are encoded anew over the whole recording, {changed:.2%} changed "
         f"({len(later)} frames after the first: {paths})"
     )
 
 
-def draw_timeline(table: pd.DataFrame, frame: int) -> Figure:
-    """`plots.plot_change_timeline` at a panel's size, with a line at the frame shown."""
-    figure = Figure(figsize=(6, 3.4), dpi=90)
-    ax = figure.add_axes((0.11, 0.15, 0.87, 0.74))  # a layout engine takes longer than the drawing
+@dataclass(frozen=True)
+class MarkedChart:
+    """A chart over the frames drawn once, uint8 (H, W, 3), to be marked at any frame: matplotlib takes longer than all
+    the rest of a redraw. Frame t stands at `first + t * step`; the axes go from row `top` to `bottom`."""
+
+    pixels: np.ndarray
+    first: float
+    step: float
+    top: int
+    bottom: int
+
+    @classmethod
+    def drawn(cls, canvas: FigureCanvasAgg, ax: Axes) -> MarkedChart:
+        """Draw the canvas, with its one pair of axes."""
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        (first, _), (second, _) = ax.transData.transform([(0, 0), (1, 0)])
+        box = ax.get_window_extent()  # from the bottom up
+        return cls(pixels, first, second - first, round(len(pixels) - box.y1), round(len(pixels) - box.y0))
+
+    def at(self, frame: int) -> np.ndarray:
+        """The picture with a dotted line at a frame."""
+        marked = self.pixels.copy()
+        column = round(self.first + frame * self.step)
+        for row in range(self.top, self.bottom, 6):
+            marked[row : min(row + 3, self.bottom), column - 1 : column + 1] = 50
+        return marked
+
+
+def draw_timeline(table: pd.DataFrame) -> MarkedChart:
+    """`plots.plot_change_timeline` of a whole recording at a panel's size; `trace_table`'s table."""
+    figure = Figure(figsize=(4.6, 2.7), dpi=120)
+    canvas = FigureCanvasAgg(figure)
+    ax = figure.add_axes((0.14, 0.18, 0.84, 0.71))  # a layout engine takes longer than the drawing
     plot_change_timeline(ax, table)
-    ax.axvline(frame, color="0.2", lw=1, ls=":")
     ax.set_xlim(-0.8, len(table) - 0.2)
     later = (table["changed"] / table["total"])[table["frame"] > 0]
     ax.set_ylim(0, max(0.02, 1.05 * later.max()) if len(later) else 1)  # the first frame, always full, may be cut
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
-    return figure
-
-
-def describe_measured(
-    measured: pd.DataFrame | str,
-    settings: DifferentialSettings,
-    size: tuple[int, int],
-    patch: int,
-    command: str | None,
-) -> str:
-    """What the benchmark says of these settings, as HTML; measured: of `read_measured`, or why there is nothing.
-
-    Only what was measured at this very setting and size (height, width) is shown, nothing is interpolated. Where
-    there is nothing: what was measured, and the `command` that measures this.
-    """
-    title = "<b>Expected time and error</b>: "
-    if isinstance(measured, str):
-        return title + html.escape(measured)
-    rows = measured_at(measured, settings, size, patch)
-    if len(rows):
-        tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
-        own = (rows["tolerance"] == tolerance) if settings.propagate == "gated" else (rows["policy"] == "none")
-        return (
-            f"{title}measured at this setting on this recording, after the first frame. Errors are relative L2 of a "
-            f"token; bold is the tolerance of the settings.{_measured_table(rows, own)}"
-        )
-    have = measured[measured["policy"].str.match("none|gated")][SETTING_COLUMNS].drop_duplicates()
-    known = "".join(
-        f"<li>frames of {row.height} × {row.width} in patches of {row.patch_size}: threshold {row.diff_threshold:g}, "
-        f"{row.metric}, {row.reference}, partial updates up to {row.max_changed_patches} patches</li>"
-        for row in have.itertuples()
-    )
-    text = f"{title}not measured at this setting. On this recording were measured:<ul>{known}</ul>"
-    if command is None:
-        return text + "Choose under <i>frames seen at</i> how a tower sees them, to see or measure its time and error."
-    return f"{text}To measure this one, write it and run<pre style='white-space:pre-wrap'>{html.escape(command)}</pre>"
-
-
-def _measured_table(rows: pd.DataFrame, bold: pd.Series) -> str:
-    heads = ["tower", "policy", "ms a frame", "ms in full", "speed-up", "mean error", "largest error", "frames", "file"]
-    lines = []
-    for row, heavy in zip(rows.itertuples(), bold, strict=True):
-        errors = [f"{row.error_mean:.3g}", f"{row.error_max:.3g}"]
-        if row.tower.startswith("random:"):
-            errors = ["–", "–"]  # of random weights they mean nothing
-        cells = [row.tower, row.policy, f"{row.ms:.2f}", f"{row.ms_full:.2f}", f"{row.total_speedup:.2f}", *errors]
-        weight = "bold" if heavy else "normal"
-        cells = [
-            f"<td style='padding:0 7px 0 0;white-space:nowrap;line-height:1.5'>{html.escape(str(cell))}</td>"
-            for cell in (*cells, row.n, row.file)
-        ]
-        lines.append(f"<tr style='font-weight:{weight}'>{''.join(cells)}</tr>")
-    header = "".join(
-        f"<th style='padding:0 7px 0 0;white-space:nowrap;line-height:1.5;text-align:left'>{head}</th>"
-        for head in heads
-    )
-    return f"<table><tr>{header}</tr>{''.join(lines)}</table>"
+    return MarkedChart.drawn(canvas, ax)
 
 
 # ---- files ----------------------------------------------------------------------------------------------
@@ -188,8 +220,8 @@ def to_jpeg(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def to_png(figure: Figure) -> bytes:
-    """A matplotlib figure as PNG, at its own resolution."""
+def to_png(pixels: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as PNG, quickly."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
     return stream.getvalue()

@@ -5,7 +5,7 @@ How a tower is walked is the subject of the wing `vision/`, how long and how wro
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
 
-from fvlm_lib.errors import CheckpointError
+from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.checkpoints import load_checkpoint
+from fvlm_lib.foveated.weights import load_strictly
+from fvlm_lib.json_files import read_object
+from fvlm_lib.schema import RANDOM_TOWERS
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM_CLIP = "random:clip-vit-large-patch14-336"
-RANDOM_TINY = "random:clip-tiny"
+RANDOM_CLIP, RANDOM_TINY = RANDOM_TOWERS
 _RANDOM = {
     RANDOM_CLIP: CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
@@ -76,21 +78,26 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
         raise CheckpointError(f"there is no {spec}; known are {', '.join(_RANDOM)}")
     folder = Path(spec)
     config_file = folder / "config.json"
-    if config_file.exists() and json.loads(config_file.read_text()).get("model_type") == "fvlm":
+    if config_file.exists() and read_object(config_file, CheckpointError).get("model_type") == "fvlm":
         foveated = load_checkpoint(folder)
         model, mean, std = foveated.encoder.dino, tuple(foveated.config.image_mean), tuple(foveated.config.image_std)
     else:
+        local = folder.is_dir()
+        load = functools.partial(AutoModel.from_pretrained, spec, local_files_only=local)
         try:
-            config = AutoConfig.from_pretrained(spec, local_files_only=folder.is_dir())
-            whole = AutoModel.from_pretrained(spec, local_files_only=folder.is_dir()).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{spec} is no vision tower that can be loaded ({str(error).splitlines()[0]})"
-            ) from error
+            config = AutoConfig.from_pretrained(spec, local_files_only=local)
+            whole = load_strictly(spec, load, unexpected=True)
+        except CheckpointError:
+            raise
+        except Exception as error:  # transformers raises many kinds
+            raise CheckpointError(f"{spec} is no vision tower that can be loaded ({first_line(error)})") from error
         model = getattr(whole, "vision_model", whole) if hasattr(config, "vision_config") else whole
         mean, std = _normalisation(folder)
-    own = model.config.image_size
-    height, width = image_size or ((own, own) if isinstance(own, int) else own)
+    own = getattr(model.config, "image_size", None)
+    size = image_size or ((own, own) if isinstance(own, int) else own)
+    if size is None:
+        raise CheckpointError(f"{spec} does not say the size of its frames; give image_size, height and width")
+    height, width = size
     return LoadedTower(spec, model, (int(height), int(width)), mean, std)
 
 
@@ -99,5 +106,11 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     file = folder / "preprocessor_config.json"
     if not file.exists():
         return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    content = json.loads(file.read_text())
+    content = read_object(file, CheckpointError)
+    for name in ("image_mean", "image_std"):
+        values = content.get(name)
+        if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+            raise CheckpointError(
+                f"{file}: its {name} is {values!r}; it must be three numbers, for red, green and blue"
+            )
     return tuple(content["image_mean"]), tuple(content["image_std"])

@@ -6,6 +6,11 @@ one row a frame and policy. What a policy does is `differential.py`'s subject, h
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("bench-policies")
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +22,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
+from fvlm_lib.schema import Metric, Propagate, Reference, Tolerance, check
 from fvlm_lib.screens.loaded_towers import LoadedTower
 from fvlm_lib.stats import Statistic, bootstrap, ratio
 from fvlm_lib.timing import timed
-from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, Reference, default_limit
+from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, default_limit
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
-from fvlm_lib.vision.patches import Metric, expand_mask, patch_grid
+from fvlm_lib.vision.patches import expand_mask, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
-from fvlm_lib.vision.updates import Propagate
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ def policies(
 ) -> list[Policy]:
     """The policies to compare: whole-frame caching by exact match, as inference servers do; published
     pseudocode (mean difference to the last frame, small changes skipped); partial updates, `none` and `gated`.
-    Of the settings, the partial updates take what says which patches changed, and their limit."""
+    Of the settings, the partial updates take what says which patches changed, and their limit. Raises ValueError for a
+    tolerance that cannot be."""
+    check(list[Tolerance], list(tolerances), "tolerances")
     settings = settings or DifferentialSettings()
     updated = Policy(
         "none", settings.diff_threshold, settings.metric, settings.reference, pack_weights=pack_weights,

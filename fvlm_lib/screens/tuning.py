@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from fvlm_lib.schema import Metric
 from fvlm_lib.vision.changes import TracedFrame, choose_path, default_limit
-from fvlm_lib.vision.patches import GREY_LEVELS, Metric, PatchSize, patch_grid
+from fvlm_lib.vision.patches import GREY_LEVELS, PatchSize, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
 
 Progress = Callable[..., Iterable[Any]]

@@ -2,34 +2,40 @@
 
 `fvlm bench-updates` times a CLIP ViT-L/14-336 with random weights. Times do not depend on the
 weights, except for gated updates, where they decide how many tokens are recomputed. Errors on real recordings
-are `measure.py`'s subject.
+are `measure.py`'s subject. What takes seconds to import is imported where it is used, so that `--help` does not wait.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor, nn
+from fvlm_lib.options import Parser, add_repeats, add_threads, option, run
+from fvlm_lib.schema import Count, Tolerance
 
-from fvlm_lib.screens.loaded_towers import RANDOM_CLIP, load_tower
-from fvlm_lib.timing import summarize_times, time_in_turn
-from fvlm_lib.vision.differential import DifferentialVisionEncoder
-from fvlm_lib.vision.patches import compute_patch_diff, extract_patches
-from fvlm_lib.vision.towers import PatchCache, Tower, open_tower
-from fvlm_lib.vision.updates import DEFAULT_TOLERANCE, encode_frame, update
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fvlm_lib.vision.towers import PatchCache, Tower
+
+RANDOM_CLIP = "random:clip-vit-large-patch14-336"  # that of `loaded_towers.py`
+DEFAULT_TOLERANCE = 0.02  # that of `vision/updates.py`
 
 
 def alternating_update(
     tower: Tower, cache: PatchCache, frames: tuple[Tensor, Tensor], count: int, tolerance: float | None
 ) -> Callable[[], Tensor]:
     """A call that updates `cache` back and forth between two frames (1, C, H, W), in `count` random patches."""
+    import torch
+
+    from fvlm_lib.vision.patches import extract_patches
+    from fvlm_lib.vision.updates import update
+
     rows, columns = frames[0].shape[-2] // tower.patch_size[0], frames[0].shape[-1] // tower.patch_size[1]
     order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(count))
     changed = torch.zeros(rows * columns, dtype=torch.bool)
@@ -48,6 +54,8 @@ def alternating_update(
 
 def read_seconds(model: nn.Module, repeats: int = 5) -> float:
     """Seconds to read the model's matrices from memory once: the fastest of some products with a vector."""
+    import torch
+
     weights = [parameter.detach() for parameter in model.parameters() if parameter.ndim == 2]
     vectors = {size: torch.randn(size) for size in {weight.shape[1] for weight in weights}}
     best = float("inf")
@@ -59,38 +67,74 @@ def read_seconds(model: nn.Module, repeats: int = 5) -> float:
     return best
 
 
-@torch.inference_mode()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm bench-updates",
-        description="Time partial updates of a vision tower by number of changed patches. Last line: JSON.",
+        description="Time partial updates of a vision tower by number of changed patches, beside its full forward. "
+        "Prints medians in ms with quartiles; the last line is JSON.",
         epilog="example: fvlm bench-updates --counts 1 12 58 --pack",
     )
-    parser.add_argument("--tower", default=RANDOM_CLIP, help="default %(default)s; or a folder or hub id")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 12, 29, 58, 576], help="changed patches")
-    parser.add_argument("--gated", type=int, nargs="*", default=[58], help="counts that gated updates are timed at")
-    parser.add_argument("--tolerance", type=float, default=DEFAULT_TOLERANCE, help="default %(default)s")
-    parser.add_argument("--pack", action="store_true", help="pack weights for products of few rows")
-    parser.add_argument("--repeats", type=int, default=20, help="default %(default)s")
-    parser.add_argument("--warmup", type=int, default=2, help="default %(default)s")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads, default %(default)s")
+    add = parser.add_argument
+    add("--tower", default=RANDOM_CLIP, help="folder, hub id or a random one; default %(default)s")
+    add(
+        "--counts",
+        type=option(Count),
+        nargs="+",
+        default=[1, 5, 12, 29, 58, 576],
+        metavar="N",
+        help="changed patches; default 1 5 12 29 58 576",
+    )
+    add(
+        "--gated",
+        type=option(Count),
+        nargs="*",
+        default=[58],
+        metavar="N",
+        help="changed patches that gated updates are timed at; default 58",
+    )
+    add(
+        "--tolerance",
+        type=option(Tolerance),
+        default=DEFAULT_TOLERANCE,
+        help="of gated updates, relative L2; 0 is exact; default %(default)s",
+    )
+    add("--pack", action="store_true", help="pack weights for products of few rows")
+    add_repeats(parser, warmup=2)
+    add_threads(parser, 2)
     args = parser.parse_args(argv)
+
+    def work() -> None:
+        import torch
+
+        with torch.inference_mode():
+            _measure(args)
+
+    return run(parser.prog, work)
+
+
+def _measure(args: argparse.Namespace) -> None:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from fvlm_lib.screens.loaded_towers import load_tower
+    from fvlm_lib.timing import summarize_times, time_in_turn
+    from fvlm_lib.vision.differential import DifferentialVisionEncoder
+    from fvlm_lib.vision.patches import compute_patch_diff, patch_grid
+    from fvlm_lib.vision.towers import open_tower
+    from fvlm_lib.vision.updates import encode_frame
+
     torch.set_num_threads(args.threads)
-    try:
-        loaded = load_tower(args.tower)
-    except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    loaded = load_tower(args.tower)
+    tower = open_tower(loaded.model, pack_weights=args.pack)
+    total = math.prod(patch_grid(*loaded.image_size, tower.patch_size))
+    if wrong := [count for count in (*args.counts, *args.gated) if count > total]:
+        raise ValueError(f"{wrong[0]} patches cannot change; the tower has {total}")
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.rand(1, 3, *loaded.image_size, generator=generator) for _ in range(2))
-    tower = open_tower(loaded.model, pack_weights=args.pack)
     cache = encode_frame(tower, one)
-    assert cache.blank is not None
     gated_cache = encode_frame(tower, one, "gated") if args.gated else None
-    total = len(cache.blank) - cache.num_global_tokens
-    if wrong := [count for count in (*args.counts, *args.gated) if not 1 <= count <= total]:
-        print(f"{parser.prog}: {wrong[0]} patches cannot change; the tower has {total}", file=sys.stderr)
-        return 2
 
     encoder = DifferentialVisionEncoder(loaded.model, propagate="none")
     encoder.encode(one)
@@ -123,7 +167,6 @@ def main(argv: list[str] | None = None) -> int:
     facts = {"benchmark": "updates", "tower": args.tower, "packed": tower.packed, "threads": args.threads}
     rows = json.loads(table.round(4).to_json(orient="index"))
     print(json.dumps(facts | rows))
-    return 0
 
 
 if __name__ == "__main__":

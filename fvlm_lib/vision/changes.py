@@ -16,10 +16,10 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from fvlm_lib.vision.patches import Metric, PatchSize, compute_patch_diff, expand_mask, patch_grid
+from fvlm_lib.schema import Metric, Reference, Share, check
+from fvlm_lib.vision.patches import PatchSize, compute_patch_diff, expand_mask, patch_grid
 
 Path = Literal["full", "partial", "cached", "skipped", "fallback"]
-Reference = Literal["encoded", "previous"]
 
 DEFAULT_THRESHOLD = 0.05
 """Largest pixel difference that leaves a patch unchanged. A caret one pixel wide in a screenshot of 1280x800
@@ -63,12 +63,9 @@ class ChangeTracker:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}; it is a fraction of the full range, in [0, 1]")
-        if metric not in ("mean", "max"):
-            raise ValueError(f"metric is {metric!r}; it must be 'mean' or 'max'")
-        if reference not in ("encoded", "previous"):
-            raise ValueError(f"reference is {reference!r}; it must be 'encoded' or 'previous'")
+        check(Share, threshold, "threshold")
+        check(Metric, metric, "metric")
+        check(Reference, reference, "reference")
         self.threshold, self.metric, self.reference = threshold, metric, reference
         self.mean, self.std = mean, std
         self.pixels: Any = None  # numpy or torch, as the frames are
@@ -110,13 +107,15 @@ class ChangeTracker:
 class TracedFrame:
     """What a setting does with one frame: index, path, changed patches, mask (grid_h, grid_w; all True if full).
 
-    changed: None for a frame that is compared with nothing.
+    changed: None for a frame that is compared with nothing. changed_mask: which patches changed, (grid_h, grid_w), all
+    of a frame that is compared with nothing; None where a trace does not keep it.
     """
 
     index: int
     path: Path
     changed: int | None
     mask: np.ndarray
+    changed_mask: np.ndarray | None = None
 
 
 def trace_changes(
@@ -135,7 +134,7 @@ def trace_changes(
         path = choose_path(changed, limit)
         encoded = np.ones(grid, dtype=bool) if path == "full" else mask
         tracker.encoded(frame, patch_size, encoded)
-        yield TracedFrame(index, path, changed, encoded)
+        yield TracedFrame(index, path, changed, encoded, encoded if mask is None else mask)
 
 
 def default_limit(grid: tuple[int, int]) -> int:
@@ -161,20 +160,25 @@ def trace_table(traced: Sequence[TracedFrame], actions: Sequence[dict[str, Any]]
 
 
 def typical_frame(table: pd.DataFrame) -> int:
-    """Of the frames with a partial update, the one with the median number of changes; 0 if there is none."""
-    partial = table[table["path"] == "partial"].sort_values("changed")
-    return int(partial["frame"].iloc[len(partial) // 2]) if len(partial) else 0
+    """Of the frames with a partial update, the one with the median number of changes; where there is none, of the later
+    frames on which anything changed; 0 if there is none of these either."""
+    later = table[(table["frame"] > 0) & (table["changed"] > 0)].sort_values("changed", kind="stable")
+    partial = later[later["path"] == "partial"]
+    chosen = partial if len(partial) else later
+    return int(chosen["frame"].iloc[len(chosen) // 2]) if len(chosen) else 0
 
 
 @dataclass(frozen=True)
 class ChangeMaps:
-    """Which patches of a recording were encoded anew, with the setting that says so, for figures.
+    """Which patches of a recording changed, with the setting that says so, for figures.
 
-    masks: bool (T, grid_h, grid_w), a frame each. frame: index of the one frame whose picture is kept, as
-    `screenshot`, uint8 (H, W, 3). patch_size: pixels. threshold, metric, reference: as in `ChangeTracker`.
+    changed: bool (T, grid_h, grid_w), a frame each; all of a frame that is compared with nothing. Where so many changed
+    that the whole frame is encoded anew, these are still those that changed. frame: index of the one frame whose
+    picture is kept, as `screenshot`, uint8 (H, W, 3). patch_size: pixels. threshold, metric, reference: as in
+    `ChangeTracker`.
     """
 
-    masks: np.ndarray
+    changed: np.ndarray
     frame: int
     screenshot: np.ndarray
     patch_size: int
@@ -183,8 +187,8 @@ class ChangeMaps:
     reference: str
 
     def frequency(self) -> np.ndarray:
-        """(grid_h, grid_w): the share of the frames after the first in which a patch was encoded anew."""
-        return self.masks[1:].mean(axis=0) if len(self.masks) > 1 else np.zeros(self.masks.shape[1:])
+        """(grid_h, grid_w): the share of the frames after the first in which a patch changed."""
+        return self.changed[1:].mean(axis=0) if len(self.changed) > 1 else np.zeros(self.changed.shape[1:])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write all fields to one compressed .npz."""

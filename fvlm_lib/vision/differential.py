@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, ChangeTracker, Reference, choose_path, default_limit
+from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
+from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
-from fvlm_lib.vision.patches import Metric, extract_patches, patch_grid
+from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vision.statistics import FrameStatistics, StreamStatistics
 from fvlm_lib.vision.towers import PatchCache
-from fvlm_lib.vision.updates import Propagate, check_frame, encode_frame, update
+from fvlm_lib.vision.updates import check_frame, encode_frame, update
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ class DifferentialVisionEncoder:
             propagate=propagate,
             tolerance=tolerance,
         )
-        if context_radius < 0:
-            raise ValueError(f"context_radius is {context_radius}; it must be 0 or more patches")
+        check(CountOrNone, context_radius, "context_radius")
+        for name, value in (("skip_small_updates", skip_small_updates), ("pack_weights", pack_weights)):
+            check(bool, value, name)
         if patch_size is not None and grid_size is not None:
             raise ValueError("patch_size and grid_size are both given; one follows from the other")
         self.vision = open_vision(model_or_tower, pack_weights)

@@ -27,14 +27,15 @@ The module does not know about models, caches or policies; see `differential.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from fvlm_lib.schema import Metric
+
 Frame = TypeVar("Frame", np.ndarray, torch.Tensor)
 PatchSize = int | tuple[int, int]
-Metric = Literal["mean", "max"]
 Statistic = float | Sequence[float] | None
 
 GREY_LEVELS = 255

@@ -119,17 +119,11 @@ def open_tower(
     spatial_shapes) inputs pad several resolutions to one length, and a single frame needs no padding.
     Raises TypeError for an architecture without an adapter, ValueError for a layer that it does not have.
     """
-    if isinstance(model, Dinov2Model | Dinov2WithRegistersModel):
-        tower = _open_dinov2(model)
-    elif isinstance(model, CLIPVisionModel | SiglipVisionModel):
-        tower = _open_clip_or_siglip(model, interpolate_pos_encoding)
-    elif isinstance(model, Siglip2VisionModel):
-        tower = _open_siglip2(model)
-    else:
-        raise TypeError(
-            f"no adapter for the vision model {type(model).__name__}; there is one for CLIPVisionModel, "
-            "SiglipVisionModel, Siglip2VisionModel, Dinov2Model and Dinov2WithRegistersModel"
-        )
+    open_model = next((adapter for kind, adapter in ADAPTERS.items() if isinstance(model, kind)), None)
+    if open_model is None:
+        known = ", ".join(kind.__name__ for kind in ADAPTERS)
+        raise TypeError(f"no adapter for the vision model {type(model).__name__}; there is one for {known}")
+    tower = open_model(model, interpolate_pos_encoding)
     if read_layer is not None:
         layers = len(tower.blocks)
         if not -layers - 1 <= read_layer <= layers:
@@ -143,7 +137,7 @@ def open_tower(
     return tower
 
 
-def _open_dinov2(model: Any) -> Tower:
+def _open_dinov2(model: Any, interpolate: bool) -> Tower:
     blocks = tuple(
         Block(
             norm1=layer.norm1,
@@ -189,7 +183,7 @@ def _open_clip_or_siglip(model: Any, interpolate: bool) -> Tower:
     )
 
 
-def _open_siglip2(model: Any) -> Tower:
+def _open_siglip2(model: Any, interpolate: bool) -> Tower:
     patch, channels = model.config.patch_size, model.config.num_channels
 
     def embeddings(pixels: Tensor) -> Tensor:
@@ -211,6 +205,16 @@ def _open_siglip2(model: Any) -> Tower:
         num_channels=channels,
         image_size=None,
     )
+
+
+ADAPTERS: dict[type[nn.Module], Callable[[Any, bool], Tower]] = {
+    CLIPVisionModel: _open_clip_or_siglip,
+    SiglipVisionModel: _open_clip_or_siglip,
+    Siglip2VisionModel: _open_siglip2,
+    Dinov2Model: _open_dinov2,
+    Dinov2WithRegistersModel: _open_dinov2,
+}
+"""How a model's parts are found: the adapter takes the model and `interpolate_pos_encoding`."""
 
 
 def _clip_blocks(model: Any) -> tuple[Block, ...]:

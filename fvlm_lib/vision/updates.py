@@ -9,15 +9,12 @@ Letters as in `towers.py`; n is the number of tokens that are computed.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fvlm_lib.schema import Propagate, check
 from fvlm_lib.vision.towers import Block, Gate, PatchCache, Tower
-
-Propagate = Literal["none", "gated"]
 
 DEFAULT_TOLERANCE = 0.02
 """Of gated updates; see `update`. On trained weights the largest error falls from 0.19 to 0.04 between 0.05 and
@@ -31,8 +28,7 @@ def encode_frame(tower: Tower, pixel_values: Tensor, propagate: Propagate = "non
     propagate: "gated" keeps what updates with a tolerance need, "none" does not.
     Raises ValueError for another shape than that of one frame of whole patches, or of the tower's size.
     """
-    if propagate not in ("none", "gated"):
-        raise ValueError(f"propagate is {propagate!r}; it must be 'none' or 'gated'")
+    check(Propagate, propagate, "propagate")
     check_frame(tower, pixel_values)
     x = tower.embed(pixel_values)[0]  # (P, D)
     num_tokens, width = x.shape
@@ -90,7 +86,7 @@ def update(tower: Tower, cache: PatchCache, patches: Tensor, changed: Tensor, to
         raise ValueError("the cache cannot be updated; only the caches of encode_frame can")
     if tolerance is not None and not cache.gates and tower.blocks:
         raise ValueError(f"tolerance is {tolerance}, but the cache was made with propagate='none'")
-    if tolerance is not None and not tolerance >= 0:
+    if tolerance is not None and not tolerance >= 0:  # infinite ones compute nothing but the changed tokens
         raise ValueError(f"tolerance is {tolerance}; it must be 0 or more")
     _check_update(tower, cache, patches, changed)
     if len(patches):

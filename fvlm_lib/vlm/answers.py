@@ -7,29 +7,44 @@ is decided elsewhere (`predict.py`); how a frame is answered is `stream.py`'s su
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
+from fvlm_lib.json_files import kind_of, parse_object
+from fvlm_lib.outputs import json_line, json_lines
 from fvlm_lib.vision.statistics import StreamStatistics
 from fvlm_lib.vlm.stream import Answer, VLMStream
 
+Write = Callable[[Mapping[str, Any]], None]
+
+# a line of the terminal; what is changed is of all patches, what is reused of all tokens of the prompt
+ROW = "{:<{width}} {:>5}  {:<8}  {:>15}  {:>13}  {:>9}  {:>10}  {:>9}  {}"
+HEADER = (
+    "sequence", "frame", "path", "changed/patches", "reused/tokens", "encode ms", "prefill ms", "decode ms", "answer"
+)  # fmt: skip
+
 
 def answer_sequences(
-    sequences: Sequence[ScreenSequence], stream: VLMStream, output: TextIO | None, done: int, skip_bad: bool
-) -> None:
-    """Answer about every frame after the first `done`, printing a line each and writing one of JSON to `output`.
+    sequences: Sequence[ScreenSequence], stream: VLMStream, write: Write | None, done: int, skip_bad: bool
+) -> list[str]:
+    """Answer about every frame after the first `done`, printing a line each under a header and giving its row to
+    `write`. Returns the answers.
 
     Frames of a sequence that was begun before are only encoded, so that those after them are answered as if nothing
     had interrupted. Raises ValueError for an image that cannot be read, unless `skip_bad`.
     """
     number = 0  # of the frame, over all sequences
+    texts = []
+    width = name_width(sequences)
     with tqdm(total=sum(map(len, sequences)), unit="frame", file=sys.stderr) as bar:
         for sequence in sequences:
             stream.reset()
@@ -51,13 +66,16 @@ def answer_sequences(
                     if frame is not None and stream.encoder:  # without one, nothing is carried on
                         stream.encode(frame)
                     continue
+                if number == done + 1:
+                    tqdm.write(ROW.format(*HEADER, width=width), file=sys.stdout)
                 if frame is not None:
                     row |= answer_row(stream.answer(frame, number))
+                    texts.append(row["text"])
                     row["fallbacks"] = stream.encoder.statistics.fallbacks if stream.encoder else 0
-                tqdm.write(format_row(row), file=sys.stdout)
-                if output:
-                    output.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    output.flush()
+                tqdm.write(format_row(row, width), file=sys.stdout)
+                if write:
+                    write(row)
+    return texts
 
 
 def answer_row(answer: Answer) -> dict[str, Any]:
@@ -73,47 +91,75 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "·" for character in " ".join(text.split()))
 
 
-def format_row(row: dict[str, Any]) -> str:
-    """One line for the terminal: frame, path, changed patches, reused prefix, ms, text."""
-    start = f"{row['sequence']} {row['frame']:4d}"
+def format_row(row: dict[str, Any], width: int) -> str:
+    """One line for the terminal, under HEADER; width: of the sequences' names."""
     if "error" in row:
-        return f"{start}  skipped: {row['error']}"
-    patches = f"{row['changed_patches']}/{row['num_patches']}"
-    reused = f"{row['reused_tokens']}/{row['prompt_tokens']}"
-    times = " + ".join(f"{row[f'{name}_ms']:.0f}" for name in ("encode", "prefill", "decode"))
-    text = printable(row["text"])
-    return f"{start}  {row['path']:8} changed {patches:>9}  reused {reused:>9}  {times} ms  {text}"
+        return f"{printable(row['sequence']):<{width}} {row['frame']:>5}  skipped: {printable(row['error'])}"
+    return ROW.format(
+        printable(row["sequence"]),
+        row["frame"],
+        row["path"],
+        f"{row['changed_patches']}/{row['num_patches']}",
+        f"{row['reused_tokens']}/{row['prompt_tokens']}",
+        *(f"{row[f'{name}_ms']:.0f}" for name in ("encode", "prefill", "decode")),
+        printable(row["text"]),
+        width=width,
+    )
+
+
+def name_width(sequences: Sequence[ScreenSequence]) -> int:
+    """How wide the column of the sequences' names is."""
+    return max(len("sequence"), *(len(printable(sequence.name)) for sequence in sequences))
+
+
+def note_of_empty(texts: Sequence[str]) -> str | None:
+    """A sentence where every answer is empty, which is seldom what was meant; else None."""
+    if not texts or any(text.strip() for text in texts):
+        return None
+    every = "the only answer is" if len(texts) == 1 else f"all {len(texts)} answers are"
+    return f"{every} empty: the model ends at once; --min-new-tokens 1 shows what it says otherwise"
 
 
 # ---- the output file -----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
 def open_output(
     path: Path, run: dict[str, Any], sequences: Sequence[ScreenSequence], resume: bool
-) -> tuple[TextIO, int]:
-    """The file to append to, its first line saying what the run is, and how many frames it already has.
+) -> Iterator[tuple[Write, int]]:
+    """What appends a row to the file, whose first line says what the run is, and how many frames it already has.
 
-    Raises ValueError where the file is of another run.
+    Raises ValueError where the file is of another run, or no such file.
     """
-    if not resume or not path.exists() or not path.stat().st_size:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
-        file.write(json.dumps({"run": run}) + "\n")
-        file.flush()
-        return file, 0
+    done = _frames_done(path, run, sequences) if resume and path.exists() else None
+    with json_lines(path) as write:
+        if done is None:
+            write({"run": run})
+        yield write, done or 0
+
+
+def _frames_done(path: Path, run: dict[str, Any], sequences: Sequence[ScreenSequence]) -> int | None:
+    """How many frames the file has, once a line that was cut off is removed; None where not even its first is whole."""
     content = path.read_bytes()
+    if json_line({"run": run}).startswith(content) and not content.endswith(b"\n"):  # nothing, or a part of it
+        os.truncate(path, 0)
+        return None
     complete = content[: content.rfind(b"\n") + 1]  # a line that was cut off is written again
+    lines = complete.split(b"\n")[:-1]  # an answer may hold what splitlines takes for a line's end
     try:
-        first, *rows = [json.loads(line) for line in complete.decode("utf-8").splitlines()]
-        made = first["run"]
-    except (ValueError, KeyError, TypeError):
+        if not lines:
+            raise ValueError("it has no whole line")
+        first, *rows = [parse_object(line, f"its line {number}") for number, line in enumerate(lines, start=1)]
+        if not isinstance(made := first.get("run"), dict):
+            raise ValueError(f"the run in its line 1 is {kind_of(made)}")
+    except ValueError as error:
         raise ValueError(
-            f"{path} is no output of fvlm-predict, so it cannot be resumed; name another --output"
+            f"{path} is no output of fvlm-predict, so it cannot be resumed ({error}); name another --output"
         ) from None
     other = f"{path} is of another run, so it cannot be resumed; name another --output"
     for key, value in run.items():
         if made.get(key) != value:
-            raise ValueError(f"{other} (its {key} is {json.dumps(made.get(key))}, now it is {json.dumps(value)})")
+            raise ValueError(f"{other} (its {_difference(key, made.get(key), value)})")
     frames = [(sequence.name, index, file.name) for sequence in sequences for index, file in enumerate(sequence.files)]
     for line, row in enumerate(rows):
         about = (row.get("sequence"), row.get("frame"), row.get("file"))
@@ -121,9 +167,17 @@ def open_output(
             raise ValueError(
                 f"{other} (its line {line + 2} is about {about[0]}/{about[2]}, which is not that frame now)"
             )
-    with path.open("r+b") as file_to_cut:
-        file_to_cut.truncate(len(complete))
-    return path.open("a", encoding="utf-8"), len(rows)
+    os.truncate(path, len(complete))
+    return len(rows)
+
+
+def _difference(key: str, made: Any, wanted: Any) -> str:
+    """Where two values of a run differ, in words: the first key of theirs, if they have keys."""
+    if isinstance(made, dict) and isinstance(wanted, dict):
+        name = next(name for name in {**wanted, **made} if made.get(name) != wanted.get(name))
+        return _difference(f"{key}.{name}", made.get(name), wanted.get(name))
+    shown = [text if len(text) <= 80 else text[:79] + "…" for text in map(json.dumps, (made, wanted))]
+    return f"{key} is {shown[0]}, now it is {shown[1]}"
 
 
 def format_statistics(statistics: StreamStatistics) -> str:

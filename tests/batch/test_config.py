@@ -14,16 +14,20 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 import yaml
 from captioned import write_folder
 from conftest import DEMO, ROOT
+from matplotlib.backend_bases import FigureCanvasBase
 
-from fvlm_lib.batch.config import read_batch
+from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, read_batch, read_batch_file
+from fvlm_lib.batch.parameters import Figure, Format, Style, Table
 from fvlm_lib.batch.runs import run_status
 from fvlm_lib.data.files import data_stamp, matching_files
+from fvlm_lib.figures.paper import VENUES
 from fvlm_lib.gap.gap import evaluate_inference_gap, open_evaluation
 from fvlm_lib.gap.results import gap_file
 from fvlm_lib.vision.settings import DifferentialSettings, write_settings
@@ -39,36 +43,143 @@ NO_PAPER = {"figures": [], "tables": []}
 # ---- the config --------------------------------------------------------------------------------------
 
 
-def test_the_demo_config_is_right_and_its_files_exist():
-    batch = read_batch(yaml.safe_load((ROOT / "config" / "demo.yaml").read_text()))
-    assert len(batch.checkpoints) == 12
+@pytest.mark.parametrize("name", ["demo", "clip"])
+def test_the_shipped_configs_are_right_and_what_they_name_exists(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    batch = read_batch_file(f"config/{name}.yaml")
+    assert len(batch.checkpoints) == (12 if name == "demo" else 0)
     for path in batch.checkpoints.values():
-        assert (ROOT / path / "model.safetensors").exists()
+        assert Path(path, "model.safetensors").exists()
+
+
+def test_the_ladder_s_config_is_right_and_names_what_has_to_be_put_there(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(read_batch_file("config/paper.yaml", files=False).checkpoints) == 8
+    with pytest.raises(ValueError, match=r"^config/paper\.yaml: data: no file matches 'data/paper/test-000\.tar'"):
+        read_batch_file("config/paper.yaml")
+
+
+def test_two_checkpoints_and_data_are_enough(tmp_path):
+    """The rest has its defaults, and every notebook's parameters are complete."""
+    file = tmp_path / "mine.yaml"
+    checkpoints = "".join(f"  {id}: {path}\n" for id, path in CHECKPOINTS.items())
+    file.write_text(f"checkpoints:\n{checkpoints}gap: {{data: {{kind: procedural}}}}\n")
+    batch = read_batch_file(file)
+    assert batch.gap_parameters("late") == {
+        "checkpoint": CHECKPOINTS["late"], "data": {"kind": "procedural"}, "num_samples": None, "batch_size": 32,
+        "num_fine": [1, 2, 3], "dtype": None, "device": "auto", "seed": 0, "floor_samples": 64,
+    }  # fmt: skip
+    assert (batch.shards, batch.knowledge, batch.output, batch.towers) == (1, None, None, {})
+    assert batch.settings == DifferentialSettings()
+    assert batch.paper_parameters()["tables"] == ["gap_table", "scaling_fits"]
+    assert list(batch.gap) == list(GAP)
+
+
+def test_what_is_given_is_handed_on_as_it_is():
+    """A new default must not make finished results out of date."""
+    towers = {"t": {"tower": "random:clip-tiny", "image_size": [32, 48], "tolerances": [0, 0.5]}}
+    differential = {"sequences": {"s": "x"}, "towers": towers, "vlms": {"v": {"model": "a/b"}}}
+    batch = read_batch({"checkpoints": {"a": "x"}, "gap": GAP, "differential": differential, "paper": {"runs": None}})
+    assert batch.gap == GAP and json.dumps(batch.gap) == json.dumps(GAP)
+    assert (batch.towers, batch.vlms, batch.paper) == (towers, {"v": {"model": "a/b"}}, {"runs": None})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"checkpoints": {}}, "lists no checkpoints"),
-        ({"checkpoints": {"a": "x", "b": "./x"}}, r"a and b are the same folder, \./x"),
-        ({"checkpoints": {"a/b": "x"}}, "'a/b' is no id"),
-        ({"checkpoints": {"a": None}}, "a has the path None"),
-        ({"checkpoints": {"a": {"path": "x", "steps": 3}}}, "unknown key 'steps'"),
-        ({"checkpoints": {"a": {"path": "x", "seed": "one"}}}, "a has the seed 'one'; it must be a whole number"),
-        ({"checkpoints": {"a": {"path": "x", "group": 3}}}, "a has the group 3; it must be a name"),
-        ({"gap": {**GAP, "samples": 3}}, "unknown key 'samples'"),
-        ({"gap": {k: v for k, v in GAP.items() if k != "seed"}}, "gap lacks seed"),
-        ({"gap": {**GAP, "data": "procedural"}}, "gap has data 'procedural'"),
-        ({"shards": 0}, "shards is 0"),
-        ({"shard": 2}, "unknown key 'shard'"),
-        ({"differential": {"changes": {}}}, "unknown key 'changes'; known are sequences, settings, towers"),
-        ({"differential": {"settings": {"metric": "max"}}}, "settings is .*must be a file"),
-        ({"differential": {"settings": "nowhere.yaml"}}, "no settings file nowhere.yaml"),
+        ({"checkpoints": {}}, "config lists no checkpoints; it needs `checkpoints:` with `id: folder` lines"),
+        ({"gap": None},
+         "config lacks gap, which says what the checkpoints are evaluated on; it must be like `gap: {data: {kind: "
+         "folder, path: data/mine}}`"),
+        ({"checkpoints": {"a": "x", "b": "./x"}}, "config: a and b are the same folder, ./x; keep one of them"),
+        ({"shards": 9}, "config: shards is 9; 8 samples make at most 8"),
+        ({"gap": {"data": {"kind": "procedural"}}, "shards": 513},
+         "config: shards is 513; 512 samples make at most 512"),
+        ({"paper": {"sequences": ["x"]}},
+         "config: paper.sequences names 'x', which is not in this config; it has none"),
+        ({"paper": {"checkpoints": ["b"]}},
+         "config: paper.checkpoints names 'b', which is not in this config; it has a"),
+        ({"differential": {"settings": "nowhere.yaml"}},
+         "config: differential: there is no settings file nowhere.yaml; notebooks/tune_threshold.ipynb writes one, "
+         "or copy config/differential.yaml"),
     ],
-)
-def test_a_wrong_config_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        read_batch({"checkpoints": {"a": "x"}, "gap": GAP, **change})
+)  # fmt: skip
+def test_what_does_not_go_together_is_named(change, message):
+    with pytest.raises(ValueError) as raised:
+        read_batch({"checkpoints": {"a": "x"}, "gap": GAP, **change}, "config")
+    assert str(raised.value) == message
+
+
+SCREENS = str(ROOT / "data" / "screens" / "idle")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"differential": {"sequences": {"s": "nowhere"}}},
+         "differential.sequences.s: nowhere: no such file or directory"),
+        ({"differential": {"sequences": {"s": "."}}},
+         "differential.sequences.s: .: has no images, must have at least one (.bmp .jpeg .jpg .png .tif .tiff "
+         ".webp)"),
+        ({"differential": {"towers": {"t": {"tower": "random:clip"}}}},
+         "differential.towers.t.tower is 'random:clip', and there is none such; known are "
+         "random:clip-vit-large-patch14-336, random:clip-tiny"),
+        ({"differential": {"towers": {"t": {"tower": "checkpoints/no/where"}}}},
+         "differential.towers.t.tower is 'checkpoints/no/where', and there is no such folder; a hub id is like "
+         "OWNER/MODEL"),
+        ({"differential": {"towers": {"t": {"tower": SCREENS}}}},
+         f"differential.towers.t.tower is '{SCREENS}', a folder without a config.json"),
+        ({"differential": {"towers": {"t": {"tower": "random:clip-tiny", "settings": "no.yaml"}}}},
+         "differential.towers.t.settings: there is no settings file no.yaml; notebooks/tune_threshold.ipynb "
+         "writes one, or copy config/differential.yaml"),
+        ({"differential": {"vlms": {"v": {"model": "random:clip-tiny"}}}},
+         "differential.vlms.v.model is 'random:clip-tiny', and there is none such; it must be a folder or a hub id"),
+        ({"gap": {"data": {"kind": "webdataset", "path": "no.tar"}}}, "data: no file matches 'no.tar'"),
+        ({"gap": {"data": {"kind": "folder", "path": "clips"}, "num_samples": 3}},
+         "gap.num_samples is 3, but clips has 2 videos"),
+        ({"gap": {"data": {"kind": "procedural", "grid": 5}}},
+         "gap.data for checkpoint early: grid is 5, frames of 40 x 40 pixels, but the model sees 32 x 32"),
+        ({"gap": {"data": {"kind": "procedural", "num_frames": 128}}},
+         "gap.data for checkpoint early: num_frames is 128, which with the caption takes 258 positions, but the "
+         "model has 256"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_named_before_anything_runs(change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "captions.jsonl").write_text('{"file": "0.mp4"}\n\n{"file": "1.mp4"}\n')
+    config = {"checkpoints": CHECKPOINTS | {"lost": "no/where"}, "gap": GAP, **change}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    read_batch_file("mine.yaml", files=False)
+    with pytest.raises(ValueError) as raised:
+        read_batch_file("mine.yaml")
+    assert str(raised.value) == f"mine.yaml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "mine.yaml lists no checkpoints; it needs `checkpoints:` with `id: folder` lines"),
+        ("- a", "mine.yaml is ['a']; it must be a mapping, `key: value` lines"),
+        ("a: b: c", "mine.yaml cannot be read as YAML in line 1 (mapping values are not allowed here)"),
+        ("checkpoints:\n  a: x\n  b: y\n  a: z",
+         "mine.yaml: line 4 gives the key 'a' again, after line 2; keep one of them"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_config_is_named(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError) as raised:
+        read_batch_file("mine.yaml")
+    assert str(raised.value) == message
+    with pytest.raises(ValueError, match=r"there is no file other\.yaml"):
+        read_batch_file("other.yaml")
+
+
+def test_names_of_the_paper_are_those_that_are_known_elsewhere():
+    assert [*get_args(Figure)] == [*PAPER_FIGURES] and [*get_args(Table)] == [*PAPER_TABLES]
+    assert {*get_args(Style)} == {*VENUES}
+    assert {*get_args(Format)} <= {*FigureCanvasBase.get_supported_filetypes()}
 
 
 def test_what_the_config_says_of_a_training_overrides():
@@ -87,20 +198,45 @@ def test_files_match_in_the_pattern_s_order(tmp_path):
 
 def test_the_data_s_stamp_changes_with_the_data(tmp_path):
     assert data_stamp(GAP["data"]) == ""
-    (tmp_path / "captions.jsonl").write_text("1")
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4"}\n{"file": "b"}')
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.png").write_text("1")
     (tmp_path / "0.tar").write_text("1")
     for kind, path, file in (("folder", "", "captions.jsonl"), ("webdataset", "/*.tar", "0.tar")):
         data = {"kind": kind, "path": f"{tmp_path}{path}"}
         before = data_stamp(data)
         assert data_stamp(data) == before
-        (tmp_path / file).write_text("12")
+        (tmp_path / file).write_text((tmp_path / file).read_text() + " ")
         assert data_stamp(data) != before
+
+
+def test_the_data_s_stamp_changes_with_the_files_that_captions_list(tmp_path):
+    write_folder(tmp_path, 2)
+    (tmp_path / "images").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "images" / name).write_bytes(name.encode())
+    with (tmp_path / "captions.jsonl").open("a") as captions:
+        captions.write('\n{"file": "images", "caption": "red"}\n{"file": "later.mkv", "caption": "red"}')
+    data = {"kind": "folder", "path": str(tmp_path)}
+    stamps = [data_stamp(data)]
+    changes = [
+        lambda: os.replace(tmp_path / "1.mkv", tmp_path / "0.mkv"),  # under the same name
+        lambda: (tmp_path / "images" / "0.png").write_bytes(b"other"),
+        lambda: os.utime(tmp_path / "images" / "1.png", ns=(1, 1)),
+        lambda: (tmp_path / "later.mkv").touch(),
+    ]
+    for change in changes:
+        change()
+        stamps.append(data_stamp(data))
+        assert data_stamp(data) == stamps[-1]
+    assert len({*stamps}) == 5
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "folder", "path": "nowhere"}, "config: data: .*nowhere/captions.jsonl"),
+        ({"kind": "folder", "path": "nowhere"}, r"config: data: nowhere has no captions\.jsonl"),
+        ({"kind": "folder", "path": ["a", "b"]}, "config: data: path is .*; it must be one folder"),
         ({"kind": "webdataset", "path": "no-{0..3}.tar"}, r"config: data: no file matches 'no-0.tar' \(of 'no-"),
         ({"kind": "webdataset"}, "has the path None"),
     ],
@@ -375,6 +511,11 @@ def test_a_missing_checkpoint_is_named_before_anything_runs(tmp_path):
 
 def test_a_wrong_config_stops_with_one_sentence(tmp_path):
     folder = project(tmp_path, {"a": "x", "b": "x"})
-    failed = snakemake(folder)
-    assert failed.returncode != 0
-    assert "a and b are the same folder" in failed.stdout + failed.stderr
+    for arguments in ((), ("-n",)):
+        failed = snakemake(folder, *arguments)
+        assert failed.returncode == 2
+        assert failed.stderr.splitlines()[1:] == ["config.yaml: a and b are the same folder, x; keep one of them"]
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("  b: x", "  a: x"))
+    again = snakemake(folder, "-n")
+    assert again.returncode == 2
+    assert "gives the key 'a' again" in again.stderr.splitlines()[1]

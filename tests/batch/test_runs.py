@@ -319,8 +319,8 @@ def test_wrong_input_is_refused_before_a_kernel_starts(
     for arguments, words in {
         'plain.ipynb --parameters {"seed":1}': "plain.ipynb has no cell tagged 'parameters'",
         'n.ipynb --parameters {"seed":1}': "no parameter 'seed'",
-        "n.ipynb --parameters [1]": "takes a JSON object",
-        "n.ipynb --parameters {": "takes JSON or @FILE, not '{'",
+        "n.ipynb --parameters [1]": "--parameters is '[1]'; it must be a JSON object, such as",
+        "n.ipynb --parameters {": "--parameters is '{'; it must be a JSON object or @FILE",
         "n.ipynb --parameters @none.json": "none.json",
         "python.ipynb": "the parameters cell of python.ipynb is not valid Python",
         "executed.ipynb": "executed.ipynb is the output of a papermill run",
@@ -328,7 +328,7 @@ def test_wrong_input_is_refused_before_a_kernel_starts(
         "none.ipynb": "there is no notebook none.ipynb",
         "n.ipynb --results n.ipynb": "must be another .ipynb file than the notebook n.ipynb",
         "n.ipynb --output n.html": "not n.html",
-        "n.ipynb --results .": "directory",
+        "n.ipynb --results .": "--results . is a folder",
         "--report none": "there is no folder none",
         "": "give a notebook and its --output",
     }.items():

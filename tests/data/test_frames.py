@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -154,16 +157,21 @@ def test_missing_and_unknown_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": "2fps"}, "sampling is '2fps'; it must be 'uniform' or '1fps'"),
-        ({"crop": "none"}, "crop is 'none'"),
-        ({"max_frames": 0}, "max_frames is 0; it must be a positive whole number"),
-        ({"max_frames": 2.5}, "max_frames is 2.5; it must be a positive whole"),
-        ({"image_size": "224"}, "image_size is '224'"),
-        ({"frame_rate": -1.0}, "frame_rate is -1.0; it must be a positive number"),
-        ({"image_mean": 0.5}, "image_mean is 0.5; it must be three numbers"),
-        ({"image_std": [1, 1, 0]}, "image_std"),
+        ({"sampling": "2fps"}, "sampling is '2fps'; it must be 'uniform' or '1fps'; did you mean '1fps'?"),
+        ({"crop": "center"}, "crop is 'center'; it must be 'centre' or 'squash'; did you mean 'centre'?"),
+        ({"max_frames": 0}, "max_frames is 0; it must be at least 1"),
+        ({"max_frames": 2.5}, "max_frames is 2.5; it must be a whole number"),
+        ({"image_size": "224"}, "image_size is '224'; it must be a whole number"),
+        ({"image_size": 10**9}, "image_size is 1000000000; it must be at most 4096"),
+        ({"frame_rate": -1.0}, "frame_rate is -1.0; it must be at least 0.001"),
+        ({"frame_rate": 1e-300}, "frame_rate is 1e-300; it must be at least 0.001"),
+        ({"frame_rate": math.inf}, "frame_rate is inf; it must be a finite number"),
+        ({"frame_rate": math.nan}, "frame_rate is nan; it must be a finite number"),
+        ({"image_mean": 0.5}, "image_mean is 0.5; it must be a list"),
+        ({"image_mean": [0, 0]}, "image_mean is (0, 0); it must be a list of 3"),
+        ({"image_std": [1, 1, 0]}, "image_std[2] is 0; it must be above 0"),
     ],
 )
 def test_wrong_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^FrameOptions: {re.escape(message)}$"):
         FrameOptions(**options)

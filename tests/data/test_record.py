@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, disk_of, exit_code
 from PIL import Image
 
 from fvlm_lib.data import record as record_module
@@ -150,3 +150,26 @@ def test_a_missing_recorder_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mss", None)
     with pytest.raises(record_module.NoScreenError, match="pip install mss"):
         record(tmp_path / "mine", progress=False)
+
+
+def test_a_frame_that_the_disk_does_not_take_leaves_no_half_of_it(tmp_path):
+    blank, noise = Image.new("RGB", (64, 64)), Image.effect_noise((64, 64), 90).convert("RGB")
+    record_module._save_frame(tmp_path, 0, 0.0, blank, blank)
+    with disk_of(1000), pytest.raises(OSError, match=r"File too large: .*frame_0001.png"):
+        record_module._save_frame(tmp_path, 1, 0.5, noise, blank)
+    assert [file.name for file in tmp_path.iterdir()] == ["frame_0000.png"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--seconds", "nan"], "--seconds is nan; it must be "),
+        (["--seconds", "1e9"], "--seconds is 1e9; it must be at most 604800"),
+        (["--fps", "0"], "--fps is 0; it must be above 0"),
+        (["--fps", "inf"], "--fps is inf; it must be "),
+        (["--monitor", "-1"], "--monitor is -1; it must be at least 0"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_a_screen_is_looked_for(tmp_path, capsys, option, message):
+    assert exit_code(record_module.main, "--out", tmp_path / "mine", *option) == 2
+    assert capsys.readouterr().err.startswith(f"fvlm record: {message}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from captioned import VIDEOS, add, encoded, procedural, write_folder, write_tar, write_video
 from conftest import tiny_model
+from PIL import Image
 
 from fvlm_lib.data.video_files import FolderSource, TarSource, VideoFiles
 from fvlm_lib.data.videos import open_videos
@@ -225,7 +226,8 @@ def test_a_damaged_image_in_the_middle_of_a_shard_is_named(tmp_path):
     [
         ({"000.png": b""}, "it has no caption, neither .txt nor .json"),
         ({"000.png": b"", "json": b"{"}, "its caption cannot be read"),
-        ({"000.png": b"", "json": b"[]"}, "it has no caption"),
+        ({"000.png": b"", "json": b"[]"}, r"its caption cannot be read \(its .json holds a list"),
+        ({"000.png": b"", "json": b"[" * 100_000}, r"its caption cannot be read \(.*nested too deeply"),
         ({"000.png": b"", "json": b'{"caption": 3}'}, "it has no caption"),
         ({"000.png": b"", "json": b'{"caption": "red", "prompt": 3}'}, "its prompt is 3"),
         ({"000.png": b"", "txt": b"\xff"}, "its caption cannot be read"),
@@ -248,6 +250,45 @@ def test_a_tar_file_that_is_cut_short_is_named_even_with_skip_bad(tmp_path):
         len(open_tar(tmp_path / "0.tar", skip_bad=True))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is not a readable tar file \(it is empty\)"),
+        (b"no tar file at all " * 100, r"is not a readable tar file \(it is no archive\)"),
+        (b"\0" * 10240, r"holds no samples; it must hold files such as 0001\.mp4 and 0001\.txt"),
+    ],
+)
+def test_a_shard_without_samples_is_named(tmp_path, content, message):
+    write_tar(tmp_path, 2, shards=1)
+    (tmp_path / "1.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"1\.tar {message}"):
+        len(open_tar(tmp_path / "*.tar", skip_bad=True))
+
+
+def test_a_gif_is_a_video_and_an_animated_image_is_refused(tmp_path):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "white", "black")]
+    lines = []
+    for name in ("a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        lines.append(json.dumps({"file": name, "caption": "red"}))
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    (batch,) = open_folder(tmp_path, skip_bad=True).batches(0, 3, 3)
+    assert batch.inputs["pixel_values"].shape[:2] == (1, 3)
+    assert [skipped.reason.rpartition("/")[2][:21] for skipped in batch.skipped] == [
+        "a.webp: holds 3 image",
+        "a.png: holds 3 images",
+    ]
+
+
+@pytest.mark.parametrize("limit", ["positions", "max_text_tokens"])
+def test_a_prompt_that_leaves_no_room_is_refused_at_once(stored, limit):
+    data = {"kind": "folder", "path": str(stored), **DATA, "prompt": "red " * 30}
+    room = {"positions": {"max_positions": 31}, "max_text_tokens": {}}[limit]
+    data |= {} if room else {"max_text_tokens": 30}
+    with pytest.raises(ValueError, match=r"the prompt has 30 tokens.* (31 positions|max_text_tokens, 30)"):
+        open_videos(data, TOKENIZER, **room)
+
+
 def test_two_files_of_the_same_name_in_a_sample_name_the_shard(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "x", {"txt": b"red", "000.png": b""})
@@ -266,7 +307,8 @@ def test_two_files_of_the_same_name_in_a_sample_name_the_shard(tmp_path):
         ("\n", "lists no videos"),
         ('{"file": "0.mkv", "caption": "red"}\n{"file"', "line 2 is not valid JSON"),
         ('{"caption": "red"}', "line 1 names no file"),
-        ("[]", "line 1 names no file"),
+        ("[]", "line 1 holds a list"),
+        ("[" * 100_000, "line 1 is not valid JSON"),
     ],
 )
 def test_a_wrong_list_of_captions_is_named(tmp_path, content, message):
@@ -294,12 +336,15 @@ def test_a_pattern_that_matches_nothing_is_named(stored):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "folder"}, "folder has no path"),
-        ({"kind": "folder", "path": "x", "split": "test"}, "folder videos have no option 'split'"),
+        ({"kind": "folder"}, "^data lacks path$"),
+        (
+            {"kind": "folder", "path": "x", "grid": 4},
+            "data has the unknown key 'grid'; known are sampling, max_frames",
+        ),
         ({"kind": "folder", "path": "nowhere"}, r"nowhere has no captions\.jsonl"),
-        ({"kind": "webdataset", "path": "x.tar", "crop": "left"}, "crop is 'left'"),
-        ({"kind": "folder", "path": "{stored}", "workers": 0}, "workers is 0"),
-        ({"kind": "folder", "path": "{stored}", "skip_bad": "yes"}, "skip_bad 'yes'"),
+        ({"kind": "webdataset", "path": "x.tar", "crop": "left"}, "data: crop is 'left'"),
+        ({"kind": "folder", "path": "{stored}", "workers": 0}, "data: workers is 0; it must be at least 1"),
+        ({"kind": "folder", "path": "{stored}", "skip_bad": "yes"}, "data: skip_bad is 'yes'; it must be true"),
     ],
 )
 def test_wrong_options_are_named(stored, data, message):

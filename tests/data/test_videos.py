@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import DEMO, tiny_model
 
 from fvlm_lib.data.videos import CELL, COLOURS, ProceduralVideos, open_videos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.gap.gap import open_evaluation
 
 CLEAN = ProceduralVideos(noise_std=0.0)
+PROCEDURAL = {"kind": "procedural"}
+KNOWN = "known are split, seed, num_objects, grid, num_frames, noise_std, kind"
 
 
 def cell(frame: torch.Tensor, row: int, column: int) -> torch.Tensor:
@@ -127,19 +131,77 @@ def test_the_tokenizer_agrees_with_the_ids():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "films"}, "films"),
-        ({"kind": "procedural", "colour": 1}, "colour"),
-        ({"kind": "procedural", "split": "dev"}, "dev"),
-        ({"kind": "procedural", "num_frames": 0}, "num_frames 0"),
-        ({"kind": "procedural", "num_objects": 17}, "17"),
-        ({"kind": "procedural", "noise_std": -1.0}, "noise_std"),
+        (None, "data is null; it must be a mapping, `key: value` lines"),
+        ([], "data is []; it must be a mapping, `key: value` lines"),
+        ({}, "data lacks kind, which must be one of 'folder', 'procedural', 'webdataset'"),
+        ({"kind": "films"}, "data: kind is 'films'; it must be one of 'procedural', 'folder', 'webdataset'"),
+        (PROCEDURAL | {"num_frame": 1}, "data has the unknown key 'num_frame'; did you mean 'num_frames'? " + KNOWN),
+        (PROCEDURAL | {"split": "dev"}, "data: split is 'dev'; it must be 'train', 'validation' or 'test'"),
+        (PROCEDURAL | {"num_frames": 0}, "data: num_frames is 0; it must be at least 2"),
+        (PROCEDURAL | {"grid": 1}, "data: grid is 1; it must be at least 2"),
+        (PROCEDURAL | {"num_objects": 17}, "data: num_objects is 17; a grid of 4 has lanes for at most 16"),
+        (PROCEDURAL | {"noise_std": -1.0}, "data: noise_std is -1.0; it must be at least 0"),
+        (PROCEDURAL | {"noise_std": math.nan}, "data: noise_std is nan; it must be a finite number"),
+        (PROCEDURAL | {"seed": -1}, "data: seed is -1; it must be at least 0"),
+        (
+            PROCEDURAL | {"num_frames": 1000, "grid": 128},
+            "data: num_frames 1000 of 1024 x 1024 pixels (grid 128) take 201 GB for 16 videos; at most 4 GB are drawn "
+            "at a time",
+        ),
     ],
 )
 def test_wrong_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         open_videos(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": 5}, "grid is 5, frames of 40 x 40 pixels, but the model sees 32 x 32"),
+        ({"num_frames": 99}, "num_frames is 99, which with the caption takes 200 positions, but the model has 64"),
+    ],
+)
+def test_videos_that_a_model_cannot_know_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ProceduralVideos(**options).check_model(32, 18, 64)
+    ProceduralVideos().check_model(32, len(CLEAN.vocabulary), 8 + CLEAN.batch(0, 1)["input_ids"].shape[1])
+    with pytest.raises(ValueError, match="grid is 4, captions of 18 words, but the model knows 17"):
+        ProceduralVideos().check_model(32, 17, 64)
+    with pytest.raises(ValueError, match="takes 18 positions, but the model has 17"):
+        ProceduralVideos().check_model(32, 18, 17)
 
 
 def test_no_samples_is_an_error():
     with pytest.raises(ValueError, match="samples 3 to 3"):
         CLEAN.batch(3, 3)
+
+
+# ---- checkpoints that cannot read them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("videos", "said"),
+    [
+        ({}, None),
+        ({"num_frames": 127}, None),  # 127 + 129 of 256 positions
+        ({"num_frames": 128}, "grid 4 and 128 frames take 258 positions, the frames and 130 tokens .* has 256"),
+        ({"grid": 5}, "grid 5 and 8 frames are 40 pixels wide, but the checkpoint takes 32"),
+        ({"grid": 2}, "grid 2 and 8 frames are 16 pixels wide, but the checkpoint takes 32"),
+    ],
+)
+def test_videos_that_a_checkpoint_cannot_read_are_refused_with_numbers(videos, said):
+    data = {"kind": "procedural", "split": "test", **videos}
+    checkpoint = DEMO / "S-S" / "step_0100"
+    if said is None:
+        assert open_evaluation(checkpoint, data)[1] == ProceduralVideos("test", **videos)
+        return
+    with pytest.raises(ValueError, match=said):
+        open_evaluation(checkpoint, data)
+
+
+def test_words_that_a_checkpoint_numbers_otherwise_are_refused():
+    videos, tokenizer = ProceduralVideos(grid=5), ProceduralVideos(grid=4).tokenizer()
+    with pytest.raises(ValueError, match=r"of 19 words, .* numbers 9 otherwise or not at all: black, .* and 4 more"):
+        videos.check_words(tokenizer)
+    videos.check_words(videos.tokenizer())

@@ -18,12 +18,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import seaborn as sns
 from conftest import DEMO, ROOT
 
 from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, paper_files, read_batch
 from fvlm_lib.data import screens
-from fvlm_lib.figures import paper, paper_figures, paper_tables, plots
+from fvlm_lib.figures import palette, paper, paper_figures, paper_tables
 from fvlm_lib.figures.paper import Facts
 from fvlm_lib.figures.paper_results import Selection
 from fvlm_lib.gap import gap, report, scaling
@@ -69,7 +68,7 @@ def results(tmp_path_factory) -> Path:
         recording = screens.read_sequence(ROOT / "data" / "screens" / name).head(4)
         traced = list(changes.trace_changes(recording, 16, changes.ChangeTracker()))
         changes.trace_table(traced).to_parquet(folder / "changes" / f"{name}.parquet", index=False)
-        masks = np.stack([step.mask for step in traced])
+        masks = np.stack([step.changed_mask for step in traced])
         maps = changes.ChangeMaps(masks, 1, recording[1], 16, 0.05, "max", "encoded")
         maps.save(folder / "changes" / f"{name}.npz")
         rows = measure.measure_policies(tower, recording, measure.policies([0.1, 0.0]), progress=False)
@@ -148,24 +147,27 @@ def test_the_same_run_looks_the_same_in_every_figure(results):
                 for container in ax.containers:
                     line = container.lines[0]
                     look = (matplotlib.colors.to_hex(line.get_color()), line.get_marker())
-                    looks.setdefault(container.get_label().split(",")[0], set()).add(look)
-    assert {name: len(seen) for name, seen in looks.items()} == {"S-S": 1, "S-S-multi": 1}
+                    if "hollow" not in container.get_label():
+                        looks.setdefault(container.get_label().split(",")[0], set()).add(look)
+    assert {name: len(seen) for name, seen in looks.items()} == {"one fine pass": 1, "several fine passes": 1}
 
 
-def test_colours_are_of_the_colour_blind_safe_palette():
-    safe = {matplotlib.colors.to_hex(colour) for colour in [*sns.color_palette("colorblind"), "0.2"]}
-    styles = plots.series_styles([f"run {i}" for i in range(25)]).values()
-    used = [colour for _, colour in plots.MODES.values()] + [style["color"] for style in styles]
-    used += [*plots.PATHS.values(), *(colour for colour, _ in plots.POLICIES.values())]
-    assert {matplotlib.colors.to_hex(colour) for colour in used} <= safe
-    assert len({(matplotlib.colors.to_hex(style["color"]), style["marker"]) for style in styles}) == 25
+def test_all_colours_of_all_figures_are_of_the_palette(results):
+    """But for greys, which stand for no thing: lines of reference, axes."""
+    known = {matplotlib.colors.to_hex(colour) for colour in palette.COLOURS.values()}
+    for name, (figure, _) in drawn(results).items():
+        for ax in figure.axes:
+            drawn_with = [line.get_color() for line in ax.lines] + [bar.get_edgecolor() for bar in ax.patches]
+            for colour in map(matplotlib.colors.to_rgb, drawn_with):
+                is_grey = len({*colour}) == 1
+                assert is_grey or matplotlib.colors.to_hex(colour) in known, name
 
 
 def test_figures_show_the_numbers_of_the_results(results):
     figures = drawn(results, checkpoints=["late", "multi"])
     late = json.loads((results / "gap" / "late.json").read_text())
     (ax,) = figures["gap_passes"][0].axes
-    line = next(container.lines[0] for container in ax.containers if container.get_label() == "S-S")
+    line = next(container.lines[0] for container in ax.containers if container.get_label() == "one fine pass")
     assert line.get_ydata().tolist() == [late["gap_to_passes"][f"fine_{k}"]["value"] for k in (1, 2)]
     first = figures["mode_losses"][0].axes[0]
     shown = [container.lines[0].get_xdata()[0] for container in first.containers]
@@ -189,10 +191,12 @@ def test_seeds_of_a_recipe_are_lines_of_one_colour(copied):
     report.gap_table(contents).to_csv(copied / "gap_table.csv", index=False)
     (figure, facts), (passes, _) = drawn(copied, figures=("gap_training", "gap_passes"), runs=["S-S"]).values()
     for ax in (figure.axes[0], passes.axes[0]):
-        lines = {container.get_label(): container.lines[0] for container in ax.containers}
-        assert set(lines) == {"S-S, seed 0", "S-S, seed 1"}
-        assert len({line.get_color() for line in lines.values()}) == 1
-        assert len({line.get_marker() for line in lines.values()}) == 2
+        lines = [line for line in ax.lines if line.get_marker() not in ("None", "_")]
+        assert len({line.get_color() for line in lines}) == 1
+        assert len({line.get_marker() for line in lines}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["S-S: mean and range of 2 seeds"]
+    assert [container.get_label() for container in passes.axes[0].containers] == ["S-S, seed 0", "S-S, seed 1"]
+    assert "Of several seeds: each (thin), their mean, and the band" in facts.caption
     assert facts.seeds["of training"] == {"S-S, seed 0": 0, "S-S, seed 1": 1}
 
 
@@ -321,10 +325,10 @@ def test_latex_compiles_within_the_width_of_the_text(results, tmp_path):
 def test_change_maps_come_back_as_they_were(results, tmp_path):
     maps = changes.ChangeMaps.load(results / "changes" / "jupyter.npz")
     table = pd.read_parquet(results / "changes" / "jupyter.parquet")
-    assert maps.masks.sum(axis=(1, 2)).tolist() == table["encoded"].tolist()
-    assert maps.frequency().mean() == pytest.approx((table["encoded"] / table["total"])[1:].mean())
+    assert maps.changed.sum(axis=(1, 2)).tolist() == table["changed"].tolist()
+    assert maps.frequency().mean() == pytest.approx((table["changed"] / table["total"])[1:].mean())
     assert (maps.frame, maps.patch_size, maps.threshold, maps.metric, maps.reference) == (1, 16, 0.05, "max", "encoded")
-    assert (replace(maps, masks=maps.masks[:1]).frequency() == 0).all()
+    assert (replace(maps, changed=maps.changed[:1]).frequency() == 0).all()
 
 
 # ---- what cannot be read -----------------------------------------------------------------------------

@@ -14,10 +14,12 @@ import pytest
 import torch
 from conftest import DEMO, tiny_batch, tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import Dinov2Config, LlamaConfig
 
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated import assemble as assemble_module
+from fvlm_lib.foveated import layouts
 from fvlm_lib.foveated.checkpoints import load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.layouts import SMOLLM2
 from fvlm_lib.gap import __main__ as gap_command
@@ -56,6 +58,73 @@ def test_keys_that_do_not_fit_are_listed(folder, change, message):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize("layout", ["folder", "state dict"])
+def test_weights_that_are_not_finite_are_named_with_their_number(folder, layout):
+    def damage(weights):
+        weights["q_init"][0, 3] = float("nan")
+        weights["q_init"][0, 5:7] = -float("inf")
+        weights["llm.lm_head.weight"][0, 0] = float("nan")
+
+    edit_weights(folder, damage)
+    path, options = folder, {}
+    if layout == "state dict":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").unlink()
+        options = {key: config[key] for key in ("vision_config", "text_config")}
+        options["text_config"] = LlamaConfig(**options["text_config"])
+        options["vision_config"] = Dinov2Config(**options["vision_config"])
+        path = folder / "model.safetensors"
+    with pytest.raises(
+        CheckpointError,
+        match=r"q_init has 1 NaN and 2 infinite of 12 weights in float32 \(and so in 1 more\); all must",
+    ):
+        load_checkpoint(path, **options)
+
+
+def test_a_dtype_too_narrow_for_the_weights_is_said(folder):
+    edit_weights(folder, lambda weights: weights["q_init"].fill_(1e6))
+    assert torch.equal(load_checkpoint(folder, dtype=torch.bfloat16).q_init, torch.full((1, 12), 1e6).bfloat16())
+    with pytest.raises(CheckpointError, match=r"q_init has 0 NaN and 12 infinite of 12 weights in float16; .*wider"):
+        load_checkpoint(folder, dtype=torch.float16)
+
+
+def test_position_embeddings_of_another_grid_are_named_by_both(folder):
+    edit_weights(folder, lambda w: w.update({"encoder.dino.embeddings.position_embeddings": torch.zeros(1, 10, 16)}))
+    with pytest.raises(CheckpointError, match=r"position_embeddings .* of a grid of 3 x 3 patches, not 2 x 2"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("size", [[8, 32], [16, 16], 0, None, "16"])
+def test_the_vision_towers_grid_is_square(folder, size):
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["image_size"] = size  # [8, 32] has as many patches as the square
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json does not describe a model .*image_size"):
+        load_checkpoint(folder)
+
+
+def test_many_keys_that_do_not_fit_are_counted(folder):
+    edit_weights(folder, lambda weights: [weights.pop(key) for key in list(weights) if "encoder" in key])
+    with pytest.raises(CheckpointError, match=r"missing: (encoder\.\S+ ){5}and \d+ more\)$"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("null", "holds null; it must hold a JSON object"),
+        ("{", "is not valid JSON"),
+        ('{"step": "last"}', "its step is 'last'; it must be a whole number, or null"),
+        ('{"seed": true}', "its seed is True; it must be a whole number"),
+        ('{"name": ["S"]}', r"its name is \['S'\]; it must be a text"),
+    ],
+)
+def test_a_wrong_training_file_is_named(folder, content, message):
+    (folder / "training.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"training\.json:? {message}"):
+        read_training(folder)
+
+
 def test_truncated_weights(folder):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -75,12 +144,23 @@ def test_a_pickle_is_not_even_opened(folder):
     ("config", "message"),
     [
         ("{", "not valid JSON"),
+        ("null", "holds null; it must hold a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ({"model_type": "fvlm", "vision_config": None}, "its vision_config is null; it must be an object"),
+        (
+            {"model_type": "fvlm", "vision_config": {}, "text_config": ["llama"]},
+            "its text_config is a list; it must be an object",
+        ),
         ({"model_type": "bert"}, "model_type 'bert'; it must be 'fvlm'"),
         (
-            {"model_type": "fvlm", "text_config": {"model_type": "no-such-model"}},
+            {"model_type": "fvlm", "vision_config": {}, "text_config": {"model_type": "no-such-model"}},
             r"does not describe a model.*no-such-model",
         ),
-        ({"model_type": "fvlm", "visual_norm": "batch"}, r"does not describe a model.*batch"),
+        (
+            {"model_type": "fvlm", "vision_config": {}, "text_config": {}, "visual_norm": "batch"},
+            r"does not describe a model.*batch",
+        ),
+        ({"model_type": "fvlm"}, "its vision_config is null; it must be an object"),
     ],
 )
 def test_a_config_that_is_no_foveated_vlm(folder, config, message):
@@ -175,11 +255,17 @@ def test_code_in_a_pickle_is_refused_and_not_executed(tmp_path):
     torch.save({"model_state_dict": {"q_init": torch.zeros(1)}, "x": Malicious(tmp_path / "owned")}, tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "owned"), protocol=2))
     for name in ("a.pt", "b.pt"):
-        with pytest.raises(
-            CheckpointError, match=r"wants to call .*mkdir.*If you trust it, convert it once: python -c"
-        ):
+        with pytest.raises(CheckpointError, match=r"wants to call .*mkdir.*save the weights alone, by torch\.save"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02]q\x00.", b"\x80\x05\x95\x00", b"hello", b"cos\nsystem\n(S'true'\ntR."])
+def test_the_refusal_of_a_pickle_does_not_say_how_to_load_it_unsafely(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.pt") as refused:
+        load_checkpoint(tmp_path / "a.pt")
+    assert not any(word in str(refused.value) for word in ("weights_only", "two options", "trust"))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
@@ -219,8 +305,15 @@ def test_a_missing_or_damaged_tokenizer(folder):
         load_tokenizer(folder)
     ProceduralVideos().tokenizer().save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not valid JSON"):
         load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text('{"model": null}')
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .* cannot be read"):
+        load_tokenizer(folder)
+
+
+def test_the_assemblers_constants_are_those_of_the_layouts():
+    assert (layouts.IMAGE_SIZE, tuple(layouts.DINOV2)) == (assemble_module.IMAGE_SIZE, assemble_module.RANDOM_TOWERS)
 
 
 # ---- assembling --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from fvlm_lib.data.videos import ProceduralVideos
-from fvlm_lib.foveated import train
+from fvlm_lib.foveated import train, train_command
 from fvlm_lib.foveated.checkpoints import load_checkpoint
 
 TINY = train.TrainingConfig(
@@ -134,10 +134,13 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         ("runs: {B: {depth: 3}}", "'depth'; known fields are"),
         ("runs: {B: {steps: 10}}", "checkpoint_steps has 100"),
         ("runs: {B: {learning_rate: 0}}", "learning_rate 0"),
+        ("null", "ladder.yaml is null; it must be a mapping"),
+        ("runs: [B]", "ladder.yaml: runs is ['B']; it must be a mapping"),
+        ("runs: {", "ladder.yaml is no YAML"),
     ],
 )
 def test_a_wrong_config_ends_with_one_sentence(tmp_path, capsys, content, message):
     (tmp_path / "ladder.yaml").write_text(content)
-    assert train.main([str(tmp_path / "ladder.yaml"), "--run", "B", "--out", str(tmp_path / "out")]) == 2
+    assert train_command.main([str(tmp_path / "ladder.yaml"), "--run", "B", "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import tarfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from captioned import write_folder, write_tar
-from conftest import DEMO, tiny_model
+from conftest import DEMO, disk_of, exit_code, tiny_model
 
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.gap import __main__ as gap_command
 from fvlm_lib.gap import evaluation, gap, samples
+from fvlm_lib.schema import DTYPES
 from fvlm_lib.stats import Estimate
 
 VIDEOS = ProceduralVideos(split="test")
@@ -44,6 +48,14 @@ def test_losses_are_sums_over_tokens_divided_once(trained, scored):
     assert found.loss_training_fine.value == pytest.approx(training.nll.double().sum().item() / 480, abs=1e-5)
     assert found.gap_nats.value == found.loss_inference_fine.value - found.loss_training_fine.value
     assert found.gap_percent.value == pytest.approx(100 * found.gap_nats.value / found.loss_training_fine.value)
+
+
+def test_nothing_remains_of_the_gap_after_as_many_passes_as_frames(trained):
+    assert evaluation.remaining_gap(trained, VIDEOS, 2, 8) < 1e-9
+    rows = evaluation.score_videos(evaluation.float64_copy(trained), VIDEOS, 0, 2, 2, (1,), progress=False)
+    after_one = (rows["nll_autoregressive"] - rows["nll_fine_1"]).abs() / rows["num_tokens"]
+    assert evaluation.remaining_gap(trained, VIDEOS, 2, 1) == pytest.approx(after_one.max(), rel=1e-12)
+    assert after_one.max() > 1e-4, "else the first line shows nothing"
 
 
 def test_a_long_sample_weighs_as_its_tokens():
@@ -215,18 +227,22 @@ def test_command_line(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--checkpoint", "nowhere"], "no checkpoint folder nowhere"),
-        (["--num-samples", "0"], "num_samples is 0"),
-        (["--num-samples", "1"], "num_samples is 1"),
-        (["--num-fine", "0"], "num_fine is (0,)"),
+        (["--num-samples", "0"], "--num-samples is 0; it must be at least 2"),
+        (["--num-samples", "1"], "--num-samples is 1; it must be at least 2"),
+        (["--num-fine", "0"], "--num-fine is 0; it must be at least 1"),
+        (["--num-fine", "1", "2", "1"], "--num-fine has 1 twice"),
+        (["--data", "3"], "--data is 3; it must be a mapping"),
+        (["--data", "{"], "--data cannot be read as YAML"),
         (["--data", "{kind: films}"], "films"),
-        (["--data", "{kind: procedural, num_frames: 0}"], "num_frames 0"),
-        (["--shard", "3/2"], "shard 3 of 2"),
-        (["--shard", "half"], "K/N"),
+        (["--data", "{kind: procedural, num_frames: 0}"], "data: num_frames is 0"),
+        (["--shard", "3/2"], "--shard is 3/2; it must be K/N"),
+        (["--shard", "half"], "--shard is half; it must be K/N"),
+        (["--shard", "1/2"], "gap.json; of a --shard it is a table"),
     ],
 )
 def test_wrong_arguments_end_with_one_sentence(tmp_path, capsys, arguments, message):
     output = tmp_path / "gap.json"
-    assert gap_command.main(["--checkpoint", str(CHECKPOINT), "--output", str(output), *arguments]) == 2
+    assert exit_code(gap_command.main, "--checkpoint", CHECKPOINT, "--output", output, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
     assert error.startswith("fvlm gap: ")
@@ -281,8 +297,52 @@ def test_a_damaged_video_is_an_error_or_is_skipped_by_name_in_any_number_of_shar
     assert whole["skipped"].notna().tolist() == [i == 5 for i in range(10)]
 
 
+def test_names_that_are_not_unicode_are_in_the_table_escaped(tmp_path):
+    write_tar(tmp_path, 8)
+    with tarfile.open(tmp_path / "0.tar") as source, tarfile.open(tmp_path / "named.tar", "w") as renamed:
+        for member in source.getmembers():
+            content = source.extractfile(member)
+            member.name = os.fsdecode(b"\xff" + os.fsencode(member.name))
+            renamed.addfile(member, content)
+    output = tmp_path / "gap.json"
+    assert run(output, {"kind": "webdataset", "path": str(tmp_path / "named.tar"), "max_frames": 8}) == 0
+    assert pd.read_parquet(output.with_suffix(".parquet"))["name"][0].endswith(r"named.tar:\xff00000")
+
+
 def test_the_commands_options_are_those_of_the_evaluation():
-    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (gap.DTYPES, gap.PROCEDURAL_SAMPLES)
+    assert (gap_command.DTYPES, gap_command.PROCEDURAL_SAMPLES) == (DTYPES, PROCEDURAL_SAMPLES)
+
+
+def test_outputs_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path, capsys):
+    table = tmp_path / "mine.parquet"
+    pd.DataFrame({"of": ["another kind"]}).to_parquet(table)
+    content = table.read_bytes()
+    for output, message in {
+        tmp_path: "is a folder; name a file in it",
+        table: "which its own table would replace",
+        table / "gap.json": "mine.parquet is a file, not a folder",
+        tmp_path / "mine.json": "mine.parquet, which would be replaced, is no table of a gap",
+    }.items():
+        assert exit_code(gap_command.main, "--checkpoint", "nowhere", "--output", output) == 2
+        assert message in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.parquet"] and table.read_bytes() == content
+
+
+def test_the_result_is_printed_though_the_disk_does_not_take_it(tmp_path, capsys):
+    output = tmp_path / "gap.json"
+    arguments = ["--checkpoint", CHECKPOINT, "--output", output, "--num-samples", "8", "--floor-samples", "0"]
+    assert exit_code(gap_command.main, *arguments) == 0
+    old = output.read_text()
+    fits = (tmp_path / "gap.parquet").stat().st_size
+    assert fits < output.stat().st_size
+    with disk_of(fits, from_the_first_forward=True):
+        assert exit_code(gap_command.main, *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out.count("verdict") == 2
+    for file in (output, tmp_path / "gap.parquet"):
+        assert f"note: {file} exists and will be replaced\n" in printed.err
+    assert printed.err.endswith(f"fvlm gap: {output}: File too large\n")
+    assert output.read_text() == old
 
 
 def test_captions_of_unknown_words_are_no_score(tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import exit_code
 
 import fvlm_lib.gap.scaling as scaling
 from fvlm_lib.gap.law_bootstrap import default_block_length, draw_blocks
@@ -377,12 +378,10 @@ def test_command_line_writes_json_where_there_is_no_fit(tmp_path: Path) -> None:
         ("flops,loss\n1,2\n2,1\n", ["--run", "seed"], "no column 'seed'"),
         ("flops,loss,seed\n1,2,\n2,1,0\n", ["--run", "seed"], "column 'seed' is empty at row 0"),
         ("flops,loss\n1,3\n2,2\n3,1\n", ["--block-length", "2"], "block_length is 2, but the runs"),
-        ("flops,loss\n1,3\n2,2\n3,1\n", ["--delta", "-1"], "delta is -1.0"),
         ("flops,loss\n", [], "has no rows"),
         ("flops,loss\n1,2\n1,2,3,4\n", [], "Error tokenizing data"),
         ("", [], "No columns to parse"),
         (None, [], "No such file"),
-        ("flops,loss\n1,3\n2,2\n3,1\n", ["--num-bootstrap", "1"], "num_bootstrap is 1"),
     ],
 )
 def test_command_line_errors_are_one_sentence(
@@ -395,6 +394,21 @@ def test_command_line_errors_are_one_sentence(
     output = capsys.readouterr()
     assert output.out == "" and output.err.count("\n") == 1
     assert message in output.err and str(path) in output.err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--delta", "-1"], "--delta is -1; it must be above 0"),
+        (["--delta", "inf"], "--delta is inf; it must be a finite number"),
+        (["--level", "1"], "--level is 1; it must be below 1"),
+        (["--num-bootstrap", "1"], "--num-bootstrap is 1; it must be at least 2"),
+        (["--block-length", "0"], "--block-length is 0; it must be at least 1"),
+    ],
+)
+def test_numbers_are_refused_before_the_table_is_read(option: list[str], message: str, capsys) -> None:
+    assert exit_code(main, "nowhere.csv", "--x", "flops", "--loss", "loss", *option) == 2
+    assert capsys.readouterr().err.startswith(f"fvlm scaling: {message}")
 
 
 def test_help_ends_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DEMO, ROOT
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.errors import CheckpointError
@@ -134,6 +136,53 @@ def test_missing_and_old_measurements_are_named_with_what_makes_them(tower, tmp_
     (tmp_path / "old.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"old\.parquet cannot be read"):
         read_measured(tmp_path, "idle")
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A tiny CLIP tower of 4 x 4 patches."""
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.pop("embeddings.patch_embedding.weight"), r"missing: embeddings\.patch_embedding\.weight"),
+        (
+            lambda w: w.update({"embeddings.position_embedding.weight": torch.zeros(10, 16)}),
+            "of a grid of 3 x 3 patches, not 4 x 4",
+        ),
+        (
+            lambda w: w["post_layernorm.bias"][:3].fill_(float("inf")),
+            r"post_layernorm\.bias has 0 NaN and 3 infinite of 16",
+        ),
+    ],
+)
+def test_a_tower_whose_weights_do_not_fit_is_refused(clip_folder, change, said):
+    weights = load_file(clip_folder / "model.safetensors")
+    change(weights)
+    save_file(weights, clip_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=said):
+        load_tower(str(clip_folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", "null", r"config\.json holds null; it must hold a JSON object"),
+        ("config.json", '{"model_type": "vgg"}', "clip is no vision tower that can be loaded"),
+        ("preprocessor_config.json", "[]", r"preprocessor_config\.json holds a list"),
+        ("preprocessor_config.json", "{}", "its image_mean is None; it must be three numbers"),
+    ],
+)
+def test_a_towers_files_are_named(clip_folder, file, content, said):
+    (clip_folder / file).write_text(content)
+    with pytest.raises(CheckpointError, match=said):
+        load_tower(str(clip_folder))
 
 
 @pytest.mark.parametrize("spec", ["random:vgg", "no/such/folder/at-all"])

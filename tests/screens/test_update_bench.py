@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+from conftest import exit_code
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from fvlm_lib.screens import update_bench
+from fvlm_lib.screens.loaded_towers import RANDOM_CLIP
+from fvlm_lib.vision.updates import DEFAULT_TOLERANCE
 
 
 def test_a_row_for_each_count_and_a_last_line_of_json(tmp_path, capsys):
@@ -23,3 +27,24 @@ def test_a_row_for_each_count_and_a_last_line_of_json(tmp_path, capsys):
     assert "2 changed, gated 0.02" in last
     assert update_bench.main([*arguments, "--counts", "17"]) == 2
     assert "17 patches cannot change; the tower has 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--counts", "0"], "--counts is 0; it must be at least 1"),
+        (["--counts", "1", "577"], "577 patches cannot change; the tower has 256"),
+        (["--gated", "0"], "--gated is 0; it must be at least 1"),
+        (["--tolerance", "nan"], "--tolerance is nan; it must be a finite number"),
+        (["--tolerance", "-0.1"], "--tolerance is -0.1; it must be at least 0"),
+        (["--tower", "random:nothing"], "there is no random:nothing"),
+    ],
+)
+def test_what_cannot_be_is_one_line(capsys, arguments, message):
+    assert exit_code(update_bench.main, "--tower", "random:clip-tiny", *arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"fvlm bench-updates: {message}") and printed.count("\n") == 1
+
+
+def test_the_defaults_are_those_of_the_library():
+    assert (update_bench.RANDOM_CLIP, update_bench.DEFAULT_TOLERANCE) == (RANDOM_CLIP, DEFAULT_TOLERANCE)

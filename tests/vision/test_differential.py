@@ -6,6 +6,7 @@ import logging
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from fvlm_lib.vision import differential
-from fvlm_lib.vision.changes import ChangeTracker, choose_path, trace_changes
+from fvlm_lib.vision.changes import ChangeTracker, choose_path, trace_changes, typical_frame
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 
 VISION = {
@@ -276,6 +277,16 @@ def test_a_trace_takes_the_paths_of_the_encoder(clip):
     assert [t.path for t in traced] == paths(encoder, tensors)
     assert traced[0].changed is None
     assert [t.changed for t in traced[1:]] == [0, 1, 2, 3, 4, 4]
+    assert [int(t.changed_mask.sum()) for t in traced] == [16, 0, 1, 2, 3, 4, 4]  # also of frames encoded in full
+
+
+def test_a_typical_frame_is_one_on_which_something_changed():
+    table = pd.DataFrame(
+        {"frame": range(5), "path": ["full", "cached", "full", "full", "full"], "changed": [9, 0, 7, 9, 8]}
+    )
+    assert typical_frame(table) == 4  # of full encodes alone, by the median of what changed
+    assert typical_frame(table.assign(path=["full", "cached", "full", "partial", "full"])) == 3
+    assert typical_frame(table[:2]) == 0
 
 
 # ---- towers without partial updates ------------------------------------------------------------------
@@ -370,8 +381,12 @@ def test_a_frame_that_cannot_be_right_leaves_the_cache_as_it_was(clip, image, me
         ({"metric": "median"}, "'median'"),
         ({"max_changed_patches": -1}, "max_changed_patches is -1"),
         ({"context_radius": -1}, "context_radius is -1"),
+        ({"context_radius": 1.5}, "context_radius is 1.5; it must be a whole number"),
+        ({"skip_small_updates": "no"}, "skip_small_updates is 'no'; it must be true or false"),
         ({"tolerance": -1.0}, "tolerance is -1.0"),
         ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"tolerance": float("inf")}, "tolerance is inf; it must be a finite number"),
+        ({"tolerance": "0.1"}, "tolerance is '0.1'; it must be a number"),
         ({"max_changed_patches": 1.5}, "max_changed_patches is 1.5"),
         ({"patch_size": 0}, "patch_size is 0"),
     ],

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fvlm_lib.vision.patches import (
@@ -83,6 +85,44 @@ def test_map_is_the_mean_and_the_maximum_over_each_patchs_own_pixels(patch_size)
     assert mean.max() > 0.1
     np.testing.assert_array_equal(patch_difference_map(a, b, patch_size), mean)
     np.testing.assert_array_equal(patch_difference_map(a, b, patch_size, metric="max"), largest)
+
+
+@st.composite
+def changed_frames(draw):
+    """A random uint8 frame, the same with a few pixels changed, and a patch size of its own."""
+    height, width, channels = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    before = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    after = before.copy()
+    for _ in range(draw(st.integers(0, 5))):
+        after[rng.integers(height), rng.integers(width), rng.integers(channels)] = rng.integers(256)
+    return before, after, (draw(st.integers(1, 17)), draw(st.integers(1, 17)))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(frames=changed_frames())
+def test_any_pair_of_frames_differs_as_the_definition_says_in_every_form(frames):
+    a, b, (patch_h, patch_w) = frames
+    height, width = a.shape[:2]
+    levels = np.abs(a.astype(int) - b.astype(int))
+    starts = [(row, col) for row in range(0, height, patch_h) for col in range(0, width, patch_w)]
+    patches = [levels[row : row + patch_h, col : col + patch_w] for row, col in starts]
+    grid = patch_grid(height, width, (patch_h, patch_w))
+    wanted = {
+        "mean": np.reshape([patch.sum() / (255 * patch.size) for patch in patches], grid),
+        "max": np.reshape([patch.max() / 255 for patch in patches], grid),
+    }
+    forms = [(a, b), (b, a), (a / 255, b / 255), (a.astype(np.float32) / 255, b.astype(np.float32) / 255)]
+    for metric, values in wanted.items():
+        for prev, new in forms:
+            found = patch_difference_map(prev, new, (patch_h, patch_w), metric=metric)
+            np.testing.assert_array_equal(found, values)
+            threshold = float(np.median(values))
+            mask = compute_patch_diff(prev, new, (patch_h, patch_w), threshold, metric=metric)
+            np.testing.assert_array_equal(mask, values > threshold)
+    mask = compute_patch_diff(a, b, (patch_h, patch_w), 0)
+    spread = expand_mask(mask, height, width, (patch_h, patch_w))
+    assert np.array_equal(np.where(spread[..., None], b, a), b)  # what changed makes the new frame of the old one
 
 
 def test_a_change_of_k_levels_everywhere_is_k_255ths_in_edge_patches_too():

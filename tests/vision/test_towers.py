@@ -6,6 +6,8 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -283,6 +285,30 @@ def test_zero_tolerance_equals_the_full_encode(name):
             frame = mixed(frame, new, mask)
             tokens = put(tower, cache, new, mask, 0.0)
             assert relative(tokens, encode_frame(tower, frame).read()) < tolerance
+
+
+MASKS = st.lists(st.lists(st.booleans(), min_size=GRID**2, max_size=GRID**2), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(NAMES),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    masks=MASKS,
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+)
+def test_any_updates_at_tolerance_zero_equal_a_full_encode(name, dtype, masks, seed, scale):
+    """Whichever patches change, by however much, one update after the other."""
+    tower, generator = open_tower(make(name, dtype)), torch.Generator().manual_seed(seed)
+    frame, *new = torch.randn(len(masks) + 1, 1, 3, SIDE, SIDE, generator=generator, dtype=dtype)
+    cache = encode_frame(tower, frame, "gated")
+    for changed, pixels in zip(masks, new, strict=True):
+        mask = torch.tensor(changed).view(GRID, GRID)
+        pixels = frame + scale * pixels
+        frame = mixed(frame, pixels, mask)
+        tokens = put(tower, cache, pixels, mask, 0.0)
+        assert relative(tokens, encode_frame(tower, frame).read()) < (1e-10 if dtype == torch.float64 else 1e-4)
 
 
 def test_error_falls_with_the_tolerance(clip):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,14 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, disk_of, exit_code
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from fvlm_lib.data.screens import ScreenSequence
+from fvlm_lib.outputs import json_line
 from fvlm_lib.vlm import predict, vlms
+from fvlm_lib.vlm.answers import open_output
 from fvlm_lib.vlm.assemble import random_llama
 
 SCREENS = ROOT / "data" / "screens"
@@ -34,7 +40,7 @@ def call(vlm_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, model: object = vlm_folders["llava"]) -> int:
-        return predict.main(["--model", str(model), "--max-new-tokens", "4", *map(str, arguments)])
+        return exit_code(predict.main, "--model", model, "--max-new-tokens", 4, *arguments)
 
     return run
 
@@ -59,7 +65,13 @@ def test_a_line_a_frame_on_the_terminal_and_in_the_file(call, sequence, tmp_path
         assert all(row[time] > 0 for time in TIMES)
         assert row["num_patches"] == 256
     printed = capsys.readouterr()
-    assert len(printed.out.splitlines()) == 6 + 1
+    header, *lines = printed.out.splitlines()
+    assert len(lines) == 6 + 1
+    assert header.split()[:5] == ["sequence", "frame", "path", "changed/patches", "reused/tokens"]
+    for line, row in zip(lines, answers, strict=False):  # under their names
+        assert line[header.index("path") :].startswith(row["path"])
+        changed = f" {row['changed_patches']}/256"
+        assert line[: header.index("changed/patches") + len("changed/patches")].endswith(changed)
     assert printed.out.splitlines()[-1].startswith("6 frames: 1 full, 5 partial;")
     assert "frame/s" in printed.err  # the progress bar
 
@@ -67,7 +79,7 @@ def test_a_line_a_frame_on_the_terminal_and_in_the_file(call, sequence, tmp_path
 def test_every_way_of_naming_frames(call, sequence, tmp_path, capsys):
     files = sorted(sequence.iterdir())
     assert call("--image", files[0]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2  # a header and an answer
     out = tmp_path / "answers.jsonl"
     assert call("--images", files[3], files[1], "--output", out) == 0
     assert [row["file"] for row in rows(out)[1:]] == ["frame_0003.png", "frame_0001.png"]
@@ -104,6 +116,62 @@ def test_resuming_what_is_done_or_not_begun(call, sequence, tmp_path, capsys):
     assert call("--image-dir", sequence, "--output", out, "--resume") == 0
     assert out.read_text() == done
     assert capsys.readouterr().out == ""
+
+
+ROWS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=8)}), max_size=4)
+
+
+def begun(folder, texts):
+    """The sequence, the run and the whole output of as many frames as there are texts."""
+    names = [f"{i}.png" for i in range(len(texts))]
+    sequence = ScreenSequence("s", tuple(folder / name for name in names))
+    rows = [{"sequence": "s", "frame": i, "file": name, **texts[i]} for i, name in enumerate(names)]
+    run = {"model": "m", "prompt": "What's up, 你好?"}
+    return sequence, run, [json_line({"run": run}), *map(json_line, rows)]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(texts=ROWS, share=st.floats(0, 1))
+@example(texts=[{"text": "two\u2028lines\x85"}], share=1.0)
+def test_a_file_that_is_cut_anywhere_goes_on_to_the_same_content(tmp_path_factory, texts, share):
+    folder = tmp_path_factory.mktemp("cut")
+    sequence, run, lines = begun(folder, texts)
+    whole = b"".join(lines)
+    (folder / "part.jsonl").write_bytes(whole[: round(share * len(whole))])
+    with open_output(folder / "part.jsonl", run, [sequence], resume=True) as (write, done):
+        for line in lines[1 + done :]:
+            write(json.loads(line))
+    assert (folder / "part.jsonl").read_bytes() == whole
+    kept = whole[: round(share * len(whole))]
+    assert done == max(0, kept.count(b"\n") - 1)  # nothing that was whole is answered again
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    texts=ROWS, line=st.integers(0, 4), content=st.sampled_from(["null", "[]", '"x"', "{", "[" * 100_000, "{}", "1"])
+)
+def test_a_line_that_is_something_else_is_refused_and_the_file_kept(tmp_path_factory, texts, line, content):
+    folder = tmp_path_factory.mktemp("other")
+    sequence, run, lines = begun(folder, texts)
+    lines[line % len(lines)] = f"{content}\n".encode()
+    (folder / "part.jsonl").write_bytes(b"".join(lines))
+    message = r"part\.jsonl is .*so it cannot be resumed.*name another --output"
+    with pytest.raises(ValueError, match=message), open_output(folder / "part.jsonl", run, [sequence], resume=True):
+        pass
+    assert (folder / "part.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_what_differs_from_a_run_is_named_by_its_key(tmp_path):
+    run = {"decoding": {"seed": 0, "max_new_tokens": 4}, "prompt": "a"}
+    with open_output(tmp_path / "a.jsonl", run, [], resume=False):
+        pass
+    for other, said in (
+        ({"decoding": {"seed": 1, "max_new_tokens": 4}, "prompt": "a"}, r"its decoding\.seed is 0, now it is 1\)"),
+        ({"decoding": None, "prompt": "a"}, r"its decoding is \{.*\}, now it is null\)"),
+        ({**run, "prompt": "b" * 1000}, r'its prompt is "a", now it is "b{78}…\)'),
+    ):
+        with pytest.raises(ValueError, match=said), open_output(tmp_path / "a.jsonl", other, [], resume=True):
+            pass
 
 
 def test_ctrl_c_keeps_what_is_written(call, sequence, tmp_path, capsys, monkeypatch):
@@ -156,11 +224,12 @@ def test_onevision_runs(call, vlm_folders, sequence, tmp_path):
     assert "partial" in {row["path"] for row in rows(out)[1:]}
 
 
-def test_the_settings_file_and_options_over_it(call, sequence, tmp_path):
+def test_the_settings_file_and_options_over_it(call, sequence, tmp_path, capsys):
     settings = tmp_path / "config" / "differential.yaml"
     settings.parent.mkdir()
     settings.write_text("diff_threshold: 0.2\npropagate: gated\ntolerance: 0.5\n")
     call("--image-dir", sequence, "--output", "a.jsonl", "--diff-propagate", "none")
+    assert "note: the differential settings are those of config/differential.yaml" in capsys.readouterr().err
     used = rows(Path("a.jsonl"))[0]["run"]["differential"]
     assert (used["diff_threshold"], used["propagate"], used["tolerance"]) == (0.2, "none", None)
     other = tmp_path / "other.yaml"
@@ -178,6 +247,62 @@ def test_the_exact_settings_agree_with_the_full_path(call, sequence, capsys, tmp
     later = next(row for row in last["results"] if (row["sequence"], row["frames"]) == ("all", "later"))
     assert later["n"] == later["same_text"] == 5
     assert len(rows(tmp_path / "frames.jsonl")) == 6
+
+
+def test_a_file_name_that_is_not_unicode_is_written_and_resumed(call, sequence, tmp_path, capsys):
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xfe"))
+    shutil.copytree(sequence, folder)
+    name = os.fsdecode(b"\xff.png")
+    (folder / "frame_0005.png").rename(folder / name)
+    out = tmp_path / "answers.jsonl"
+    asked = ("--image-dir", folder, "--output", out, "--disable-prefix-reuse")
+    assert call(*asked) == 0
+    written = rows(out)
+    assert os.fsencode(written[-1]["file"]) == b"\xff.png" and written[-1]["sequence"] == r"\xfe"
+    out.write_bytes(out.read_bytes()[:-10])
+    capsys.readouterr()
+    assert call(*asked, "--resume") == 0
+    assert rows(out) == written
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    frames = tmp_path / "frames.jsonl"
+    assert call("--image-dir", folder, "--output", frames, "--benchmark") == 0
+    assert [row["sequence"] for row in rows(frames)] == [r"\xfe"] * 6
+
+
+def test_a_disk_that_fills_keeps_what_is_done(call, sequence, tmp_path, capsys):
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    asked = ("--image-dir", sequence, "--disable-prefix-reuse")
+    assert call(*asked, "--output", whole) == 0
+    third = sum(map(len, whole.read_bytes().splitlines(keepends=True)[:4]))
+    capsys.readouterr()
+    with disk_of(third + 20, from_the_first_forward=True):
+        assert call(*asked, "--output", part) == 2
+    assert capsys.readouterr().err.endswith(f"fvlm-predict: {part}: File too large\n")
+    assert call(*asked, "--output", part, "--resume") == 0
+    assert rows(part) == rows(whole)
+
+
+def test_a_disk_that_fills_does_not_lose_a_benchmark(call, sequence, tmp_path, capsys):
+    out = tmp_path / "frames.jsonl"
+    with disk_of(900, from_the_first_forward=True):
+        assert call("--image-dir", sequence, "--output", out, "--benchmark") == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["benchmark"] == "fvlm-predict"
+    assert printed.out.count("same text") + printed.out.count("texts differ") >= 6
+    assert printed.err.count(f"note: {out}: File too large; the frames from here on are only measured") == 1
+    assert printed.err.endswith(f"fvlm-predict: {out}: File too large\n")
+    assert json.loads(out.read_text().splitlines()[0])["frame"] == 0
+
+
+def test_a_model_that_says_nothing_is_noted(call, vlm_folders, sequence, tmp_path, capsys):
+    mute = shutil.copytree(vlm_folders["llava"], tmp_path / "mute")
+    config = json.loads((mute / "generation_config.json").read_text())
+    config["eos_token_id"] = list(range(300))  # whatever it would say, it ends there
+    (mute / "generation_config.json").write_text(json.dumps(config))
+    assert call("--image-dir", sequence, model=mute) == 0
+    assert "note: " not in capsys.readouterr().err.replace("note: all 6 answers are empty: the model ends at once;", "")
+    assert call("--image-dir", sequence) == 0
+    assert "empty" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -205,6 +330,7 @@ def refusal(call, capsys, *arguments, **options) -> str:
     ("arguments", "named"),
     [
         (["--disable-differential", "--diff-threshold", "0.1"], "--disable-differential and --diff-threshold"),
+        (["--disable-differential", "--diff-threshold", "0"], "--disable-differential and --diff-threshold"),
         (["--disable-differential", "--diff-print-stats"], "--disable-differential and --diff-print-stats"),
         (["--diff-propagate", "none", "--diff-tolerance", "0"], "--diff-propagate none and --diff-tolerance"),
         (["--top-p", "0.5"], "--temperature 0 and --top-p"),
@@ -212,10 +338,21 @@ def refusal(call, capsys, *arguments, **options) -> str:
         (["--benchmark", "--disable-differential", "--disable-prefix-reuse"], "--benchmark and"),
         (["--benchmark", "--resume", "--output", "x"], "--resume and --benchmark"),
         (["--resume"], "--resume needs --output"),
-        (["--num-beams", "0"], "--num-beams is 0"),
-        (["--temperature", "-1"], "--temperature is -1.0"),
-        (["--temperature", "1", "--top-p", "2"], "--top-p is 2.0"),
-        (["--diff-threshold", "7"], "diff_threshold is 7.0"),
+        (["--num-beams", "0"], "--num-beams is 0; it must be at least 1"),
+        (["--temperature", "-1"], "--temperature is -1; it must be at least 0"),
+        (["--temperature", "nan"], "--temperature is nan; it must be "),
+        (["--temperature", "1", "--top-p", "2"], "--top-p is 2; it must be at most 1"),
+        (["--diff-threshold", "7"], "--diff-threshold is 7; it must be at most 1"),
+        (["--diff-tolerance", "inf"], "--diff-tolerance is inf; it must be "),
+        (["--diff-max-changed-patches", "-1"], "--diff-max-changed-patches is -1; it must be at least 0"),
+        (["--sequence-limit", "0"], "--sequence-limit is 0; it must be at least 1"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
+        (["--min-new-tokens", "9"], "--min-new-tokens is 9, above --max-new-tokens 4"),
+        (["--max-new-tokens", "99999"], "and an answer up to 99999 (max_new_tokens); the language model of "),
+        (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+        (["--device", "bogus"], "--device is bogus; it must be auto, cpu"),
+        (["--output", "."], "--output . is a folder"),
+        (["--output", "/dev/full"], "--output /dev/full is no regular file"),
         (["--diff-config", "nowhere.yaml"], "nowhere.yaml"),
         (["--diff-patch-size", "15"], "patch_size is 15"),
         (["--diff-skip-small"], "--diff-skip-small is for towers without partial updates"),
@@ -234,10 +371,10 @@ def test_a_tolerance_that_the_settings_file_makes_void(call, capsys, sequence, t
     assert call(*asked, "--diff-propagate", "gated") == 0
 
 
-def test_unknown_options_are_refused_by_argparse(call, sequence):
-    with pytest.raises(SystemExit) as stop:
-        call("--image-dir", sequence, "--images", sequence)
-    assert stop.value.code == 2
+def test_unknown_options_are_refused(call, capsys, sequence):
+    said = refusal(call, capsys, "--image-dir", sequence, "--images", sequence)
+    assert "--images: not allowed with argument --image-dir" in said
+    assert "did you mean --benchmark?" in refusal(call, capsys, "--image-dir", sequence, "--bench-mark")
 
 
 def test_models_that_cannot_be(call, capsys, sequence, tmp_path, vlm_folders):
@@ -286,7 +423,9 @@ def test_an_output_of_another_run(call, capsys, sequence, tmp_path):
     assert "exists" in refusal(call, capsys, "--image-dir", sequence, "--output", out)
     asked = ("--output", out, "--resume")
     assert "its prompt is" in refusal(call, capsys, "--image-dir", sequence, "--prompt", "Why?", *asked)
-    assert "its differential is" in refusal(call, capsys, "--image-dir", sequence, "--diff-threshold", 0, *asked)
+    assert "its differential.diff_threshold is 0.05, now" in refusal(
+        call, capsys, "--image-dir", sequence, "--diff-threshold", 0, *asked
+    )
     assert "its line 2 is about frames/frame_0000.png" in refusal(
         call, capsys, "--images", *sorted(sequence.iterdir())[1:], *asked
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from transformers import AutoProcessor
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.errors import CheckpointError
+from fvlm_lib.screens import loaded_towers
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings
@@ -127,6 +129,36 @@ def test_a_prompt_with_the_image_token_is_taken_as_it_is(vlms):
         _cropping(vlm).prompt_ids("What is it?")
 
 
+@pytest.mark.parametrize("architecture", ["llava", "llava_onevision", "fast_vlm"])
+def test_a_prompt_is_what_the_models_own_processor_makes_of_it(vlms, architecture):
+    vlm = vlms[architecture]
+    content = [{"type": "image"}, {"type": "text", "text": 'Where is "OK"?\n{{ 1 }} ü'}]
+    own = vlm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert vlm.prompt_ids(content[1]["text"]) == vlm.processor.tokenizer(own)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for x in", r"cannot be used \(unexpected 'end of template', line 1\)"),
+        ("{{ messages[7].content }}", r"cannot be used \(list object has no element 7\)"),
+        ("{% for i in range(10**9) %}{% endfor %}", r"cannot be used \(Range too big"),
+        ("{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}", "does not end within 2 sec"),
+        ("{{ 'a' * 10**10 }}", "needs more than 4 GiB of memory"),
+        ("{{ 'a' * 10**7 }}", "gives 10,000,000 characters, of which 1,000,000 are allowed"),
+        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+        ("{{ raise_exception('one\nimage alone') }}", r"cannot be used \(one image alone\)"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
+        ("{{ ''.__class__ }}", r"puts into the prompt 0 image tokens \(<image>\); it must have one"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_rendered_is_named_within_seconds(vlms, template, reason):
+    processor = copy.copy(vlms["llava"].processor)
+    processor.chat_template = template
+    with pytest.raises(ValueError, match=f"^the chat template of models/broken .*{reason}[^\n]*$"):
+        VLM("models/broken", vlms["llava"].model, processor).prompt_ids("What is it?")
+
+
 def test_assembling(tmp_path, vlm_folders):
     with pytest.raises(CheckpointError, match="name a folder that does not"):
         assemble_llava.assemble_llava("random:llama-tiny", "random:clip-tiny", vlm_folders["llava"])
@@ -144,6 +176,10 @@ def test_the_command_assembles_what_loads(tmp_path, capsys):
     assert load_vlm(str(out)).image_size == (224, 224)
     assert assemble_llava.main(arguments) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_the_random_towers_are_those_there_are():
+    assert assemble_llava.RANDOM_TOWERS == (loaded_towers.RANDOM_CLIP, loaded_towers.RANDOM_TINY)
 
 
 # ---- folders that cannot be loaded -------------------------------------------------------------------
@@ -185,6 +221,38 @@ def test_a_missing_weight_is_named(damaged):
     del weights[name]
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"missing: .*multi_modal_projector.linear_1.weight"):
+        load_vlm(str(damaged))
+
+
+def test_a_weight_that_is_not_finite_is_named(damaged):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(damaged / "model.safetensors")
+    name = next(name for name in weights if "multi_modal_projector.linear_1.weight" in name)
+    weights[name][0, :2] = float("nan")
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"multi_modal_projector.linear_1.weight has 2 NaN and 0 infinite of"):
+        load_vlm(str(damaged))
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_a_processor_for_frames_of_another_grid_is_refused_naming_both(damaged):
+    sizes = {"height": 196, "width": 196}
+    edit(damaged / "processor_config.json", lambda config: config["image_processor"].update(size=sizes))
+    with pytest.raises(CheckpointError, match=r"196 x 196 pixels, a grid of 14 x 14 patches, but .* 224 .*, 16 x 16"):
+        load_vlm(str(damaged))
+
+
+def test_more_tokens_than_embeddings_are_refused(damaged):
+    tokenizer = AutoProcessor.from_pretrained(damaged).tokenizer
+    tokenizer.add_tokens([f"new{i}" for i in range(9)])
+    tokenizer.save_pretrained(damaged)
+    with pytest.raises(CheckpointError, match=r"its tokenizer has 268 tokens, but its model embeds 259"):
         load_vlm(str(damaged))
 
 

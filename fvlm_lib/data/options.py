@@ -1,0 +1,133 @@
+"""What a config's `data` may say of the videos of an evaluation: the kinds, and the options of each.
+
+`videos.open_videos` turns this into videos. Imports nothing heavy, since the Snakefile checks it at every start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fvlm_lib.schema import AsTuple, Count, Positive, Seed, Share, Threads, settings
+
+Split = Literal["train", "validation", "test"]
+Sampling = Literal["uniform", "1fps"]
+Crop = Literal["centre", "squash"]
+Frames = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+
+CELL = 8  # pixels on a side of a cell of the procedural grid
+BLOCK = 16  # procedural samples of one random stream; any slice of the set is made of whole blocks, then cut
+PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
+LARGEST_BLOCK = 4e9  # bytes of float32 frames
+
+
+@settings
+class ProceduralData:
+    """Videos drawn by the library (`videos.ProceduralVideos`). Raises ValueError for sizes that cannot be drawn."""
+
+    split: Split = "train"
+    """Random streams of the splits are apart for every seed."""
+    seed: Seed = 0
+    num_objects: Count = 4
+    """That cross the grid, each in a lane of its own."""
+    grid: Annotated[int, Field(strict=True, ge=2, le=128)] = 4
+    """Cells on a side, of 8 x 8 pixels each."""
+    num_frames: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 8
+    noise_std: Share = 0.08
+    """Of the pixels, in [0, 1]."""
+    kind: Literal["procedural"] = "procedural"
+
+    def __post_init__(self) -> None:
+        if self.num_objects > 4 * self.grid:
+            raise ValueError(
+                f"num_objects is {self.num_objects}; a grid of {self.grid} has lanes for at most {4 * self.grid}"
+            )
+        size = BLOCK * self.num_frames * 3 * self.image_size**2 * 4
+        if size > LARGEST_BLOCK:
+            raise ValueError(
+                f"num_frames {self.num_frames} of {self.image_size} x {self.image_size} pixels (grid {self.grid}) take "
+                f"{size / 1e9:.0f} GB for {BLOCK} videos; at most {LARGEST_BLOCK / 1e9:.0f} GB are drawn at a time"
+            )
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of a frame in pixels."""
+        return self.grid * CELL
+
+    def check_model(self, image_size: int, vocab_size: int, positions: int) -> None:
+        """Raises ValueError where a model cannot know these videos: it sees frames of another size, has fewer words
+        than their captions, or fewer positions than their frames and words."""
+        if image_size != self.image_size:
+            raise ValueError(
+                f"grid is {self.grid}, frames of {self.image_size} x {self.image_size} pixels, but the model sees "
+                f"{image_size} x {image_size}"
+            )
+        if vocab_size < (words := 14 + self.grid):  # 2 special ones, 4 directions, a lane each row, 8 colours
+            raise ValueError(f"grid is {self.grid}, captions of {words} words, but the model knows {vocab_size}")
+        if positions < (needed := self.num_frames + self.num_frames + 2):
+            raise ValueError(
+                f"num_frames is {self.num_frames}, which with the caption takes {needed} positions, but the model has "
+                f"{positions}"
+            )
+
+
+@settings
+class FrameOptions:
+    """How a video becomes `pixel_values`. Raises ValueError naming an option with a value that cannot be."""
+
+    sampling: Sampling = "uniform"
+    """uniform spreads max_frames over the whole video, first and last frame included; 1fps takes what is shown at 0 s,
+    1 s, 2 s ..., and of these the first max_frames. A short video gives fewer."""
+    max_frames: Frames = 8
+    frame_rate: Annotated[float, Field(strict=True, ge=1e-3, le=1000, allow_inf_nan=False)] = 1.0
+    """Frames a second of a video that is stored as images, which have no times of their own."""
+    still_frames: Frames = 1
+    """How often a video of a single frame is repeated (models were trained with 8, some of them)."""
+    crop: Crop = "centre"
+    """centre cuts the largest centred square out of a frame, squash takes all of it and changes its proportions; either
+    is then resized to image_size (bicubic, antialiased)."""
+    image_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 224
+    """Pixels on a side; by default what the checkpoint wants."""
+    image_mean: Annotated[tuple[float, float, float], AsTuple] = (0.485, 0.456, 0.406)
+    """Subtracted from the RGB values in [0, 1]; by default what the checkpoint wants, else ImageNet's."""
+    image_std: Annotated[tuple[Positive, Positive, Positive], AsTuple] = (0.229, 0.224, 0.225)
+    """The RGB values are divided by these."""
+
+
+@settings
+class _FileData(FrameOptions):
+    """What folders and tar shards have in common; see `video_files.VideoFiles`."""
+
+    prompt: str = ""
+    """Text before every caption that brings none of its own; it is not scored."""
+    max_text_tokens: Count | None = None
+    """Of prompt, caption and end; null: as many as the model has positions for."""
+    skip_bad: bool = False
+    """Leave out, and name, samples that cannot be used; false makes the first of them an error."""
+    workers: Threads = 1
+    """Threads that decode videos; the pixels do not depend on it."""
+
+
+@settings
+class FolderData(_FileData):
+    """Videos of a folder with captions.jsonl."""
+
+    path: str = field(kw_only=True)
+    """The folder."""
+    kind: Literal["folder"] = field(default="folder", kw_only=True)
+
+
+@settings
+class WebDatasetData(_FileData):
+    """Videos of WebDataset tar shards."""
+
+    path: str | Annotated[list[str], Field(min_length=1)] = field(kw_only=True)
+    """Shards by name, with braces and wildcards (test-{000..015}.tar), or a list of such."""
+    kind: Literal["webdataset"] = field(default="webdataset", kw_only=True)
+
+
+FileData = FolderData | WebDatasetData
+Data = Annotated[ProceduralData | FolderData | WebDatasetData, Field(discriminator="kind")]
+"""The videos of an evaluation."""

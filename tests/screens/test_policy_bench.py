@@ -1,0 +1,41 @@
+"""The benchmark of policies says what the notebook does, and its last line is for programs."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import ROOT, exit_code
+
+from fvlm_lib.screens import policy_bench
+from fvlm_lib.screens.measure import read_measured
+
+IDLE = ROOT / "data" / "screens" / "terminal"
+
+
+def test_a_row_for_each_policy_and_a_last_line_of_json(tmp_path, capsys):
+    output = tmp_path / "new" / "terminal.parquet"
+    arguments = [IDLE, "--tower", "random:clip-tiny", "--frames", 3, "--tolerances", 0.5, "--output", output]
+    assert exit_code(policy_bench.main, *arguments) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["exact match"]["error_max"] == 0 and last["gated 0.5"]["n"] == 2
+    assert len(pd.read_parquet(output)) == 3 * 4
+    assert set(read_measured(output.parent, "terminal")["policy"]) == {"exact match", "pseudocode", "none", "gated 0.5"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or directory"),
+        ([IDLE, "--frames", "1"], "gives 1 frame; what is kept shows from the second on"),
+        ([IDLE, "--tolerances", "nan"], "--tolerances is nan; it must be "),
+        ([IDLE, "--settings", "nowhere.yaml"], "there is no settings file nowhere.yaml"),
+        ([IDLE, "--output", "a.csv"], "--output is a.csv; it is a table, so its name must end in .parquet"),
+        ([IDLE, "--output", IDLE / "actions.json" / "a.parquet"], "is a file, not a folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line(capsys, arguments, message):
+    assert exit_code(policy_bench.main, "--tower", "random:clip-tiny", *arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("fvlm bench-policies: ") and message in printed and printed.count("\n") == 1
