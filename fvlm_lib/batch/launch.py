@@ -170,7 +170,11 @@ def run_batch(name: str, batch: Batch, arguments: Sequence[str], lock: int, sign
         waiting = f", {undone} not run as they need what failed" if undone else ""
         print(f"{progress.done} of {progress.total} jobs done, {len(progress.failed)} failed{waiting}; see {log_path}")
     progress.print_table()
-    made = write_report(name, own, report, log_path)
+    try:
+        made = write_report(name, own, report, log_path)
+    except (ValueError, OSError) as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return 1
     if made >= 128 or signals.got:
         signals.got.append(made - 128)
         return _stopped(signals)
