@@ -26,6 +26,18 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+CUT_OFF = """output => {
+    const edges = output.getBoundingClientRect(), found = [];
+    for (const element of output.querySelectorAll('*')) {
+        if (element.closest('.noUi-target') || ['SELECT', 'OPTION', 'INPUT'].includes(element.tagName)) continue;
+        const box = element.getBoundingClientRect(), style = getComputedStyle(element);
+        if (box.width === 0 || box.height === 0) continue;
+        const hidden = style.overflowX !== 'visible' && element.scrollWidth > element.clientWidth + 1;
+        if (box.right > edges.right + 1 || box.left < edges.left - 1 || hidden)
+            found.push(`${element.tagName} ${element.className}: ${(element.innerText || '').slice(0, 60)}`);
+    }
+    return found;
+}"""
 
 
 def copy_project(folder: Path) -> Path:
@@ -121,6 +133,19 @@ class Lab:
         """What the first element of a selector says."""
         return self.page.locator(selector).first.inner_text()
 
+    def cut_off(self) -> list[str]:
+        """What of the panel reaches beyond its left or right edge, or does not show all that it holds in its width."""
+        return self.output.evaluate(CUT_OFF)
+
+    @property
+    def output(self) -> Locator:
+        """The output with the panel."""
+        return self.page.locator(".jp-OutputArea-output:has(img[class*='fvlm-'])").first
+
+    def choose(self, label: str, option: str) -> None:
+        """Choose from the dropdown with this label."""
+        self.page.select_option(f".widget-dropdown:has(label:text-is('{label}')) select", option)
+
     def slider(self, label: str) -> Locator:
         """The handle of the slider with this label; it takes the arrow keys."""
         return self.page.locator(f".widget-hslider:has(label:text-is('{label}')) .noUi-handle")
@@ -129,10 +154,16 @@ class Lab:
         """A panel's picture as it stands on the page."""
         return np.array(Image.open(BytesIO(self.page.locator(f"img.fvlm-{name}").screenshot())).convert("RGB"))
 
+    def content(self, name: str) -> bytes:
+        """The file that a panel's picture was sent as."""
+        numbers = self.page.locator(f"img.fvlm-{name}").evaluate(
+            "async image => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())]"
+        )
+        return bytes(numbers)
+
     def panel(self) -> Image.Image:
         """The whole panel as it stands on the page."""
-        shot = self.page.locator(".jp-OutputArea-output:has(img[class*='fvlm-'])").first.screenshot()
-        return Image.open(BytesIO(shot))
+        return Image.open(BytesIO(self.output.screenshot()))
 
     def press(self, label: str, key: str, times: int = 1) -> None:
         self.slider(label).focus()

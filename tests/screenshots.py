@@ -40,7 +40,7 @@ def save(image: Image.Image, name: str) -> None:
 
 PANELS = {  # notebook -> the picture that is waited for, and how often the frame is moved on
     "tune_threshold": ("screenshot", 3),
-    "explore_fovea": ("fovea", 3),
+    "explore_fovea": ("inference", 3),
 }
 
 

@@ -80,9 +80,12 @@ def data_stamp(data: Mapping[str, Any], name: str = "the config") -> str:
     if not path or not isinstance(path, str | list):
         raise ValueError(f"{name}: data of kind {kind} has the path {path!r}; it must say where the videos are")
     try:
-        if kind == "folder" and not isinstance(path, str):
+        if kind == "webdataset":
+            files = matching_files(path)
+        elif isinstance(path, str):
+            files = _listed_files(path)
+        else:
             raise ValueError(f"path is {path!r}; it must be one folder")
-        files = _listed_files(path) if kind == "folder" else matching_files(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{name}: data: {error}") from error
     content = [[file, *_size_and_time(file)] for file in files]

@@ -1,6 +1,6 @@
 """Trains the demo ladder: small foveated VLMs on procedural videos, from one config file.
 
-`fvlm train config/ladder.yaml --run S-S --seed 0 --out checkpoints/retrained/S-S` (`train_command.py`) trains one
+`fvlm train config/ladder.yaml --run S-S --seed 0 --out checkpoints/retrained/S-S` trains one
 run; the loss is fine + 0.5 · coarse [+ multi_fine_weight · second fine pass]. Left behind in OUT: a folder
 `step_NNNN` (weights, config, tokenizer, training.json) at each step the config asks for, and `losses.csv`.
 An interrupted run goes on from its last saved state; a finished one is never overwritten.
@@ -20,12 +20,11 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -35,66 +34,10 @@ from fvlm_lib.data.videos import CELL, ProceduralVideos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.flops import count_flops
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.foveated.training_config import TrainingConfig
 from fvlm_lib.outputs import whole
-from fvlm_lib.schema import check
 
 STATE = "state.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """One run of the ladder. Widths in channels; the loss weights are as in the module's docstring."""
-
-    vision_width: int = 64
-    vision_layers: int = 2
-    vision_heads: int = 4
-    vision_mlp_ratio: int = 2
-    text_width: int = 64
-    text_layers: int = 2
-    text_heads: int = 4
-    text_mlp_width: int = 128
-    position_std: float = 1.5
-    videos: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    steps: int = 3000
-    gradient_clip: float = 1.0
-    coarse_weight: float = 0.5
-    multi_fine_weight: float = 0.0
-    checkpoint_steps: tuple[int, ...] = (100, 300, 1000, 3000)
-    state_every: int = 200
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.steps < 1 or self.learning_rate <= 0:
-            raise ValueError(
-                f"batch_size {self.batch_size}, steps {self.steps} and learning_rate {self.learning_rate} "
-                "must all be positive"
-            )
-        if late := [step for step in self.checkpoint_steps if not 1 <= step <= self.steps]:
-            raise ValueError(f"checkpoint_steps has {late[0]}; it must lie between 1 and steps = {self.steps}")
-
-
-def read_training_config(path: Path, run: str) -> TrainingConfig:
-    """The config of `run` from a YAML file with `defaults:` and `runs: {name: overrides}`.
-
-    Raises ValueError for an unknown run or field, naming it and what there is.
-    """
-    try:
-        content = check(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
-    runs = check(dict[str, dict[str, Any] | None], content.get("runs") or {}, f"{path}: runs")
-    if run not in runs:
-        raise ValueError(f"{path} has no run {run!r}; it has {', '.join(runs)}")
-    values = {**(content.get("defaults") or {}), **(runs[run] or {})}
-    known = {f.name for f in fields(TrainingConfig)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{path}: run {run!r} sets {unknown[0]!r}; known fields are {', '.join(sorted(known))}")
-    if "checkpoint_steps" in values:
-        values["checkpoint_steps"] = tuple(values["checkpoint_steps"])
-    return TrainingConfig(**values)
 
 
 def build_model(config: TrainingConfig, videos: ProceduralVideos, seed: int) -> FoveatedVLM:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from fvlm_lib.foveated.training_config import read_training_config
 from fvlm_lib.options import Parser, add_device, add_seed, add_threads, run
 from fvlm_lib.outputs import check_output
 
@@ -30,17 +31,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        config = read_training_config(args.config, args.run)
         check_output(args.out / "losses.csv", "--out")
 
         import torch
         from transformers.utils import logging
 
         from fvlm_lib.devices import pick_device
-        from fvlm_lib.foveated.train import read_training_config, train
+        from fvlm_lib.foveated.train import train
 
         torch.set_num_threads(args.threads)
         logging.disable_progress_bar()
-        config = read_training_config(args.config, args.run)
         train(config, args.out, args.seed, args.run, pick_device(args.device))
 
     return run(parser.prog, work)

@@ -52,7 +52,7 @@ class LogNumber(ipywidgets.HBox):
         )
         self.number = ipywidgets.FloatText(step=None, layout={"width": "76px", "flex": "0 0 auto"})
         super().__init__([self.slider, self.number], layout={"flex": "2 1 400px", "width": "auto", "min_width": "0"})
-        self._name, self._following = description, False
+        self._name, self._following, self._sliding = description, False, False
         self.slider.observe(self._moved, "value")
         self.number.observe(show_errors(self._typed), "value")
         self.observe(self._follow, "value")
@@ -60,8 +60,13 @@ class LogNumber(ipywidgets.HBox):
 
     def _moved(self, _: Any) -> None:
         # a browser sends back what it is told, on the nearest step: that is no move
-        if not self._following and self._place(self.slider.value) != self._place(self.value):
+        if self._following or self._place(self.slider.value) == self._place(self.value):
+            return
+        self._sliding = True  # told a value while it is dragged on, it would jump back
+        try:
             self.value = float(f"{self.slider.value:.3g}")
+        finally:
+            self._sliding = False
 
     def _place(self, value: float) -> int:
         return round(max(math.log10(value), self.LOWEST) / self.STEP) if value > 0 else round(self.LOWEST / self.STEP)
@@ -78,7 +83,9 @@ class LogNumber(ipywidgets.HBox):
 
     def _follow(self, _: Any = None) -> None:
         self._following = True
-        self.slider.value, self.number.value = self.value, self.value  # the slider stops at its ends
+        self.number.value = self.value
+        if not self._sliding:
+            self.slider.value = self.value  # it stops at its ends
         self._following = False
 
 

@@ -94,9 +94,10 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
         model = getattr(whole, "vision_model", whole) if hasattr(config, "vision_config") else whole
         mean, std = _normalisation(folder)
     own = getattr(model.config, "image_size", None)
-    if own is None and image_size is None:
+    size = image_size or ((own, own) if isinstance(own, int) else own)
+    if size is None:
         raise CheckpointError(f"{spec} does not say the size of its frames; give image_size, height and width")
-    height, width = image_size or ((own, own) if isinstance(own, int) else own)
+    height, width = size
     return LoadedTower(spec, model, (int(height), int(width)), mean, std)
 
 
@@ -106,10 +107,10 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not file.exists():
         return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     content = read_object(file, CheckpointError)
-    mean, std = content.get("image_mean"), content.get("image_std")
-    for name, values in (("image_mean", mean), ("image_std", std)):
+    for name in ("image_mean", "image_std"):
+        values = content.get(name)
         if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):
             raise CheckpointError(
                 f"{file}: its {name} is {values!r}; it must be three numbers, for red, green and blue"
             )
-    return tuple(mean), tuple(std)
+    return tuple(content["image_mean"]), tuple(content["image_std"])

@@ -7,12 +7,12 @@ Imports nothing heavy, since the Snakefile reads settings at every start.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
+from fvlm_lib.outputs import whole
 from fvlm_lib.schema import (
     CountOrNone,
     Metric,
@@ -76,7 +76,5 @@ def write_settings(path: str | Path, settings: DifferentialSettings, note: str =
     told = adapter(DifferentialSettings).json_schema()["properties"]
     for name, value in asdict(settings).items():
         lines.append(f"{yaml.safe_dump({name: value}).strip():<26}  # {told[name]['description']}\n")
-    part = Path(f"{path}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, path)
+    with whole(Path(path)) as part:
+        part.write_text("".join(lines), encoding="utf-8")

@@ -63,12 +63,13 @@ def main() -> None:
             resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     answer: dict[str, str]
     try:
-        texts, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [messages], chat_template=template, add_generation_prompt=True, **special_tokens
         )
-        answer = {"text": texts[0]}
-        if len(texts[0]) > LONGEST:
-            answer = {"error": f"it gives {len(texts[0]):,} characters, of which {LONGEST:,} are allowed"}
+        text: str = rendered[0][0]  # of the first conversation
+        answer = {"text": text}
+        if len(text) > LONGEST:
+            answer = {"error": f"it gives {len(text):,} characters, of which {LONGEST:,} are allowed"}
     except MemoryError:
         answer = {"error": f"it needs more than {MEMORY >> 30} GiB of memory"}
     except Exception as error:  # whatever a template may raise

@@ -146,8 +146,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check(args: argparse.Namespace) -> None:
+    given = lambda value: value is not None and value is not False  # 0 is given
     flags = [*_SETTINGS, "diff_config", "diff_skip_small", "diff_print_stats"]
-    differential = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name) not in (None, False)]
+    differential = [f"--{name.replace('_', '-')}" for name in flags if given(getattr(args, name))]
     contradictions = [
         (args.disable_differential and differential, ["--disable-differential", *differential[:1]]),
         (

@@ -14,6 +14,7 @@ from conftest import ROOT
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.foveated import train, train_command
 from fvlm_lib.foveated.checkpoints import load_checkpoint
+from fvlm_lib.foveated.training_config import read_training_config
 
 TINY = train.TrainingConfig(
     vision_width=16,
@@ -108,7 +109,7 @@ def test_a_batch_starts_near_the_loss_of_guessing():
     """The initial weights neither explode nor favour a word: about ln(vocabulary) nats a token."""
     videos = ProceduralVideos()
     for run in ("S-S", "M-S"):
-        config = train.read_training_config(ROOT / "config" / "ladder.yaml", run)
+        config = read_training_config(ROOT / "config" / "ladder.yaml", run)
         _, parts = train.training_loss(train.build_model(config, videos, 0), videos.batch(0, 16), config)
         assert 2.5 < parts["fine"] < 4.5
 
@@ -131,12 +132,17 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     ("content", "message"),
     [
         ("runs: {A: {}}", "has no run 'B'; it has A"),
-        ("runs: {B: {depth: 3}}", "'depth'; known fields are"),
+        ("runs: {B: {stepss: 3}}", "ladder.yaml: run 'B' has the unknown key 'stepss'; did you mean 'steps'?"),
+        ("runs: {B: {batch_size: many}}", "ladder.yaml: run 'B': batch_size is 'many'; it must be a whole number"),
+        ("runs: {B: {text_heads: 3}}", "text_width is 64, which text_heads, 3, does not divide"),
+        ("runs: {B: {videos: {grid: 0}}}", "videos: grid is 0; it must be at least 2"),
+        ("runs: {B: 3}", "ladder.yaml: runs.B is 3; it must be a mapping"),
         ("runs: {B: {steps: 10}}", "checkpoint_steps has 100"),
-        ("runs: {B: {learning_rate: 0}}", "learning_rate 0"),
+        ("runs: {B: {learning_rate: 0}}", "learning_rate is 0; it must be above 0"),
+        ("run: {B: {}}", "ladder.yaml has the unknown key 'run'; did you mean 'runs'?"),
         ("null", "ladder.yaml is null; it must be a mapping"),
         ("runs: [B]", "ladder.yaml: runs is ['B']; it must be a mapping"),
-        ("runs: {", "ladder.yaml is no YAML"),
+        ("runs: {", "ladder.yaml cannot be read as YAML"),
     ],
 )
 def test_a_wrong_config_ends_with_one_sentence(tmp_path, capsys, content, message):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-import yaml
 from conftest import DEMO, ROOT
 from PIL import Image
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.figures.plots import CHANGED
 from fvlm_lib.panels import bench as panel_bench
-from fvlm_lib.panels import pictures, tuning_panel
+from fvlm_lib.panels import fovea_pictures, pictures, workbench
 from fvlm_lib.panels.fovea_panel import FoveaPanel
-from fvlm_lib.panels.tuning_panel import CLIP, TuningPanel
+from fvlm_lib.panels.history import History
+from fvlm_lib.panels.sizes import CLIP, PATCH_SIZES
+from fvlm_lib.panels.tuning_panel import TuningPanel
 from fvlm_lib.screens.loaded_towers import load_tower, squash
 from fvlm_lib.screens.measure import measure_policies, policies
 from fvlm_lib.screens.tuning import compare_patches, trace_settings
@@ -34,7 +38,8 @@ def config(tmp_path) -> Path:
 
 
 def panel_of(config: Path, sequence: str | None = "dialog", **options) -> TuningPanel:
-    return TuningPanel(SCREENS, sequence, config, **{"results": config.parent / "results", **options})
+    own = {"results": config.parent / "results", "save_as": config.parent / "mine.yaml"}
+    return TuningPanel(SCREENS, sequence, config, **{**own, **options})
 
 
 def pixels(picture) -> np.ndarray:
@@ -61,8 +66,9 @@ def test_the_notebooks_run_without_a_front_end(tmp_path, name):
 
 def test_the_panel_shows_what_the_setting_does(config):
     panel = panel_of(config)
-    panel.threshold.value, panel.metric.value, panel.reference.value = 0.01, "mean", "previous"
-    panel.patch_size.value = 32
+    setting, view = panel.setting, panel.views[0]
+    setting.threshold.value, setting.metric.value, setting.reference.value = 0.01, "mean", "previous"
+    setting.patch_size.value = 32
     settings = DifferentialSettings(0.01, "mean", None, 32, "previous", tolerance=0.5)
     assert panel.settings == settings
     expected = list(trace_settings(compare_patches(read_sequence(SCREENS / "dialog"), 32), settings))
@@ -70,8 +76,8 @@ def test_the_panel_shows_what_the_setting_does(config):
     for index, (step, _) in enumerate(expected):
         panel.player.frame.value = index
         paths.add(step.path)
-        assert f">{step.path}</b>" in panel.status.value
-        assert step.changed is None or f"{step.changed} of 1000 patches changed" in panel.status.value
+        assert f">{step.path}</b>" in view.status.value
+        assert step.changed is None or f"{step.changed} of 1000 patches changed" in view.status.value
     assert {"full", "cached", "partial"} == paths
     assert panel.message.value == ""
 
@@ -79,18 +85,19 @@ def test_the_panel_shows_what_the_setting_does(config):
 def test_every_widget_redraws(config):
     """Pictures are compared as pixels. The first frame that is shown is a typical partial update."""
     panel = panel_of(config)
-    assert ">partial</b>" in panel.status.value
+    setting, view = panel.setting, panel.views[0]
+    assert ">partial</b>" in view.status.value
     moves = [
-        (panel.threshold, 0.9), (panel.metric, "mean"), (panel.reference, "previous"), (panel.patch_size, 32),
-        (panel.seen, CLIP), (panel.player.frame, 20),
+        (setting.threshold, 0.9), (setting.metric, "mean"), (setting.reference, "previous"), (setting.patch_size, 32),
+        (panel.zoom.level, 4), (panel.zoom.across, 3), (setting.seen, CLIP), (panel.player.frame, 20),
     ]  # fmt: skip
     for widget, value in moves:
-        before = [pixels(picture) for picture in (panel.screenshot, panel.difference)]
-        text = panel.status.value + panel.summary.value
+        before = [pixels(picture) for picture in (view.screenshot, view.difference)]
+        text = view.status.value + view.summary.value
         widget.value = value
-        after = [pixels(picture) for picture in (panel.screenshot, panel.difference)]
+        after = [pixels(picture) for picture in (view.screenshot, view.difference)]
         assert any(a.shape != b.shape or (a != b).any() for a, b in zip(before, after, strict=True)) or (
-            text != panel.status.value + panel.summary.value
+            text != view.status.value + view.summary.value
         ), widget.description
     assert panel.message.value == ""
 
@@ -102,55 +109,46 @@ def test_pixels_are_compared_once_for_a_recording_and_size(config, monkeypatch):
         calls.append(patch_size)
         return compare_patches(frames, patch_size, progress)
 
-    monkeypatch.setattr(tuning_panel, "compare_patches", counted)
+    monkeypatch.setattr(workbench, "compare_patches", counted)
     panel = panel_of(config)
     for threshold in (0.1, 0.2, 0.3):
-        panel.threshold.value = threshold
+        panel.setting.threshold.value = threshold
         panel.player.frame.value += 1
-    panel.metric.value, panel.reference.value = "mean", "previous"
+    panel.setting.metric.value, panel.setting.reference.value = "mean", "previous"
+    panel.compare.value = True
+    panel.setting.threshold.value = 0.4
     assert calls == [16]
-    panel.patch_size.value = 32
-    panel.patch_size.value = 0
+    panel.setting.patch_size.value = 32
+    panel.setting.patch_size.value = 0
     assert calls == [16, 32]
 
 
 def test_frames_are_seen_as_the_tower_gets_them(config):
     panel = panel_of(config)
-    panel.seen.value = CLIP
+    panel.setting.seen.value = CLIP
     frames = (squash(frame, (336, 336)) for frame in read_sequence(SCREENS / "dialog"))
     expected = list(trace_settings(compare_patches(frames, 14), DifferentialSettings()))
-    assert [step.changed for step, _ in panel.steps] == [step.changed for step, _ in expected]
-    assert panel.steps[0][0].mask.shape == (24, 24)
-    assert panel.limit.max == 576 and panel.limit.value == 144
+    assert [step.changed for step, _ in panel.traced.steps] == [step.changed for step, _ in expected]
+    assert panel.traced.steps[0][0].mask.shape == (24, 24)
+    assert panel.setting.limit.max == 576 and panel.setting.limit.value == 144
 
 
 def test_the_limit_decides_between_partial_and_full(config):
     panel = panel_of(config)
-    changed = panel.steps[panel.player.frame.value][0].changed
-    panel.limited.value = True
-    panel.limit.value = changed
-    assert ">partial</b>" in panel.status.value
-    panel.limit.value = changed - 1
-    assert ">full</b>" in panel.status.value
+    changed = panel.traced.steps[panel.player.frame.value][0].changed
+    panel.setting.limited.value = True
+    panel.setting.limit.value = changed
+    assert ">partial</b>" in panel.views[0].status.value
+    panel.setting.limit.value = changed - 1
+    assert ">full</b>" in panel.views[0].status.value
     assert panel.settings.max_changed_patches == changed - 1
 
 
-def test_the_button_writes_what_the_widgets_say_and_keeps_the_rest(config):
-    panel = panel_of(config)
-    panel.threshold.value, panel.limited.value, panel.limit.value = 0.125, True, 77
-    panel.save.click()
-    assert read_settings(config) == DifferentialSettings(0.125, "max", 77, tolerance=0.5)
-    assert "Chosen on dialog, seen in frames of 800 x 1280 pixels, patches of 16." in config.read_text()
-    again = panel_of(config)
-    assert again.settings == panel.settings
-    assert (again.threshold.value, again.limited.value, again.limit.value) == (0.125, True, 77)
-
-
 def test_odd_values_in_the_file_are_kept(config):
-    write_settings(config, DifferentialSettings(patch_size=50, max_changed_patches=10**5))
+    write_settings(config, DifferentialSettings(diff_threshold=3e-6, patch_size=50, max_changed_patches=10**5))
     panel = panel_of(config)
-    assert (panel.settings.patch_size, panel.settings.max_changed_patches) == (50, 10**5)
-    assert panel.steps[0][0].mask.shape == (16, 26)
+    assert panel.settings == read_settings(config)
+    assert panel.traced.steps[0][0].mask.shape == (16, 26)
 
 
 def test_what_was_measured_at_the_setting_is_shown_and_nothing_else(config):
@@ -163,15 +161,272 @@ def test_what_was_measured_at_the_setting_is_shown_and_nothing_else(config):
     panel = panel_of(config)
     assert "not measured at this setting" in panel.expected.value
     assert "frames of 64 × 96 in patches of 8: threshold 0.25, max, encoded" in panel.expected.value
-    panel.seen.value = (64, 96, 8)
+    panel.setting.seen.value = (64, 96, 8)
     assert "not measured at this setting" in panel.expected.value
     assert "fvlm run notebooks/differential_benchmark.ipynb" in panel.expected.value
-    panel.threshold.value = 0.25
+    assert "mine.yaml" in panel.expected.value
+    panel.setting.threshold.value = 0.25
     assert panel.expected.value.count("tuned.parquet") == 3  # none, two tolerances; not the exact match
     (bold,) = [line for line in panel.expected.value.split("<tr") if "font-weight:bold" in line]
     assert "gated 0.5" in bold
-    panel.patch_size.value = 16
+    speedup = bold.split("</td>")[4].rpartition(">")[2]
+    panel.compare.value = True
+    assert numbers_of(panel)["speed-up"] == [speedup, speedup]
+    panel.setting.patch_size.value = 16
     assert "not measured at this setting" in panel.expected.value
+    assert numbers_of(panel)["speed-up"] == [speedup, "not measured"]
+
+
+# ---- threshold, undo, zoom -----------------------------------------------------------------------------
+
+
+def test_slider_and_number_are_the_threshold(config):
+    panel = panel_of(config)
+    threshold = panel.setting.threshold
+    assert (threshold.slider.value, threshold.number.value, threshold.value) == (0.05, 0.05, 0.05)
+    threshold.slider.value = 10**-2.5
+    assert threshold.number.value == threshold.value == panel.settings.diff_threshold == 0.00316
+    threshold.number.value = 0.123456
+    assert threshold.slider.value == threshold.value == panel.settings.diff_threshold == 0.123456
+    threshold.slider.value = 10**-0.9  # what a browser makes of it, on the slider's nearest step, is no move
+    assert panel.settings.diff_threshold == 0.123456
+    threshold.number.value = 0
+    assert panel.settings.diff_threshold == 0 and threshold.slider.value == 1e-4
+
+
+@pytest.mark.parametrize("typed", [2, -0.1, float("nan"), float("inf")])
+def test_a_threshold_out_of_range_is_refused_in_a_sentence(config, typed):
+    panel = panel_of(config)
+    shown = panel.views[0].screenshot.value
+    panel.setting.threshold.number.value = typed
+    assert f"threshold is {typed:g}; it must be a number from 0 to 1. 0.05 is kept." in panel.message.value
+    assert panel.setting.threshold.number.value == panel.settings.diff_threshold == 0.05
+    assert panel.views[0].screenshot.value == shown
+    panel.setting.threshold.number.value = 0.5
+    assert panel.message.value == ""
+
+
+def test_undo_goes_back_step_by_step(config):
+    panel = panel_of(config)
+    panel.history = History(pause=-1)  # every move is a step
+    assert panel.undo.disabled
+    states, frame, shown = [panel.state], panel.player.frame.value, panel.views[0].screenshot.value
+    setting = panel.setting
+    moves = [
+        (setting.threshold, 0.3), (setting.seen, CLIP), (setting.metric, "mean"), (panel.compare, True),
+        (setting.threshold, 0.6), (panel.edited, 0), (setting.limited, True), (setting.limit, 5),
+        (panel.compare, False), (panel.sequence, "terminal"), (setting.patch_size, 32),
+    ]  # fmt: skip
+    for widget, value in moves:
+        widget.value = value
+        assert panel.state != states[-1], widget.description
+        states.append(panel.state)
+    assert panel.bench.name == "terminal" and not panel.undo.disabled
+    for state in reversed(states[:-1]):
+        panel.undo.click()
+        assert panel.state == state
+        assert setting.read(state.choice) == state.choice and panel.bench.name == state.recording
+        assert panel.compare.value == (len(state.shown) == 2) and panel.edited.value == state.edited
+    assert panel.undo.disabled and panel.message.value == ""
+    panel.player.frame.value = frame  # a frame is no choice; a recording that is opened anew shows one of its own
+    assert panel.views[0].screenshot.value == shown
+
+
+def test_a_slider_on_its_way_is_one_step_to_undo():
+    moves = [(0, "a"), (0.9, "a"), (1.8, "a"), (2, "b"), (4, "b"), (4.1, "c"), (9, "c"), (9.1, "c")]
+    clock = iter([seconds for seconds, _ in moves])
+    history: History[int] = History(length=3, pause=1, clock=lambda: next(clock))
+    for state, (_, control) in enumerate(moves[:6]):
+        history.record(state, control)
+    assert [history.undo() for _ in range(len(history))] == [5, 4, 3]  # state 0, the oldest, is beyond the length
+    with pytest.raises(ValueError, match="nothing to undo"):
+        history.undo()
+    history.record(0, "a")
+    history.undo()
+    history.record(1, "a")  # at once, but after an undo: a step of its own
+    assert history.undo() == 1
+
+
+def test_zoom_shows_a_frames_very_pixels(config):
+    panel = panel_of(config)
+    panel.player.frame.value = 0  # all of it is shown as recorded, and outlined nowhere
+    frame = read_sequence(SCREENS / "dialog")[0].astype(int)
+    panel.zoom.level.value = 4
+    panel.zoom.across.value, panel.zoom.down.value = 50, 100
+    shown = pixels(panel.views[0].screenshot)
+    assert shown.shape == (800, 1280, 3)
+    part = frame[600:800, 480:800].repeat(4, axis=0).repeat(4, axis=1)
+    assert np.abs(shown - part).mean() < 1  # but for JPEG
+    layout = panel.views[0].screenshot.layout
+    assert (layout.object_fit, layout.object_position) == ("none", "50.0% 100.0%")
+    panel.zoom.level.value = 0
+    assert pixels(panel.views[0].screenshot).shape == (800, 1280, 3)
+    assert panel.zoom.across.layout.display == "none"
+
+
+def test_zoom_goes_from_change_to_change(config):
+    panel = panel_of(config)
+    mask = panel.traced.steps[panel.player.frame.value][0].mask
+    areas = pictures.find_areas(mask)
+    assert areas
+    panel.zoom.level.value = 2
+    seen = [(panel.zoom.across.value, panel.zoom.down.value)]
+    for _ in areas:
+        panel.zoom.go.click()
+        seen.append((panel.zoom.across.value, panel.zoom.down.value))
+    assert seen == [*areas, areas[0]]
+
+
+# ---- two settings --------------------------------------------------------------------------------------
+
+
+def numbers_of(panel: TuningPanel) -> dict[str, list[str]]:
+    """The table of two settings, as texts."""
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in panel.numbers.value.split("<tr>")[1:]]
+    return {name: values for name, *values in rows}
+
+
+def test_two_settings_stand_side_by_side(config):
+    panel = panel_of(config)
+    single = panel.views[0].screenshot.value
+    assert panel.views[1].layout.display == "none" and panel.numbers.value == ""
+    panel.compare.value = True
+    a, b = panel.views
+    assert b.layout.display == "" and a.screenshot.value == b.screenshot.value == single  # B starts as A
+    panel.setting.threshold.value = 0.9
+    assert a.screenshot.value == single != b.screenshot.value
+    assert "threshold 0.05" in a.title.value and "threshold 0.9" in b.title.value
+    table = numbers_of(panel)
+    compared = compare_patches(read_sequence(SCREENS / "dialog"), 16)
+    for column, threshold in enumerate((0.05, 0.9)):
+        steps = [step for step, _ in trace_settings(compared, DifferentialSettings(threshold))]
+        step = steps[panel.player.frame.value]
+        assert table["this frame"][column] == f"{step.path}, {step.changed} of 4000 changed"
+        encoded = sum(int(step.mask.sum()) for step in steps[1:]) / (4000 * len(steps[1:]))
+        assert table["encoded anew"][column] == f"{encoded:.2%}"
+    frame = panel.player.frame.value
+    panel.player.frame.value = frame + 1
+    assert a.status.value != b.status.value or a.screenshot.value != single
+
+    panel.edited.value = 0
+    assert panel.setting.threshold.value == panel.settings.diff_threshold == 0.05
+    panel.setting.threshold.value = 0.2
+    assert "threshold 0.2," in a.title.value and "threshold 0.9," in b.title.value
+    panel.edited.value = 1
+    panel.compare.value = False  # what the controls show stays
+    assert panel.settings.diff_threshold == panel.setting.threshold.value == 0.9
+    assert b.layout.display == "none" and a.title.value == panel.numbers.value == ""
+
+
+def test_two_settings_may_see_frames_at_two_sizes(config):
+    panel = panel_of(config)
+    panel.compare.value = True
+    panel.setting.seen.value = CLIP
+    assert panel.message.value == ""
+    assert numbers_of(panel)["frames"] == ["800 × 1280, patches of 16", "336 × 336, patches of 14"]
+    assert panel.setting.limit.max == 576
+    panel.edited.value = 0
+    assert panel.setting.limit.max == 4000
+
+
+# ---- files ---------------------------------------------------------------------------------------------
+
+
+def test_save_writes_what_the_controls_say_and_leaves_the_file_that_was_read(config):
+    before = config.read_bytes()
+    panel = panel_of(config)
+    mine = config.parent / "mine.yaml"
+    setting = panel.setting
+    setting.threshold.value, setting.limited.value, setting.limit.value = 0.125, True, 77
+    assert not mine.exists()
+    panel.save_as.save.click()
+    assert read_settings(mine) == panel.settings == DifferentialSettings(0.125, "max", 77, tolerance=0.5)
+    assert "Chosen on dialog, seen in frames of 800 x 1280 pixels, patches of 16." in mine.read_text()
+    assert "mine.yaml written at" in panel.save_as.said.value and config.read_bytes() == before
+    setting.threshold.value = 0.25
+    panel.save_as.save.click()  # its own file again
+    assert read_settings(mine).diff_threshold == 0.25 and "overwritten at" in panel.save_as.said.value
+    again = panel_of(mine)
+    assert again.settings == panel.settings
+    assert (again.setting.threshold.value, again.setting.limited.value, again.setting.limit.value) == (0.25, True, 77)
+
+
+def test_saving_b_saves_b(config):
+    panel = panel_of(config)
+    panel.compare.value = True
+    panel.setting.threshold.value = 0.5
+    panel.save_as.save.click()
+    assert read_settings(config.parent / "mine.yaml").diff_threshold == 0.5
+    panel.edited.value = 0
+    panel.save_as.save.click()
+    assert read_settings(config.parent / "mine.yaml").diff_threshold == 0.05
+
+
+def test_a_file_of_someone_else_is_overwritten_at_the_second_press_alone(config):
+    before = config.read_bytes()
+    panel = panel_of(config)
+    panel.setting.threshold.value = 0.5
+    panel.save_as.name.value = str(config)
+    panel.save_as.save.click()
+    assert config.read_bytes() == before
+    assert "is there already; press again to overwrite it" in panel.save_as.said.value
+    panel.save_as.name.value = str(config.parent / "other.yaml")  # another name: nothing is asked any more
+    panel.save_as.name.value = str(config)
+    panel.save_as.save.click()
+    assert config.read_bytes() == before
+    panel.save_as.save.click()
+    assert read_settings(config) == panel.settings and "overwritten at" in panel.save_as.said.value
+
+
+def test_a_file_that_holds_no_settings_is_never_overwritten(config):
+    other = config.parent / "batch.yaml"
+    other.write_text("checkpoints: {}\n")
+    panel = panel_of(config, save_as=other)
+    for _ in range(3):
+        panel.save_as.save.click()
+        assert "batch.yaml is not written over, as it holds no settings" in panel.message.value
+        assert other.read_text() == "checkpoints: {}\n"
+
+
+@pytest.mark.parametrize("name", ["", "  ", "."])
+def test_a_name_that_no_file_can_have_is_refused(config, name):
+    panel = panel_of(config, save_as=name)
+    for press in (panel.save_as.save, panel.save_as.load):
+        press.click()
+        assert "no file&#x27;s name" in panel.message.value
+
+
+def test_load_sets_the_controls_and_can_be_undone(config):
+    panel = panel_of(config)
+    other = config.parent / "mine.yaml"
+    settings = DifferentialSettings(0.3, "mean", 9, 40, "previous", "none")
+    write_settings(other, settings)
+    panel.save_as.load.click()
+    assert panel.settings == settings and panel.message.value == ""
+    assert (panel.setting.threshold.number.value, panel.setting.patch_size.value) == (0.3, 40)
+    panel.undo.click()
+    assert panel.settings == DifferentialSettings(tolerance=0.5)
+    other.write_text("diff_threshold: 2\n")
+    panel.save_as.load.click()
+    assert "diff_threshold is 2; it must be at most 1" in panel.message.value
+    assert panel.settings == DifferentialSettings(tolerance=0.5)
+
+
+def test_recordings_are_looked_for_again(tmp_path, config):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("RGB", (64, 64), (80 * index, 0, 0)).save(tmp_path / name / f"{index}.png")
+    panel = TuningPanel(tmp_path, "one", config)
+    (tmp_path / "two").rename(tmp_path / "three")
+    panel.rescan.click()
+    assert [name for _, name in panel.sequence.options] == ["one", "three"] and panel.sequence.value == "one"
+    panel.folder.value = str(SCREENS)
+    assert "dialog" in panel.bench.recordings and panel.message.value == "" and panel.views[0].screenshot.value
+    panel.folder.value = str(tmp_path / "nowhere")
+    assert "nowhere: no such file or directory" in panel.message.value and panel.views[0].screenshot.value == b""
+    panel.folder.value = str(tmp_path)
+    assert panel.message.value == "" and panel.views[0].screenshot.value
 
 
 # ---- what is wrong with the input ----------------------------------------------------------------------
@@ -189,7 +444,7 @@ def test_results_of_an_older_schema(config):
     rows.drop(columns="diff_threshold").to_parquet(results / "old.parquet")
     panel = panel_of(config)
     assert "old.parquet is of an older schema, without diff_threshold; `bash run.sh`" in panel.expected.value
-    assert panel.screenshot.value
+    assert panel.views[0].screenshot.value
 
 
 def test_an_unknown_recording_is_named_in_the_panel(config):
@@ -197,7 +452,7 @@ def test_an_unknown_recording_is_named_in_the_panel(config):
     assert "no recording &#x27;nope&#x27;" in panel.message.value
     assert "fvlm record" in panel.message.value
     panel.sequence.value = panel.sequence.options[0][1]  # it goes on with another
-    assert panel.message.value == "" and panel.screenshot.value
+    assert panel.message.value == "" and panel.views[0].screenshot.value
 
 
 def test_no_recordings_at_all(tmp_path, config):
@@ -208,11 +463,9 @@ def test_no_recordings_at_all(tmp_path, config):
 def test_a_wrong_settings_file_is_named_and_the_defaults_shown(config):
     config.write_text("diff_threshold: 2\n")
     panel = panel_of(config)
-    assert "diff_threshold is 2; it must be a number from 0 to 1" in panel.saved.value
+    assert "diff_threshold is 2; it must be at most 1" in panel.saved.value
     assert panel.settings == DifferentialSettings()
-    assert panel.screenshot.value
-    panel.save.click()
-    assert yaml.safe_load(config.read_text())["diff_threshold"] == 0.05
+    assert panel.views[0].screenshot.value
 
 
 def test_a_frame_that_cannot_be_read_is_named_in_the_panel(tmp_path, config):
@@ -221,8 +474,20 @@ def test_a_frame_that_cannot_be_read_is_named_in_the_panel(tmp_path, config):
     (tmp_path / "2.png").write_bytes(b"no image")
     panel = TuningPanel(tmp_path, None, config)
     assert "2.png: is not a readable image" in panel.message.value
-    assert (panel.screenshot.value, panel.summary.value) == (b"", "")
-    assert panel.bar.layout.visibility == "hidden"
+    assert (panel.views[0].screenshot.value, panel.views[0].summary.value) == (b"", "")
+    assert panel.bar.layout.display == "none"
+
+
+def test_a_frame_that_goes_missing_is_named_in_the_panel(tmp_path, config):
+    for index in range(3):
+        Image.new("RGB", (64, 64), (80 * index, 0, 0)).save(tmp_path / f"{index}.png")
+    panel = TuningPanel(tmp_path, None, config)
+    panel.player.frame.value = 1
+    (tmp_path / "2.png").unlink()
+    panel.player.frame.value = 2
+    assert "2.png: no such file" in panel.message.value
+    panel.player.frame.value = 1
+    assert panel.message.value == ""
 
 
 def test_an_unexpected_error_shows_where(config):
@@ -243,11 +508,11 @@ def test_the_fovea_panel_runs_the_model_once_a_choice(monkeypatch):
     monkeypatch.setattr(fovea_panel, "watch_video", lambda *given: calls.append(given[2:4]) or watch(*given))
     panel = FoveaPanel(DEMO / "S-S", DEMO / "S-S" / "step_3000", video=3)
     assert panel.message.value == ""
-    seen = []
+    picture = panel.pictures["inference"]
     for widget, value in ((panel.player.frame, 1), (panel.player.frame, 7), (panel.layer, 1), (panel.layer, 2)):
-        seen.append(panel.figure.value)
+        before = pixels(picture)
         widget.value = value
-        assert (pixels(panel.figure) != pixels(type(panel.figure)(value=seen[-1]))).any()
+        assert (pixels(picture) != before).any()
     assert calls == [(3, 1)]
     panel.video.value = 4
     panel.num_fine.value = 2
@@ -257,25 +522,83 @@ def test_the_fovea_panel_runs_the_model_once_a_choice(monkeypatch):
     assert panel.player.frame.value == 7
 
 
+def test_undo_goes_back_to_the_last_look():
+    panel = FoveaPanel(DEMO / "S-S", DEMO / "S-S" / "step_3000", video=3)
+    state, shown, said = panel.state, panel.pictures["inference"].value, panel.captions.value
+    panel.layer.value, panel.video.value, panel.checkpoint.value = 1, 5, DEMO / "S-S" / "step_0100"
+    assert panel.captions.value != said
+    for _ in range(3):
+        panel.undo.click()
+    assert panel.state == state and panel.undo.disabled
+    assert (panel.layer.value, panel.video.value, panel.checkpoint.value) == (0, 3, DEMO / "S-S" / "step_3000")
+    assert (panel.pictures["inference"].value, panel.captions.value) == (shown, said)
+
+
+def test_numbers_that_cannot_be_are_refused_in_a_sentence():
+    panel = FoveaPanel(DEMO / "S-S", DEMO / "S-S" / "step_3000", video=3)
+    shown = panel.pictures["inference"].value
+    for widget, typed, sentence in (
+        (panel.video, -1, "video is -1; it must be a whole number from 0. 3 is kept."),
+        (panel.num_fine, 0, "fine passes is 0; it must be a whole number from 1 to 64. 1 is kept."),
+        (panel.num_fine, 65, "fine passes is 65; it must be a whole number from 1 to 64. 1 is kept."),
+    ):
+        kept = widget.value
+        widget.value = typed
+        assert sentence in panel.message.value and widget.value == kept
+        assert panel.pictures["inference"].value == shown
+
+
+def test_zoom_into_the_look():
+    panel = FoveaPanel(DEMO / "S-S", DEMO / "S-S" / "step_3000", video=3)
+    whole = pixels(panel.pictures["frame"])
+    side = len(panel.watched.frames[0])
+    assert whole.shape[0] == side * (640 // side)
+    panel.zoom.level.value = 2
+    look = panel.watched.on_patches("autoregressive")[0][0].reshape(panel.watched.grid)
+    row, column = np.unravel_index(look.argmax(), look.shape)
+    rows, columns = look.shape
+    assert (panel.zoom.across.value, panel.zoom.down.value) == (
+        100 * (column + 0.5) / columns,
+        100 * (row + 0.5) / rows,
+    )
+    top, left = (round(side / 2 * place / 100) for place in (panel.zoom.down.value, panel.zoom.across.value))
+    half = side // 2
+    factor = 640 // half
+    part = panel.watched.frames[0][top : top + half, left : left + half].repeat(factor, axis=0).repeat(factor, axis=1)
+    assert (pixels(panel.pictures["frame"]) == part).all()
+
+
+def test_checkpoints_are_looked_for_again(tmp_path):
+    shutil.copytree(DEMO / "S-S" / "step_3000", tmp_path / "one")
+    panel = FoveaPanel(tmp_path)
+    assert panel.message.value == "" and [name for name, _ in panel.checkpoint.options] == ["one"]
+    shutil.copytree(DEMO / "S-S" / "step_0100", tmp_path / "two")
+    panel.rescan.click()
+    assert [name for name, _ in panel.checkpoint.options] == ["one", "two"]
+    assert panel.checkpoint.value == tmp_path / "one"
+    panel.folder.value = str(tmp_path / "two")
+    assert panel.message.value == "" and panel.checkpoint.value == tmp_path / "two" and panel.captions.value
+
+
 def test_an_unknown_checkpoint_is_named_in_the_panel(tmp_path):
     panel = FoveaPanel(DEMO, tmp_path / "nope")
     assert "nope, nor a file of that name; name a folder with config.json" in panel.message.value
-    assert panel.figure.value == b""
+    assert panel.pictures["frame"].value == b""
     panel.checkpoint.value = panel.checkpoint.options[0][1]
-    assert panel.message.value == "" and panel.figure.value
+    assert panel.message.value == "" and panel.pictures["frame"].value
     assert "`bash run.sh retrain`" in FoveaPanel(tmp_path).message.value
 
 
 def test_a_failed_choice_leaves_nothing_of_the_last_beside_it():
     panel = FoveaPanel(DEMO / "S-S", data={"kind": "procedural", "split": "test"})
-    assert panel.figure.value and panel.captions.value
+    assert panel.pictures["frame"].value and panel.captions.value
     panel.data = {"kind": "procedural", "split": "test", "grid": 8}
     panel.video.value = 1
-    assert "grid 8 and 8 frames are 64 pixels wide" in panel.message.value
-    assert (panel.figure.value, panel.captions.value) == (b"", "")
+    assert "grid is 8, frames of 64 x 64 pixels" in panel.message.value
+    assert {picture.value for picture in panel.pictures.values()} == {b""} and panel.captions.value == ""
     panel.player.frame.value = 2  # as while playing: there is nothing to show, and the message stays
-    assert panel.figure.value == b""
-    assert "grid 8 and 8 frames are 64 pixels wide" in panel.message.value
+    assert panel.pictures["frame"].value == b""
+    assert "grid is 8, frames of 64 x 64 pixels" in panel.message.value
 
 
 # ---- pictures ----------------------------------------------------------------------------------------
@@ -303,14 +626,46 @@ def test_difference_colours_part_at_the_threshold():
     assert orange.sum() > red.sum()
 
 
-def test_the_benchs_patch_sizes_are_those_of_the_panel():
-    assert panel_bench.PATCH_SIZES == tuning_panel.PATCH_SIZES
+def test_changed_areas_are_found_in_reading_order():
+    mask = np.zeros((10, 20), dtype=bool)
+    mask[8, 2:5] = True
+    mask[1, 10] = mask[2, 11] = True  # corners touch
+    assert pictures.find_areas(mask) == [(100 * 10.5 / 20, 15.0), (100 * 3.5 / 20, 85.0)]
+    assert pictures.find_areas(mask & False) == []
+
+
+def test_a_chart_is_marked_at_its_frame():
+    table = pd.DataFrame({"frame": range(8), "path": "cached", "changed": 0, "total": 10})
+    chart = pictures.draw_timeline(table)
+    for frame in (0, 3, 7):
+        marked = chart.at(frame)
+        columns = np.unique(np.argwhere((marked != chart.pixels).any(axis=-1))[:, 1])
+        assert len(columns) in (1, 2) and abs(columns.mean() - (chart.first + frame * chart.step)) <= 1.5
+        assert (chart.at(frame) == marked).all()  # marks do not add up
+
+
+def test_attention_is_drawn_as_the_notebooks_draw_it():
+    frame = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    attention = np.zeros((8, 8))
+    attention[2, 3], attention[5, 5] = 0.5, 0.25
+    drawn = fovea_pictures.draw_attention(frame, attention, 0.5, pictures.magnified(frame.shape, 2, 0, 0))
+    factor = 160
+    assert drawn.shape == (4 * factor, 4 * factor, 3)
+    assert (drawn[2 * factor + 5, 3 * factor + 5] == frame[2, 3]).all()  # the highest: as it is
+    assert (drawn[5, 5] == 255).all()  # none: white
+    whole = fovea_pictures.draw_attention(frame, attention, 0.5, pictures.whole(frame.shape))
+    assert (whole[5 * 80 + 5, 5 * 80 + 5] == (frame[5, 5] * 0.5 + 127.5).astype(np.uint8)).all()
+
+
+def test_the_bench_offers_the_panels_patch_sizes(config):
+    assert panel_bench.PATCH_SIZES is PATCH_SIZES
+    assert {*PATCH_SIZES} < {size for _, size in panel_of(config).setting.patch_size.options}
 
 
 def test_the_bench_prints_number_median_and_quartiles(capsys):
     assert panel_bench.main(["--folder", str(SCREENS), "--sequence", "dialog", "--repeats", "3"]) == 0
     said = capsys.readouterr().out
     assert "28 frames of 800 x 1280 pixels, 4000 patches" in said
-    assert "ms_q1" in said
+    assert "ms_q1" in said and "frame, two settings" in said
     assert panel_bench.main(["--folder", str(SCREENS), "--sequence", "nope"]) == 2
     assert "fvlm bench-panel: there is no recording 'nope'" in capsys.readouterr().err

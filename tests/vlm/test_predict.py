@@ -330,6 +330,7 @@ def refusal(call, capsys, *arguments, **options) -> str:
     ("arguments", "named"),
     [
         (["--disable-differential", "--diff-threshold", "0.1"], "--disable-differential and --diff-threshold"),
+        (["--disable-differential", "--diff-threshold", "0"], "--disable-differential and --diff-threshold"),
         (["--disable-differential", "--diff-print-stats"], "--disable-differential and --diff-print-stats"),
         (["--diff-propagate", "none", "--diff-tolerance", "0"], "--diff-propagate none and --diff-tolerance"),
         (["--top-p", "0.5"], "--temperature 0 and --top-p"),
