@@ -48,6 +48,7 @@ RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 Tolerance = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]  # on a side
 Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # where 0 is none of them
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]

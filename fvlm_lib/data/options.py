@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fvlm_lib.schema import AsTuple, Count, Positive, Seed, Share, Threads, settings
+from fvlm_lib.schema import AsTuple, Count, Pixels, Positive, Seed, Share, Threads, settings
 
 Split = Literal["train", "validation", "test"]
 Sampling = Literal["uniform", "1fps"]
@@ -90,7 +90,7 @@ class FrameOptions:
     crop: Crop = "centre"
     """centre cuts the largest centred square out of a frame, squash takes all of it and changes its proportions; either
     is then resized to image_size (bicubic, antialiased)."""
-    image_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 224
+    image_size: Pixels = 224
     """Pixels on a side; by default what the checkpoint wants."""
     image_mean: Annotated[tuple[float, float, float], AsTuple] = (0.485, 0.456, 0.406)
     """Subtracted from the RGB values in [0, 1]; by default what the checkpoint wants, else ImageNet's."""
