@@ -324,7 +324,7 @@ def test_wrong_input_is_refused_before_a_kernel_starts(
         "n.ipynb --parameters @none.json": "none.json",
         "python.ipynb": "the parameters cell of python.ipynb is not valid Python",
         "executed.ipynb": "executed.ipynb is the output of a papermill run",
-        "text.ipynb": "text.ipynb is not a notebook of format 4",
+        "text.ipynb": "text.ipynb is not valid JSON",
         "none.ipynb": "there is no notebook none.ipynb",
         "n.ipynb --results n.ipynb": "must be another .ipynb file than the notebook n.ipynb",
         "n.ipynb --output n.html": "not n.html",
@@ -469,7 +469,16 @@ def test_code_hash_changes_with_code_and_only_with_code(tmp_path: Path) -> None:
 
 def test_code_hash_covers_this_library_by_default(tmp_path: Path) -> None:
     notebook = _notebook(tmp_path / "n.ipynb", "from fvlm_lib.batch.runs import run")
-    names = ("__init__", "batch/__init__", "batch/notebooks", "batch/runs")
+    names = (
+        "__init__",
+        "batch/__init__",
+        "batch/notebooks",
+        "batch/runs",
+        "json_files",
+        "options",
+        "outputs",
+        "schema",
+    )
     assert modules_used_by(notebook) == [LIBRARY / f"{name}.py" for name in names]
     assert code_hash(notebook) == code_hash(notebook, LIBRARY) != code_hash(notebook, _library(tmp_path))
 
