@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from fvlm_lib.batch.config import read_batch
+from fvlm_lib.batch.config import read_batch_file
 from fvlm_lib.batch.folders import folders
 from fvlm_lib.gap.report import DOUBT_NOTE, INTERVAL_NOTE, format_interval, readable_table, whole
 from fvlm_lib.gap.seeds import check_same_samples, gaps_by_seed, mean_over_seeds
@@ -354,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, metavar="FILE", help=f"a Markdown file; they go {markers}")
     args = parser.parse_args(argv)
     try:
-        batch = read_batch(yaml.safe_load(args.config.read_text()) or {}, str(args.config))
+        batch = read_batch_file(args.config, files=False)
         found = Path(folders(batch.output).results, "findings.md")
         if not found.is_file():
             raise ValueError(f"{found} is missing; `bash run.sh` makes it")
@@ -362,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             replace_section(args.into, "findings", found.read_text())
         else:
             print(found.read_text(), end="")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
