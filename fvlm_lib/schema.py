@@ -274,6 +274,8 @@ def _at(where: str, path: Iterable[Any]) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    if text.startswith("["):
+        return f"{where}{text}"
     return f"{where}: {text}" if text else where
 
 
