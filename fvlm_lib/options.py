@@ -25,7 +25,9 @@ from fvlm_lib.schema import Count, CountOrNone, Device, Seed, Threads, adapter, 
 class Parser(argparse.ArgumentParser):
     """argparse's parser, which says what is wrong in one line and where help is, without the usage."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(  # type: ignore[override]  # its overloads are of namespaces that nobody gives here
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:  # type: ignore[override]
         """As argparse's; of an option that is none, the one that may have been meant."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:

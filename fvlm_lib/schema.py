@@ -14,7 +14,7 @@ import numbers
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, overload
 
 from pydantic import (
     AfterValidator,
@@ -48,6 +48,7 @@ RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 Tolerance = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]  # on a side
 Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]  # where 0 is none of them
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
@@ -56,7 +57,6 @@ FinePasses = Annotated[int, Field(strict=True, ge=1, le=1024)]
 Resamples = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]  # of a bootstrap
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-NewTokens = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=100)]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
 Beams = Annotated[int, Field(strict=True, ge=1, le=64)]
@@ -128,7 +128,11 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind, config=None if dataclasses.is_dataclass(kind) else CONFIG)
 
 
-def check(kind: type[T] | Any, value: Any, where: str) -> T:
+@overload
+def check(kind: type[T], value: Any, where: str) -> T: ...
+@overload
+def check(kind: Any, value: Any, where: str) -> Any: ...
+def check(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`: a class under `@settings` from a mapping, or any annotated type.
 
     where: what the value is or came from ("config/mine.yaml"), the beginning of the error. Raises ValueError in one

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -203,12 +204,12 @@ def check_files(batch: Batch, name: str = "the config") -> None:
         from fvlm_lib.data.screens import read_sequence  # which takes numpy
 
         for id, path in batch.sequences.items():
-            _in(f"{name}: differential.sequences.{id}", lambda path=path: read_sequence(path))
+            _in(f"{name}: differential.sequences.{id}", partial(read_sequence, path))
     for id, tower in batch.towers.items():
         where = f"{name}: differential.towers.{id}"
         _check_model(f"{where}.tower", tower["tower"], RANDOM_TOWERS)
         if tower.get("settings"):
-            _in(f"{where}.settings", lambda tower=tower: read_settings(tower["settings"]))
+            _in(f"{where}.settings", partial(read_settings, tower["settings"]))
     for id, vlm in batch.vlms.items():
         _check_model(f"{name}: differential.vlms.{id}.model", vlm["model"], ())
     if not batch.gap:
@@ -220,7 +221,7 @@ def check_files(batch: Batch, name: str = "the config") -> None:
         raise ValueError(f"{name}: gap.num_samples is {samples}, but {data.path} has {count} videos")
     if isinstance(data, ProceduralData):
         for id, path in batch.checkpoints.items():
-            _in(f"{name}: gap.data for checkpoint {id}", lambda path=path: _check_procedural(data, Path(path)))
+            _in(f"{name}: gap.data for checkpoint {id}", partial(_check_procedural, data, Path(path)))
 
 
 def _in(where: str, work: Callable[[], T]) -> T:

@@ -170,7 +170,11 @@ def run_batch(name: str, batch: Batch, arguments: Sequence[str], lock: int, sign
         waiting = f", {undone} not run as they need what failed" if undone else ""
         print(f"{progress.done} of {progress.total} jobs done, {len(progress.failed)} failed{waiting}; see {log_path}")
     progress.print_table()
-    made = write_report(name, own, report, log_path)
+    try:
+        made = write_report(name, own, report, log_path)
+    except (ValueError, OSError) as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return 1
     if made >= 128 or signals.got:
         signals.got.append(made - 128)
         return _stopped(signals)
@@ -236,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lock = take_lock(LOCK)
         # Snakemake's own lock is one of files, which a batch that was killed leaves; ours is free, so that is stale.
         if any(Path(".snakemake/locks").glob("*")):
-            quiet = {"stdin": lock, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            subprocess.run(["snakemake", *ours[2:], "--unlock"], **quiet)
+            subprocess.run(["snakemake", *ours[2:], "--unlock"], stdin=lock, capture_output=True)
         return run_batch(name, batch, [*ours, *arguments], lock, signals)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -9,14 +9,16 @@ import contextlib
 import difflib
 import functools
 import hashlib
+import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Optional
 
 from fvlm_lib.json_files import kind_of, read_object
+from fvlm_lib.schema import adapter, check
 
 LIBRARY = Path(__file__).resolve().parents[1]
 
@@ -55,55 +57,97 @@ def _parse(source: str) -> ast.Module | None:
     return None
 
 
-def _defaults(notebook: Path) -> dict[str, tuple[Any, tuple[type, ...]]]:
-    """Of each name in the parameters cell: the default (an expression's source) and the types accepted."""
-    # papermill.inspect_notebook gives text, not values and types, and overlooks `x: int | None = 1`.
+def _parameters(notebook: Path) -> dict[str, tuple[Any, Any]]:
+    """Of each name in the parameters cell: the default (an expression's source), and the type, which is its annotation
+    or else that of the default."""
+    # papermill.inspect_notebook gives text, not values and types
     cells = [(source, metadata.get("tags", [])) for source, metadata in code_cells(notebook)]
     if any("injected-parameters" in tags for _, tags in cells):
         raise ValueError(f"{notebook} is the output of a papermill run; give the notebook it was made from")
     if (tree := _parse(next((source for source, tags in cells if "parameters" in tags), ""))) is None:
         raise ValueError(f"the parameters cell of {notebook} is not valid Python")
-    known = {}
+    names, known = _imported(tree, notebook), {}
     for node in tree.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
-        types: tuple[type, ...] = (object,)
         try:
             default = ast.literal_eval(node.value)
-            if default is not None:
-                types = {float: (float, int), tuple: (list,)}.get(type(default), (type(default),))
+            kind: Any = {tuple: list, NoneType: Any}.get(type(default), type(default))
         except ValueError:
-            default = ast.unparse(node.value)
-        if isinstance(node, ast.AnnAssign) and re.search("None|Optional", ast.unparse(node.annotation)):
-            types += (NoneType,)
+            default, kind = ast.unparse(node.value), Any
+        if isinstance(node, ast.AnnAssign):
+            kind = _annotated(node.annotation, names, kind)
+            kind = Optional[kind] if default is None else kind  # noqa: UP045 - a type made at run time
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(target, ast.Name):
-                known[target.id] = (default, types)
+                known[target.id] = (default, kind)
     return known
+
+
+def _imported(tree: ast.Module, notebook: Path) -> dict[str, Any]:
+    """What a parameters cell imports of typing and of this library, which are the types of its annotations."""
+    names: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("typing", LIBRARY.name):
+            try:
+                module = importlib.import_module(node.module or "")
+                names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+            except (ImportError, AttributeError) as error:
+                raise ValueError(f"the parameters cell of {notebook} cannot import what it names ({error})") from None
+    return names
+
+
+def _annotated(annotation: ast.expr, names: dict[str, Any], other: Any) -> Any:
+    """The type that an annotation means; `other` for one that cannot be told or checked here, such as an array."""
+    text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+    with contextlib.suppress(Exception):  # whatever an expression raises
+        kind = eval(str(text), {**names})
+        adapter(kind)
+        return kind
+    return other
 
 
 def complete_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of the notebook's parameters cell, with the given values in their place.
 
-    ValueError for a name that cell does not define, for a value of another type than the default (an int
-    will do for a float, a bool is no int, a default of None accepts all), or if there is no such cell.
+    ValueError for a name that cell does not define, a value that is not of its annotation (without one, of another
+    type than the default; an int will do for a float, a bool is no int, a default of None accepts all), or if there is
+    no such cell.
     """
-    known = _defaults(notebook)
+    known = _parameters(notebook)
     if given and not known:
         raise ValueError(f"{notebook} has no cell tagged 'parameters', so it cannot take {', '.join(given)}")
     for name, value in given.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{notebook} has no parameter {name!r};{hint} it knows {', '.join(known)}")
-        default, types = known[name]
-        bool_for_number = isinstance(value, bool) and not {bool, object} & set(types)
-        if bool_for_number or not isinstance(value, types):
-            raise ValueError(
-                f"parameter {name!r} of {notebook} takes {' or '.join(kind.__name__ for kind in types)} (its "
-                f"default is {default!r}), but got {value!r}, which is {type(value).__name__}"
-            )
+            raise ValueError(_no_parameter(str(notebook), name, known))
+        check(known[name][1], value, f"{notebook}: {name}")
     return {name: default for name, (default, _) in known.items()} | dict(given)
+
+
+def check_parameters(notebook: str, names: Mapping[str, Any]) -> None:
+    """To be called in a notebook, `check_parameters("gap_analysis", globals())`, behind its parameters cell and before
+    what takes long: refuses values that are not of their annotations, and names that the cell does not define, which
+    papermill passes on with a warning.
+
+    notebook: what it is called in errors. names: all that is defined in the kernel. Raises ValueError.
+    """
+    known = names.get("__annotations__", {})
+    for cell in names.get("In", []):  # IPython's: the source of every cell that was run
+        nodes = tree.body if (tree := _parse(cell)) else []
+        # papermill's own cell begins so; to the parameters cell, which annotates, its reader may have added a name
+        if cell.startswith("# Parameters\n") or any(isinstance(node, ast.AnnAssign) for node in nodes):
+            for target in (target for node in nodes if isinstance(node, ast.Assign) for target in node.targets):
+                if isinstance(target, ast.Name) and target.id not in known:
+                    raise ValueError(_no_parameter(notebook, target.id, known))
+    for name, kind in known.items():
+        check(kind, names.get(name), f"{notebook}: {name}")
+
+
+def _no_parameter(notebook: str, name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return f"{notebook} has no parameter {name!r};{hint} it knows {', '.join(names)}"
 
 
 @functools.cache

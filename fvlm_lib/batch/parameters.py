@@ -26,6 +26,7 @@ from fvlm_lib.schema import (
     FinePasses,
     Fit,
     NewTokens,
+    Pixels,
     Positive,
     Seed,
     Threads,
@@ -54,7 +55,11 @@ Half = Annotated[str, AfterValidator(_half)]  # of a name made of two ids
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Name], Distinct]
 Samples = Annotated[int, Field(strict=True, ge=2, le=1_000_000_000)]  # an interval needs two
-Pixels = Annotated[int, Field(strict=True, ge=8, le=4096)]
+NumFine = Annotated[list[FinePasses], Field(min_length=1), Distinct]
+Refits = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
+ImageSize = Annotated[tuple[Pixels, Pixels], AsTuple]
+Tolerances = Annotated[list[Tolerance], Distinct]
+Shown = Annotated[int, Field(strict=True, ge=1, le=50)]
 
 # ---- checkpoints and how they are evaluated ------------------------------------------------------------
 
@@ -102,7 +107,7 @@ class Gap:
     num_samples: Samples | None = None
     """null for all of them; of procedural ones 512."""
     batch_size: BatchSize = 32
-    num_fine: Annotated[list[FinePasses], Field(min_length=1), Distinct] = field(default_factory=lambda: [1, 2, 3])
+    num_fine: NumFine = field(default_factory=lambda: [1, 2, 3])
     """Numbers of fine passes to score; the first is the training mode."""
     dtype: Dtype | None = None
     """null as stored."""
@@ -117,7 +122,7 @@ class Gap:
 class Scaling:
     """The fits of training and inference loss (notebooks/scaling_analysis.ipynb)."""
 
-    num_bootstrap: Annotated[int, Field(strict=True, ge=2, le=1_000_000)] = 200
+    num_bootstrap: Refits = 200
     """Refits for the intervals of the scaling laws."""
     seed: Seed = 0
     delta: Positive = 1e-3
@@ -135,9 +140,9 @@ class Tower:
 
     tower: Name
     """A foveated checkpoint's folder, another folder or a hub id, or random:clip-vit-large-patch14-336."""
-    image_size: Annotated[tuple[Pixels, Pixels], AsTuple] | None = None
+    image_size: ImageSize | None = None
     """Height and width that screenshots are squashed to; null is the tower's own."""
-    tolerances: Annotated[list[Tolerance], Distinct] = field(default_factory=lambda: [0.2, 0.1, 0.05, 0.02, 0.01, 0.0])
+    tolerances: Tolerances = field(default_factory=lambda: [0.2, 0.1, 0.05, 0.02, 0.01, 0.0])
     """Of gated updates."""
     settings: Name | None = None
     """A file such as config/differential.yaml for the partial updates; null is the defaults."""
@@ -163,7 +168,7 @@ class Vlm:
     """Of the differential encoder, as in config/differential.yaml; by default those of `differential: settings`."""
     num_frames: Count | None = None
     """The first so many; null is all."""
-    num_shown: Annotated[int, Field(strict=True, ge=1, le=50)] = 4
+    num_shown: Shown = 4
     """Frames in the figure."""
     device: Device = "auto"
     dtype: Dtype | None = None
@@ -192,6 +197,9 @@ Figure = Literal[
 ]  # fmt: skip
 Table = Literal["gap_table", "scaling_fits", "policies"]
 Format = Literal["pdf", "png", "svg", "eps", "ps", "pgf", "jpg", "tif", "webp"]
+Figures = Annotated[list[Figure], Distinct]
+Tables = Annotated[list[Table], Distinct]
+Formats = Annotated[list[Format], Field(min_length=1), Distinct]
 Width = Literal["column", "full"] | Annotated[float, Field(strict=True, ge=1, le=7, allow_inf_nan=False)]
 
 
@@ -201,9 +209,9 @@ class Paper:
 
     style: Style = "neurips"
     """Widths and text sizes."""
-    figures: Annotated[list[Figure], Distinct] | None = None
+    figures: Figures | None = None
     """By default all that the batch has results for."""
-    tables: Annotated[list[Table], Distinct] | None = None
+    tables: Tables | None = None
     """By default all that the batch has results for."""
     widths: dict[Figure, Width] = field(default_factory=dict)
     """Of a figure: column, full or inches, where not the usual one."""
@@ -217,7 +225,7 @@ class Paper:
     """ids of vision towers, a figure and a table of policies each; null is all."""
     recordings: Names | None = None
     """ids of recordings that policies are compared on; null is all."""
-    formats: Annotated[list[Format], Field(min_length=1), Distinct] | None = None
+    formats: Formats | None = None
     """By default pdf and png."""
     output: Name | None = None
     """Folder of the figures; by default plots/paper."""

@@ -18,7 +18,7 @@ import psutil
 PARENT = "FVLM_BATCH_PROCESS"  # of Snakemake's jobs: the number of its process
 
 
-def end_with_parent(parent: int, stop: Callable[[], None], interval: float = 0.2) -> None:
+def end_with_parent(parent: int, stop: Callable[[], object], interval: float = 0.2) -> None:
     """Call `stop`, once, from another thread, when this process's parent is no longer the one of that number."""
 
     def watch() -> None:

@@ -92,6 +92,7 @@ class Progress:
                 total=self.total,
                 file=self._stream,
                 leave=False,
+                nrows=20,  # of a terminal that does not tell its size, whose none would hide the line
                 smoothing=0,  # jobs differ too much for the speed of the last ones to say anything
                 bar_format="{n_fmt} of {total_fmt} jobs done{postfix}, {elapsed} gone, about {remaining} left",
             )

@@ -62,8 +62,11 @@ def _write_status(output: Path, record: Mapping[str, Any]) -> None:
     path = output.with_suffix(".run.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)  # atomic: a reader sees the old record or the new one
+    try:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)  # atomic: a reader sees the old record or the new one
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk
 
 
 def run_status(path: Path) -> Status:

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     global EVENTS
     EVENTS, parent = int(argv[0]), int(argv[1])
     os.environ[PARENT] = str(os.getpid())
-    end_with_parent(parent, lambda: stop_group(os.getpid(), signal.SIGTERM, set()) and None)
+    end_with_parent(parent, lambda: stop_group(os.getpid(), signal.SIGTERM, set()))
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_fvlm", sys.modules[LogHandler.__module__])
     sys.argv = ["snakemake", *argv[2:]]  # what it says of itself in its log
     from snakemake.cli import main as snakemake

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fvlm_lib.schema import AsTuple, Count, Positive, Seed, Share, Threads, settings
+from fvlm_lib.schema import AsTuple, Count, Pixels, Positive, Seed, Share, Threads, settings
 
 Split = Literal["train", "validation", "test"]
 Sampling = Literal["uniform", "1fps"]
@@ -57,19 +57,21 @@ class ProceduralData:
         return self.grid * CELL
 
     def check_model(self, image_size: int, vocab_size: int, positions: int) -> None:
-        """Raises ValueError where a model cannot know these videos: it sees frames of another size, has fewer words
-        than their captions, or fewer positions than their frames and words."""
+        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them.
+
+        image_size: of its frames, in pixels. vocab_size, positions: of its language model. Other frames it would take
+        by resized position embeddings, other words by ids that mean something else, so both are refused.
+        """
+        what = f"procedural videos of grid {self.grid} and {self.num_frames} frames"
         if image_size != self.image_size:
-            raise ValueError(
-                f"grid is {self.grid}, frames of {self.image_size} x {self.image_size} pixels, but the model sees "
-                f"{image_size} x {image_size}"
-            )
+            raise ValueError(f"{what} are {self.image_size} pixels wide, but the checkpoint takes {image_size}")
         if vocab_size < (words := 14 + self.grid):  # 2 special ones, 4 directions, a lane each row, 8 colours
-            raise ValueError(f"grid is {self.grid}, captions of {words} words, but the model knows {vocab_size}")
-        if positions < (needed := self.num_frames + self.num_frames + 2):
+            raise ValueError(f"{what} have captions of {words} words, but the checkpoint embeds {vocab_size} tokens")
+        tokens = self.num_frames + 2  # direction, lane, a colour for every later frame, end
+        if self.num_frames + tokens > positions:
             raise ValueError(
-                f"num_frames is {self.num_frames}, which with the caption takes {needed} positions, but the model has "
-                f"{positions}"
+                f"{what} take {self.num_frames + tokens} positions, the frames and {tokens} tokens of the caption, but "
+                f"the checkpoint's language model has {positions}"
             )
 
 
@@ -88,7 +90,7 @@ class FrameOptions:
     crop: Crop = "centre"
     """centre cuts the largest centred square out of a frame, squash takes all of it and changes its proportions; either
     is then resized to image_size (bicubic, antialiased)."""
-    image_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 224
+    image_size: Pixels = 224
     """Pixels on a side; by default what the checkpoint wants."""
     image_mean: Annotated[tuple[float, float, float], AsTuple] = (0.485, 0.456, 0.406)
     """Subtracted from the RGB values in [0, 1]; by default what the checkpoint wants, else ImageNet's."""

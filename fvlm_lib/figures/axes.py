@@ -85,15 +85,20 @@ def percent(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
+def _runs(marked: np.ndarray) -> list[tuple[int, int, int]]:
+    """Row, start and stop of each run of marked cells in the rows of a mask whose first and last column are empty."""
+    turns = np.diff(marked.astype(np.int8), axis=1)
+    starts, stops = np.argwhere(turns == 1), np.argwhere(turns == -1)
+    return [(int(r), int(a) + 1, int(b) + 1) for (r, a), (_, b) in zip(starts, stops, strict=True)]
+
+
 def outline(ax: Axes, mask: np.ndarray, size: float, **style: object) -> LineCollection:
     """Lines around the areas of a mask (rows, columns), each cell of `size` units of the axes, from (-0.5, -0.5) on,
     as `imshow` places pixels."""
     padded = np.pad(np.asarray(mask, dtype=bool), 1)
-    lines = []
-    for row, column in zip(*np.nonzero(padded[1:, 1:] != padded[:-1, 1:]), strict=True):  # a border above the cell
-        lines.append([(column, row), (column + 1, row)])
-    for row, column in zip(*np.nonzero(padded[1:, 1:] != padded[1:, :-1]), strict=True):  # and left of it
-        lines.append([(column, row), (column, row + 1)])
+    above, left = padded[1:, :] != padded[:-1, :], padded[:, 1:] != padded[:, :-1]  # borders above a cell, left of it
+    lines = [[(start - 1, row), (stop - 1, row)] for row, start, stop in _runs(above)]
+    lines += [[(column, start - 1), (column, stop - 1)] for column, start, stop in _runs(left.T)]
     corners = (np.array(lines).reshape(-1, 2, 2) * size - 0.5).tolist()
     drawn = LineCollection(corners, capstyle="projecting", **style)  # type: ignore[arg-type]
     ax.add_collection(drawn, autolim=False)

@@ -141,9 +141,9 @@ def _plot_seeds(ax: Axes, table: pd.DataFrame, x: str, styles: Mapping[str, Mapp
         known = by_seed[run].dropna()
         ax.plot(places[known.index], known, **styles[str(run)], lw=0.5, ms=3, alpha=0.6)
     shared = by_seed.dropna()
-    at, colour = places[shared.index], styles[str(min(table["run"]))]["color"]
-    ax.plot(at, shared.mean(axis=1), lw=2, color=colour, label=f"{label}: mean and range of {by_seed.shape[1]} seeds")
-    ax.fill_between(at, shared.min(axis=1), shared.max(axis=1), color=colour, alpha=0.2, lw=0)
+    at, look = places[shared.index], styles[str(min(table["run"]))]
+    ax.plot(at, shared.mean(axis=1), **look, lw=2, label=f"{label}: mean and range of {by_seed.shape[1]} seeds")
+    ax.fill_between(at, shared.min(axis=1), shared.max(axis=1), color=look["color"], alpha=0.2, lw=0)
 
 
 def _spread(ax: Axes, table: pd.DataFrame, value: str, low: str = "", high: str = "") -> str:

@@ -228,7 +228,8 @@ def open_evaluation(
     and positions.
     """
     described = check(Data, data, "data")
-    stored_in = getattr(torch, dtype) if check(Dtype | None, dtype, "dtype") else None
+    check(Dtype | None, dtype, "dtype")
+    stored_in = getattr(torch, dtype) if dtype else None
     model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
     vocab_size, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them

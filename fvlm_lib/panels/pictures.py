@@ -90,7 +90,8 @@ def draw_changed_patches(
     """A screenshot uint8 (H, W, 3), patches outside `mask` (grid_h, grid_w) faded, those in it outlined; of it the
     region, None for `whole`. As `plots.plot_changed_patches`, but areas of changed patches have one outline."""
     region = region or whole(frame.shape)
-    pixels = region.cut(expand_mask(mask, *frame.shape[:2], patch_size))
+    height, width = frame.shape[:2]
+    pixels = region.cut(expand_mask(mask, height, width, patch_size))
     shown = region.cut(frame)
     drawn = np.where(pixels[..., None], shown, faded(np.arange(256))[shown])
     drawn[pixels & ~_eroded(pixels, 2)] = np.array(CHANGED) * 255

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import yaml
-from pydantic import Field
 
 from fvlm_lib.outputs import whole
 from fvlm_lib.schema import (
     CountOrNone,
     Metric,
+    Pixels,
     Propagate,
     Reference,
     Share,
@@ -47,7 +46,7 @@ class DifferentialSettings:
     """of a patch's pixels: max or mean"""
     max_changed_patches: CountOrNone | None = None
     """more than these are a full encode; null is a quarter of all"""
-    patch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = None
+    patch_size: Pixels | None = None
     """pixels, of the frame as the tower sees it; null is the tower's own"""
     reference: Reference = "encoded"
     """compare with the pixels a token was computed from, or with the previous frame"""

@@ -123,7 +123,7 @@ class VLMStream:
     @torch.no_grad()
     def _check_positions(self) -> None:
         """Raise ValueError where prompt, image and answer are more than the language model's positions."""
-        positions = getattr(self.vlm.model.config.text_config, "max_position_embeddings", None)
+        positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
             return
         height, width = self.vlm.image_size
@@ -133,8 +133,8 @@ class VLMStream:
         text, image, answer = len(self.prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
         if text + image + answer > positions:
             raise ValueError(
-                f"the prompt's {text} tokens, {image} of the image and {answer} of the answer are more than the "
-                f"{positions} positions of the language model of {self.vlm.name}; ask for less"
+                f"the prompt's {text} tokens, {image} of the image and up to {answer} of the answer (max_new_tokens) "
+                f"are more than the {positions} positions of the language model of {self.vlm.name}; ask for less"
             )
 
     def reset(self) -> None:

@@ -226,6 +226,7 @@ def test_on_a_full_disk_the_batch_says_so_and_goes_on_when_there_is_room(small_d
     assert status != 0
     assert "No space left on device" in out + error
     assert "Traceback" not in out + error
+    assert not list(small_disk.rglob(".*"))  # nothing half-written
     remount(small_disk, "size=64m")
     goes_on(folder, undisturbed, done(folder))
 

@@ -9,12 +9,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import nbformat
+import papermill
 import pytest
 from conftest import ROOT
 
-from fvlm_lib.batch.notebooks import complete_parameters
+from fvlm_lib.batch.notebooks import _parameters, check_parameters, complete_parameters
+from fvlm_lib.batch.parameters import Gap, Paper, Scaling, Tower, Vlm
+from fvlm_lib.schema import adapter
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NBSTRIPOUT = [str(Path(sys.executable).with_name("nbstripout")), "--keep-id"]
@@ -34,6 +38,86 @@ def test_stored_clean_and_thin(path):
         assert "class " not in cell.source
         assert len(cell.source.splitlines()) <= 30, "what is longer belongs in the library"
     assert len(notebook.cells) <= 20
+
+
+# ---- parameters --------------------------------------------------------------------------------------
+
+# of each notebook that a batch hands parameters to: the section of its config
+SECTIONS = {
+    "gap_analysis": Gap,
+    "scaling_analysis": Scaling,
+    "differential_benchmark": Tower,
+    "predict_sequence": Vlm,
+    "paper_figures": Paper,
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_reads_every_parameter_and_the_first_cell_checks_them(path):
+    """papermill warns of a parameter that it does not read, and takes it for an unknown one."""
+    assert [*papermill.inspect_notebook(str(path))] == [*complete_parameters(path, {})]
+    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert code[1].splitlines()[-1] == f'check_parameters("{path.stem}", globals())'
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_defaults_of_a_notebook_are_right(path):
+    assert complete_parameters(path, {}) == complete_parameters(path, complete_parameters(path, {}))
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_config_s_section_and_its_notebook_have_the_same_types(name):
+    """Those that the section has; but for null, which in a config may be the notebook's default."""
+
+    def schema(kind: Any) -> Any:
+        found = adapter(kind).json_schema()
+        kinds = [member for member in found.pop("anyOf", [found]) if member != {"type": "null"}]
+        return [found.get("$defs"), *({key: part[key] for key in part if key != "title"} for part in kinds)]
+
+    cell = {key: kind for key, (_, kind) in _parameters(ROOT / "notebooks" / f"{name}.ipynb").items()}
+    section = get_type_hints(SECTIONS[name], include_extras=True)
+    assert {*section} <= {*cell}
+    assert {key: schema(cell[key]) for key in section} == {key: schema(kind) for key, kind in section.items()}
+
+
+def test_papermill_itself_passes_what_is_right_and_stops_at_what_is_not(tmp_path):
+    command = [Path(sys.executable).with_name("papermill"), "notebooks/gap_analysis.ipynb", tmp_path / "out.ipynb"]
+    for given, said in (
+        (["num_sample", 3], "gap_analysis has no parameter 'num_sample'; did you mean 'num_samples'?"),
+        (["num_samples", 1], "gap_analysis: num_samples is 1; it must be at least 2, or null"),
+    ):
+        done = subprocess.run(
+            [*map(str, [*command, "-k", "python3", "-p", "batch_size", 8, "-p", *given])],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "unknown parameter: batch_size" not in done.stderr
+        assert "unknown parameter: num_samples" not in done.stderr
+        run = [
+            cell for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if cell.get("execution_count")
+        ]
+        assert len(run) == 3, "parameters, injected parameters, the check"
+
+
+def test_names_that_were_added_by_hand_or_papermill_are_refused_others_are_not():
+    cells = ["", "limit: int = 3\nlimits = 4", "other = 3", "# Parameters\nlimit = 4\n"]
+    names = {"In": cells, "__annotations__": {"limit": int}, "limit": 4}
+    with pytest.raises(ValueError, match=r"^n has no parameter 'limits'; did you mean 'limit'\? it knows limit$"):
+        check_parameters("n", names)
+    check_parameters("n", names | {"In": ["limit: int = 3", "limits = 4", "!ls"]})
+    with pytest.raises(ValueError, match=r"^n: limit is True; it must be a whole number$"):
+        check_parameters("n", names | {"In": [], "limit": True})
+
+
+def test_the_check_takes_no_time():
+    """It comes before everything that does."""
+    code = "import sys, fvlm_lib.batch.notebooks, fvlm_lib.batch.parameters; print({'torch', 'numpy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# ---- stored clean ------------------------------------------------------------------------------------
 
 
 def test_there_are_notebooks():

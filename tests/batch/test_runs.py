@@ -33,6 +33,14 @@ limit: int | None = 5
 flag = False
 computed = 2 * 3
 """
+ANNOTATED = """
+from typing import Optional
+from fvlm_lib.data.options import Data
+from fvlm_lib.schema import Count
+batch: Optional[Count] = None
+data: Data = {"kind": "procedural"}
+array: np.ndarray = None
+"""
 GIVEN = {
     "learning_rate": 1e-5,
     "label": '0012 "é\\n',
@@ -274,20 +282,26 @@ def test_a_signal_while_the_kernel_starts_ends_it(tmp_path: Path) -> None:
     [
         ({"num_sample": 5}, ["'num_sample'", "did you mean 'num_samples'?", "out, learning_rate"]),
         ({"zzz": 5}, ["no parameter 'zzz'; it knows out"]),
-        ({"num_samples": "abc"}, ["'num_samples'", "takes int", "3", "'abc'", "str"]),
-        ({"num_samples": 3.0}, ["takes int", "float"]),
-        ({"num_samples": True}, ["takes int", "bool"]),
-        ({"num_samples": None}, ["takes int", "NoneType"]),
-        ({"learning_rate": "1e-5"}, ["takes float or int", "'1e-5'"]),
-        ({"learning_rate": True}, ["takes float or int", "bool"]),
-        ({"flag": 1}, ["takes bool", "int"]),
-        ({"label": 12}, ["takes str", "12"]),
-        ({"sizes": {}}, ["takes list", "dict"]),
-        ({"limit": "5"}, ["takes int or NoneType", "'5'"]),
+        ({"num_samples": "abc"}, ["n.ipynb: num_samples is 'abc'; it must be a whole number"]),
+        ({"num_samples": 3.0}, ["num_samples is 3.0; it must be a whole number"]),
+        ({"num_samples": True}, ["num_samples is True; it must be a whole number"]),
+        ({"num_samples": None}, ["num_samples is null; it must be a whole number"]),
+        ({"learning_rate": "1e-5"}, ["learning_rate is '1e-5'; it must be a number"]),
+        ({"learning_rate": True}, ["learning_rate is True; it must be a number"]),
+        ({"flag": 1}, ["flag is 1; it must be true or false"]),
+        ({"label": 12}, ["label is 12; it must be text"]),
+        ({"sizes": {}}, ["sizes is {}; it must be a list"]),
+        ({"limit": "5"}, ["limit is '5'; it must be a whole number, or null"]),
+        ({"batch": 0}, ["batch is 0; it must be at least 1, or null"]),
+        (
+            {"data": {"kind": "foldr"}},
+            ["data: kind is 'foldr'; it must be one of 'procedural', 'folder', 'webdataset'"],
+        ),
     ],
 )
 def test_wrong_parameters_are_named(tmp_path: Path, given: dict[str, Any], words: list[str]) -> None:
-    notebook = _notebook(tmp_path / "n.ipynb", "1")
+    notebook = _notebook(tmp_path / "n.ipynb", "1", parameters=DEFAULTS + ANNOTATED)
+    assert complete_parameters(notebook, {"array": [1]})["array"] == [1]  # of a type that cannot be told here
     with pytest.raises(ValueError) as caught:
         complete_parameters(notebook, given)
     assert str(notebook) in str(caught.value)

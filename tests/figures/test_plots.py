@@ -127,7 +127,8 @@ def test_patches_side_by_side_have_one_outline_and_a_whole_frame_has_none(ax):
     frame, mask = np.full((40, 40, 3), 9, dtype=np.uint8), np.zeros((4, 4), dtype=bool)
     mask[1:3, 1:4] = True
     screen_plots.plot_changed_patches(ax, frame, mask, 10)
-    assert len(ax.collections[0].get_segments()) == 2 * (2 + 3)  # sides of patches, none between two of them
+    sides = sorted(np.ravel(side).tolist() for side in ax.collections[0].get_segments())
+    assert sides == [[9.5, 9.5, 9.5, 29.5], [9.5, 9.5, 39.5, 9.5], [9.5, 29.5, 39.5, 29.5], [39.5, 9.5, 39.5, 29.5]]
     whole = ax.figure.add_subplot()
     screen_plots.plot_changed_patches(whole, frame, np.ones((4, 4), dtype=bool), 10)
     assert not whole.collections and (whole.images[0].get_array() == 9).all()

@@ -408,7 +408,7 @@ def test_load_sets_the_controls_and_can_be_undone(config):
     assert panel.settings == DifferentialSettings(tolerance=0.5)
     other.write_text("diff_threshold: 2\n")
     panel.save_as.load.click()
-    assert "diff_threshold is 2; it must be a number from 0 to 1" in panel.message.value
+    assert "diff_threshold is 2; it must be at most 1" in panel.message.value
     assert panel.settings == DifferentialSettings(tolerance=0.5)
 
 
@@ -463,7 +463,7 @@ def test_no_recordings_at_all(tmp_path, config):
 def test_a_wrong_settings_file_is_named_and_the_defaults_shown(config):
     config.write_text("diff_threshold: 2\n")
     panel = panel_of(config)
-    assert "diff_threshold is 2; it must be a number from 0 to 1" in panel.saved.value
+    assert "diff_threshold is 2; it must be at most 1" in panel.saved.value
     assert panel.settings == DifferentialSettings()
     assert panel.views[0].screenshot.value
 

@@ -350,7 +350,7 @@ def refusal(call, capsys, *arguments, **options) -> str:
         (["--min-new-tokens", "9"], "--min-new-tokens is 9, above --max-new-tokens 4"),
         (
             ["--max-new-tokens", "99999"],
-            "and 99999 of the answer are more than the 2048 positions",
+            "up to 99999 of the answer (max_new_tokens) are more than the 2048",
         ),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
         (["--device", "bogus"], "--device is bogus; it must be auto, cpu"),
