@@ -60,7 +60,6 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=100)]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
 Beams = Annotated[int, Field(strict=True, ge=1, le=64)]
-Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]  # on a side
 Level = Annotated[float, Field(strict=True, gt=0, lt=1)]  # of an interval
 Seconds = Annotated[float, Field(strict=True, gt=0, le=604_800)]  # a week
 FrameRate = Annotated[float, Field(strict=True, gt=0, le=1000)]  # frames a second

@@ -219,7 +219,7 @@ def screens(folder: Path, frames: int) -> Path:
 
 
 def findings_of_nothing(folder: Path) -> Said:
-    (folder / "mine.yaml").write_text("checkpoints: {a: b, c: d}\ndata: {kind: procedural}\n")
+    (folder / "mine.yaml").write_text("checkpoints: {a: b, c: d}\ngap: {data: {kind: procedural}}\n")
     return asked("findings", "FOLDER/mine.yaml")(folder)
 
 
