@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from fvlm_lib.figures.plots import mode_style, plot_modes_by_frame
@@ -66,7 +67,7 @@ def draw_by_frame(watched: WatchedVideo, column: str, layer: int | None) -> Mark
         ax.legend(frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 0.98), borderpad=0)
     else:
         ax.set_ylabel("relative L2")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return MarkedChart.drawn(canvas, ax)
 
 

@@ -90,7 +90,7 @@ def draw_changed_patches(
     """A screenshot uint8 (H, W, 3), patches outside `mask` (grid_h, grid_w) faded, those in it outlined; of it the
     region, None for `whole`. As `plots.plot_changed_patches`, but areas of changed patches have one outline."""
     region = region or whole(frame.shape)
-    pixels = region.cut(expand_mask(mask, *frame.shape[:2], patch_size))
+    pixels = region.cut(expand_mask(mask, frame.shape[0], frame.shape[1], patch_size))
     shown = region.cut(frame)
     drawn = np.where(pixels[..., None], shown, faded(np.arange(256))[shown])
     drawn[pixels & ~_eroded(pixels, 2)] = np.array(CHANGED) * 255
@@ -197,15 +197,21 @@ class MarkedChart:
         return marked
 
 
-def draw_timeline(table: pd.DataFrame) -> MarkedChart:
-    """`plots.plot_change_timeline` of a whole recording at a panel's size; `trace_table`'s table."""
+def highest_share(table: pd.DataFrame) -> float:
+    """The largest share of changed patches after the first frame, which is always full; `trace_table`'s table."""
+    later = (table["changed"] / table["total"])[table["frame"] > 0]
+    return float(later.max()) if len(later) else 0.95
+
+
+def draw_timeline(table: pd.DataFrame, highest: float) -> MarkedChart:
+    """`plots.plot_change_timeline` of a whole recording at a panel's size, up to the share `highest`; `trace_table`'s
+    table."""
     figure = Figure(figsize=(4.6, 2.7), dpi=120)
     canvas = FigureCanvasAgg(figure)
-    ax = figure.add_axes((0.14, 0.18, 0.84, 0.71))  # a layout engine takes longer than the drawing
+    ax = figure.add_axes((0.17, 0.18, 0.81, 0.71))  # a layout engine takes longer than the drawing
     plot_change_timeline(ax, table)
     ax.set_xlim(-0.8, len(table) - 0.2)
-    later = (table["changed"] / table["total"])[table["frame"] > 0]
-    ax.set_ylim(0, max(0.02, 1.05 * later.max()) if len(later) else 1)  # the first frame, always full, may be cut
+    ax.set_ylim(0, max(0.02, 1.05 * highest))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     return MarkedChart.drawn(canvas, ax)
 
