@@ -1,6 +1,7 @@
 """Makes the README's images: the panels as they stand in JupyterLab, and the main figures of the last batch.
 
     bash run.sh && .venv/bin/python tests/screenshots.py
+    .venv/bin/python tests/screenshots.py tune_threshold    # one of them
 
 Writes docs/images/*.png, each of at most 300 kB. Needs Debian's chromium.
 """
@@ -38,19 +39,27 @@ def save(image: Image.Image, name: str) -> None:
     print(f"docs/images/{name}.png: {image.width} x {image.height}, {stream.tell() / 1000:.0f} kB")
 
 
-PANELS = {  # notebook -> the picture that is waited for, and how often the frame is moved on
-    "tune_threshold": ("screenshot", 3),
-    "explore_fovea": ("inference", 3),
+PANELS = {  # image -> the notebook, the picture that is waited for, and what is done before
+    "tune_threshold": ("tune_threshold", "screenshot", "step"),
+    "compare_settings": ("tune_threshold", "screenshot-b", "compare"),
+    "explore_fovea": ("explore_fovea", "inference", "step"),
 }
 
 
-def photograph(page: lab.Lab, notebook: str) -> Image.Image:
-    """Run a notebook, move its panel some frames on, and show the panel once its picture stands still."""
-    picture, steps = PANELS[notebook]
+def photograph(page: lab.Lab, name: str) -> Image.Image:
+    """Run a notebook, use its panel, and show it once its picture stands still."""
+    notebook, picture, use = PANELS[name]
     page.run_all(f"notebooks/{notebook}.ipynb")
-    shown = page.pixels(picture)
-    page.press("frame", "ArrowRight", steps)
-    page.wait_for_change(picture, shown)
+    if use == "compare":
+        page.page.click("button:has-text('Compare two settings')")
+        page.page.wait_for_selector(f"img.fvlm-{picture}")
+        shown = page.content(picture)
+        page.press("threshold", "ArrowRight", 40)
+        page.choose("zoom", "2 : 1")
+    else:
+        shown = page.content(picture)
+        page.press("frame", "ArrowRight", 3)
+    lab.wait_for(lambda: page.content(picture) != shown, "the picture to change")
     page.page.mouse.move(0, 0)
     page.page.wait_for_timeout(3000)
     return page.panel()
@@ -58,21 +67,27 @@ def photograph(page: lab.Lab, notebook: str) -> Image.Image:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/screenshots.py", description=__doc__.split("\n\n")[0])
-    parser.parse_args()
-    missing = [path for path in FIGURES.values() if not (lab.ROOT / path).exists()]
-    if missing or lab.CHROMIUM is None:
-        wanted = "Debian's chromium" if lab.CHROMIUM is None else f"{missing[0]}, which `bash run.sh` makes"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*FIGURES, *PANELS])}; default all")
+    names = parser.parse_args().names or [*FIGURES, *PANELS]
+    if unknown := [name for name in names if name not in FIGURES and name not in PANELS]:
+        parser.error(f"there is no image {unknown[0]!r}; there are {', '.join([*FIGURES, *PANELS])}")
+    figures, panels = {name: FIGURES[name] for name in names if name in FIGURES}, [n for n in names if n in PANELS]
+    missing = [path for path in figures.values() if not (lab.ROOT / path).exists()]
+    if missing or (panels and lab.CHROMIUM is None):
+        wanted = f"{missing[0]}, which `bash run.sh` makes" if missing else "Debian's chromium"
         print(f"screenshots: this needs {wanted}", file=sys.stderr)
         return 2
-    for name, path in FIGURES.items():
+    for name, path in figures.items():
         save(Image.open(lab.ROOT / path), name)
+    if not panels:
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         project, private = Path(folder, "project"), Path(folder, "jupyter")
         project.mkdir()
         lab.copy_project(project)
         with lab.serve(project, private) as url:
-            for name in tqdm(PANELS, unit="panel"):
-                with lab.browser(url) as page:
+            for name in tqdm(panels, unit="panel"):
+                with lab.browser(url, height=1700) as page:  # the whole panel is in view
                     save(photograph(page, name), name)
     return 0
 

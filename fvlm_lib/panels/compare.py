@@ -48,14 +48,13 @@ class Choice:
         return self.settings.patch_size or (self.seen[2] if self.seen else PATCH_AS_RECORDED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal if it is the same: tables have no truth value
 class TracedChoice:
-    """What a setting does to a recording: each frame's step and how much its patches differ, the table of
-    `changes.trace_table`, and its timeline."""
+    """What a setting does to a recording: each frame's step and how much its patches differ, and the table of
+    `changes.trace_table`."""
 
     steps: list[tuple[TracedFrame, np.ndarray]]
     table: pd.DataFrame
-    timeline: MarkedChart
 
 
 def trace_choice(
@@ -64,7 +63,7 @@ def trace_choice(
     """Trace a setting over a recording whose patches are compared; actions: what was done at each frame."""
     steps = list(trace_settings(compared, choice.settings))
     table = trace_table([step for step, _ in steps], actions)
-    return TracedChoice(steps, table, draw_timeline(table))
+    return TracedChoice(steps, table)
 
 
 class SettingView(ipywidgets.VBox):
@@ -72,6 +71,8 @@ class SettingView(ipywidgets.VBox):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._chart: MarkedChart | None = None
+        self._shown: tuple[Any, ...] | None = None
         self.title, self.status, self.summary = (ipywidgets.HTML(layout=TEXT) for _ in range(3))
         self.screenshot, self.difference, self.timeline = (
             ipywidgets.Image(
@@ -98,6 +99,7 @@ class SettingView(ipywidgets.VBox):
 
     def clear(self) -> None:
         """Show nothing: of what is chosen there is nothing to show."""
+        self._shown = None
         for picture in (self.screenshot, self.difference, self.timeline):
             picture.value = b""
         self.title.value = self.status.value = self.summary.value = ""
@@ -112,10 +114,24 @@ class SettingView(ipywidgets.VBox):
         self.title.value = "" if edited is None else f"<div style='{line}'>{said}</div>"
 
     def show(
-        self, choice: Choice, traced: TracedChoice, frame: np.ndarray, index: int, zoom: tuple[int, float, float]
+        self,
+        choice: Choice,
+        traced: TracedChoice,
+        frame: np.ndarray,
+        index: int,
+        zoom: tuple[int, float, float],
+        highest: float,
     ) -> None:
-        """Show frame `index`, uint8 (H, W, 3) as it is seen; zoom: level (0 for the whole frame) and place, as
-        `controls.Zoom` has them."""
+        """Show frame `index`, uint8 (H, W, 3) as it is seen; what is shown already is not drawn again.
+
+        zoom: level (0 for the whole frame) and place, as `controls.Zoom` has them. highest: where the timeline ends.
+        """
+        asked = (traced, highest, index, zoom)
+        if asked == self._shown:
+            return
+        if self._chart is None or self._shown is None or asked[:2] != self._shown[:2]:
+            self._chart = draw_timeline(traced.table, highest)
+        self._shown = None  # should drawing fail
         step, difference = traced.steps[index]
         level, across, down = zoom
         region = zoomed(frame.shape, level, across, down) if level else whole(frame.shape)
@@ -127,8 +143,9 @@ class SettingView(ipywidgets.VBox):
         self.difference.value = to_jpeg(
             draw_differences(difference, choice.settings.diff_threshold, frame.shape[:2], choice.patch, region)
         )
-        self.timeline.value = to_png(traced.timeline.at(index))
+        self.timeline.value = to_png(self._chart.at(index))
         self.status.value, self.summary.value = describe_frame(step, traced.table), describe_sequence(traced.table)
+        self._shown = asked
 
 
 def changed_patches(step: TracedFrame, difference: np.ndarray, choice: Choice) -> np.ndarray:

@@ -198,15 +198,21 @@ class MarkedChart:
         return marked
 
 
-def draw_timeline(table: pd.DataFrame) -> MarkedChart:
-    """`plots.plot_change_timeline` of a whole recording at a panel's size; `trace_table`'s table."""
+def highest_share(table: pd.DataFrame) -> float:
+    """The largest share of changed patches after the first frame, which is always full; `trace_table`'s table."""
+    later = (table["changed"] / table["total"])[table["frame"] > 0]
+    return float(later.max()) if len(later) else 0.95
+
+
+def draw_timeline(table: pd.DataFrame, highest: float) -> MarkedChart:
+    """`plots.plot_change_timeline` of a whole recording at a panel's size, up to the share `highest`; `trace_table`'s
+    table."""
     figure = Figure(figsize=(4.6, 2.7), dpi=120)
     canvas = FigureCanvasAgg(figure)
-    ax = figure.add_axes((0.14, 0.18, 0.84, 0.71))  # a layout engine takes longer than the drawing
+    ax = figure.add_axes((0.17, 0.18, 0.81, 0.71))  # a layout engine takes longer than the drawing
     plot_change_timeline(ax, table)
     ax.set_xlim(-0.8, len(table) - 0.2)
-    later = (table["changed"] / table["total"])[table["frame"] > 0]
-    ax.set_ylim(0, max(0.02, 1.05 * later.max()) if len(later) else 1)  # the first frame, always full, may be cut
+    ax.set_ylim(0, max(0.02, 1.05 * highest))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     return MarkedChart.drawn(canvas, ax)
 

@@ -15,7 +15,7 @@ import ipywidgets
 
 from fvlm_lib.panels.compare import Choice, SettingView, TracedChoice, changed_patches
 from fvlm_lib.panels.controls import ROW, TEXT, SaveAs, Zoom, button, labelled
-from fvlm_lib.panels.pictures import find_areas
+from fvlm_lib.panels.pictures import find_areas, highest_share
 from fvlm_lib.panels.setting_controls import SettingControls
 from fvlm_lib.panels.tables import describe_choices, describe_measured
 from fvlm_lib.panels.widgets import ERROR, Panel, Player, describe_error
@@ -215,9 +215,10 @@ class TuningPanel(Panel):
         frames = [self.bench.frame(choice.seen, index) for choice in choices]
         traced = [self.bench.trace(choice, choices) for choice in choices]
         sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
+        highest = max(highest_share(done.table) for done in traced)  # both timelines have one scale
         for place, view in enumerate(self.views[: len(choices)]):
             view.head(choices[place], place == self.state.edited if len(choices) > 1 else None)
-            view.show(choices[place], traced[place], frames[place], index, zoom)
+            view.show(choices[place], traced[place], frames[place], index, zoom, highest)
         both = len(choices) > 1
         self.numbers.value = describe_choices("AB", choices, traced, index, sizes, self.bench.measured) if both else ""
         choice = self.state.choice

@@ -636,7 +636,7 @@ def test_changed_areas_are_found_in_reading_order():
 
 def test_a_chart_is_marked_at_its_frame():
     table = pd.DataFrame({"frame": range(8), "path": "cached", "changed": 0, "total": 10})
-    chart = pictures.draw_timeline(table)
+    chart = pictures.draw_timeline(table, 0.5)
     for frame in (0, 3, 7):
         marked = chart.at(frame)
         columns = np.unique(np.argwhere((marked != chart.pixels).any(axis=-1))[:, 1])
