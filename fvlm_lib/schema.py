@@ -60,7 +60,6 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=100)]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
 Beams = Annotated[int, Field(strict=True, ge=1, le=64)]
-Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]  # on a side
 Level = Annotated[float, Field(strict=True, gt=0, lt=1)]  # of an interval
 Seconds = Annotated[float, Field(strict=True, gt=0, le=604_800)]  # a week
 FrameRate = Annotated[float, Field(strict=True, gt=0, le=1000)]  # frames a second
@@ -151,41 +150,45 @@ def sentence(error: ValidationError, where: str, of: TypeAdapter[Any] | None = N
     """The first of pydantic's errors in one sentence. of: whose error it is, to tell the keys that are known, and
     whether null would do."""
     details = error.errors(include_url=False)
-    first = next((detail for detail in details if detail["type"] in _UNKNOWN), details[0])  # a typo explains a gap
-    path, schema = _follow(of, first["loc"])
+    if typo := next((detail for detail in details if detail["type"] in _UNKNOWN), None):  # which explains a gap
+        path, schema = _follow(of, typo["loc"][:-1])
+        return unknown_key(_at(where, path), str(typo["loc"][-1]), _keys(schema))
     # of a union there are errors for each of its types: what is within the value tells more than its type does
-    same = [detail for detail in details if _follow(of, detail["loc"])[0][: len(path)] == path]
-    first = max(same, key=lambda detail: len(_follow(of, detail["loc"])[0]))
-    path, schema = _follow(of, first["loc"])
-    same = [detail for detail in same if _follow(of, detail["loc"])[0] == path]
+    places = [_follow(of, detail["loc"])[0] for detail in details]
+    within = [place for place in range(len(places)) if places[place][: len(places[0])] == places[0]]
+    place = max(within, key=lambda place: len(places[place]))
+    same = [detail for detail, other in zip(details, places, strict=True) if other == places[place]]
+    path, schema = _follow(of, details[place]["loc"])
+    if same[0]["type"] == "missing" and isinstance(path[-1], int):  # of a list of so many
+        path, schema = _follow(of, details[place]["loc"][:-1])
+        length = next(member["minItems"] for member in _members(schema) if "minItems" in member)
+        same = [{**same[0], "type": "too_short", "ctx": {"min_length": length}}]
+    return _sentence(same, where, path, schema)
+
+
+def _sentence(errors: list[ErrorDetails], where: str, path: list[Any], schema: dict[str, Any]) -> str:
+    """The sentence for what is wrong at one place; several errors are of the types of a union."""
+    first = errors[0]
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
-    at, last = _at(where, path), path[-1] if path else ""
-    above = _at(where, path[:-1])
-    if kind in _UNKNOWN:  # of which `_follow` cannot tell whether it is a key or a type of a union
-        path, schema = _follow(of, first["loc"][:-1])
-        return unknown_key(_at(where, path), str(first["loc"][-1]), _keys(schema))
-    if kind == "missing" and isinstance(last, str):
-        return f"{above} lacks {last}"
+    at, above, last = _at(where, path), _at(where, path[:-1]), path[-1] if path else ""
     if kind == "missing":
-        length = _follow(of, first["loc"][:-1])[1].get("minItems")
-        return f"{above} is {shown(value)}; it must be a list of {length}"
+        return f"{above} lacks {last}"
     if kind == "invalid_key" or "[key]" in first["loc"]:
-        wanted = f'a key must be text, so write "{last}" in quotes'
-        if isinstance(last, str):
-            wanted = f"it {_wanted(first)}" if "error" not in context else str(context["error"])
-            wanted += _meant(last, re.findall(r"'(\w+)'", wanted))
-        return f"{above} has the key {shown(last)}; {wanted}"
+        wanted = "a key must be text, so write it in quotes"
+        if isinstance(value, str):
+            wanted = str(context["error"]) if kind == "value_error" else f"it {_wanted(first)}"
+            wanted += _meant(value, re.findall(r"'(\w+)'", wanted))
+        return f"{above} has the key {shown(value)}; {wanted}"
     if kind.startswith("union_tag"):
         tag, known = context["discriminator"].strip("'"), context.get("expected_tags") or _tags(schema)
         if kind == "union_tag_not_found":
             return f"{at} lacks {tag}, which must be one of {known}"
-        return f"{_at(where, [*path, tag])} is {shown(value[tag])}; it must be one of {known}" + _meant(
-            context["tag"], known.replace("'", "").split(", ")
-        )
+        meant = _meant(value[tag], re.findall(r"'(\w+)'", known))
+        return f"{_at(where, [*path, tag])} is {shown(value[tag])}; it must be one of {known}{meant}"
     if kind == "value_error" and not isinstance(value, str | int | float | list | tuple | None):
         return f"{at}: {context['error']}"  # of fields together
     members = list(_members(schema))
-    wanted = " or ".join(dict.fromkeys(_wanted(detail) for detail in same)).replace(" or must be ", " or ")
+    wanted = " or ".join(dict.fromkeys(map(_wanted, errors))).replace(" or must be ", " or ")
     if wanted.startswith("must be"):
         null = any(member.get("type") == "null" for member in members)
         wanted = f"it {wanted}, or null" if null else f"it {wanted}"
@@ -274,6 +277,8 @@ def _at(where: str, path: Iterable[Any]) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    if text.startswith("["):
+        return f"{where}{text}"
     return f"{where}: {text}" if text else where
 
 

@@ -141,6 +141,8 @@ def dry_run(arguments: Sequence[str], signals: Signals) -> int:
     with open(os.devnull) as nothing, tempfile.TemporaryFile() as log:
         progress = Progress(Path())
         status = run_snakemake(arguments, nothing.fileno(), log, progress, signals)
+        if signals.got:
+            return _stopped(signals)
         if status:
             print(*_errors(progress, log), sep="\n", file=sys.stderr)
         else:
@@ -200,7 +202,9 @@ class TableProgress(Progress):
         if self._wanted:
             self._wanted = False
             command = [sys.executable, "-m", "fvlm_lib", "report", self._config]
-            self.say(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.rstrip() + "\n")
+            # in a session of its own, as this process alone hears a Ctrl-C
+            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True).stdout
+            self.say(printed.rstrip() + "\n")
 
 
 def _errors(progress: Progress, log: IO[bytes]) -> list[str]:

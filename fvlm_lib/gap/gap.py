@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fvlm_lib.batch.parameters import NumFine, Samples
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, ProceduralData
 from fvlm_lib.data.video_files import SkippedVideo
 from fvlm_lib.data.videos import ProceduralVideos, Videos, open_videos
@@ -40,7 +41,7 @@ from fvlm_lib.gap.samples import (
     write_samples,
 )
 from fvlm_lib.outputs import whole
-from fvlm_lib.schema import Dtype, check
+from fvlm_lib.schema import BatchSize, CountOrNone, Dtype, Seed, check
 from fvlm_lib.stats import HEAVY_SHARE, Estimate, bootstrap, difference, percent_difference, ratio, top_share
 
 SMALL, LARGE = 5.0, 15.0  # percent of the training loss; the classes of the verdict
@@ -263,8 +264,11 @@ def evaluate_inference_gap(
     has no float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
     else is scored here, and they are joined.
 
-    Raises ValueError where fewer than two samples are asked for, or can be used.
+    Raises ValueError for numbers that cannot be, and where fewer than two samples are asked for, or can be used.
     """
+    _check_numbers(num_samples, batch_size, num_fine)
+    check(Seed, seed, "seed")
+    check(CountOrNone, floor_samples, "floor_samples")
     table = Path(table)
     count = _count_samples(videos, num_samples)
     if count < 2:
@@ -297,9 +301,16 @@ def score_shard(
     num_fine: Sequence[int] = (1, 2, 3),
 ) -> None:
     """Score part `shard` (1 to num_shards) of an evaluation and write its table; arguments as there."""
+    _check_numbers(num_samples, batch_size, num_fine)
     start, stop = shard_bounds(_count_samples(videos, num_samples), batch_size, shard, num_shards)
     rows = score_batches(model, videos, start, stop, batch_size, num_fine)
     write_samples(Path(table), rows, sample_schema(scored_modes(num_fine)))
+
+
+def _check_numbers(num_samples: int | None, batch_size: int, num_fine: Sequence[int]) -> None:
+    check(Samples | None, num_samples, "num_samples")
+    check(BatchSize, batch_size, "batch_size")
+    check(NumFine, list(num_fine), "num_fine")
 
 
 def _count_samples(videos: Videos, num_samples: int | None) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.options import Parser, add_threads, option, run
 from fvlm_lib.outputs import check_output, note_replaced, whole
-from fvlm_lib.schema import Count, Tolerance
+from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 
 
@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--tower",
         required=True,
-        help="folder or hub id of a vision tower or a foveated checkpoint; or random:clip-vit-large-patch14-336, for "
-        "times alone",
+        help=f"folder or hub id of a vision tower or a foveated checkpoint; or {RANDOM_TOWERS[0]}, for times alone",
     )
     add(
         "--tolerances",

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fvlm_lib.options import Parser, add_repeats, add_threads, option, run
-from fvlm_lib.schema import Count, Tolerance
+from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fvlm_lib.vision.towers import PatchCache, Tower
 
-RANDOM_CLIP = "random:clip-vit-large-patch14-336"  # that of `loaded_towers.py`
 DEFAULT_TOLERANCE = 0.02  # that of `vision/updates.py`
 
 
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: fvlm bench-updates --counts 1 12 58 --pack",
     )
     add = parser.add_argument
-    add("--tower", default=RANDOM_CLIP, help="folder, hub id or a random one; default %(default)s")
+    add("--tower", default=RANDOM_TOWERS[0], help="folder, hub id or a random one; default %(default)s")
     add(
         "--counts",
         type=option(Count),

@@ -14,8 +14,8 @@ from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated.assemble import read_language_model
 from fvlm_lib.options import Parser, add_seed, run
 from fvlm_lib.outputs import check_new_folder, whole
+from fvlm_lib.schema import RANDOM_TOWERS
 
-RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")  # those of `loaded_towers.py`
 RANDOM_LLAMA = "random:llama-tiny"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

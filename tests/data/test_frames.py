@@ -168,7 +168,7 @@ def test_missing_and_unknown_files_are_named(tmp_path):
         ({"frame_rate": math.inf}, "frame_rate is inf; it must be a finite number"),
         ({"frame_rate": math.nan}, "frame_rate is nan; it must be a finite number"),
         ({"image_mean": 0.5}, "image_mean is 0.5; it must be a list"),
-        ({"image_mean": [0, 0]}, "image_mean is (0, 0); it must be a list of 3"),
+        ({"image_mean": [0, 0]}, "image_mean is (0, 0); it must be a list of at least 3"),
         ({"image_std": [1, 1, 0]}, "image_std[2] is 0; it must be above 0"),
     ],
 )

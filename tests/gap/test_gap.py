@@ -381,3 +381,24 @@ def test_more_samples_than_there_are_is_an_error(tmp_path, capsys):
     write_folder(tmp_path, 3)
     assert run(tmp_path / "gap.json", {"kind": "folder", "path": str(tmp_path)}, "--num-samples", "4") == 2
     assert "num_samples is 4, but there are 3 videos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"num_samples": 1}, "num_samples is 1; it must be at least 2, or null"),
+        ({"num_samples": 10**20}, f"num_samples is {10**20}; it must be at most 1000000000, or null"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"batch_size": True}, "batch_size is True; it must be a whole number"),
+        ({"num_fine": []}, "num_fine is []; it must be a list of at least 1"),
+        ({"num_fine": [1, 0]}, "num_fine[1] is 0; it must be at least 1"),
+        ({"num_fine": [1, 1]}, "num_fine is [1, 1]; it names 1 twice"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"floor_samples": -1}, "floor_samples is -1; it must be at least 0"),
+    ],
+)
+def test_numbers_that_no_evaluation_has_are_refused_in_python_too(trained, tmp_path, numbers, said):
+    with pytest.raises(ValueError) as raised:
+        gap.evaluate_inference_gap(trained, VIDEOS, tmp_path / "gap.parquet", **numbers)
+    assert str(raised.value) == said
+    assert not [*tmp_path.iterdir()]

@@ -13,7 +13,6 @@ from transformers import AutoProcessor
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.errors import CheckpointError
-from fvlm_lib.screens import loaded_towers
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings
@@ -176,10 +175,6 @@ def test_the_command_assembles_what_loads(tmp_path, capsys):
     assert load_vlm(str(out)).image_size == (224, 224)
     assert assemble_llava.main(arguments) == 2
     assert "exists" in capsys.readouterr().err
-
-
-def test_the_random_towers_are_those_there_are():
-    assert assemble_llava.RANDOM_TOWERS == (loaded_towers.RANDOM_CLIP, loaded_towers.RANDOM_TINY)
 
 
 # ---- folders that cannot be loaded -------------------------------------------------------------------
