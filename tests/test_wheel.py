@@ -17,6 +17,14 @@ from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+THEIRS = (
+    "pydantic_core",
+    "tokenizers",
+    "jupyter_client",
+    "nbformat",
+    "traitlets",
+    "snakemake-interface-logger-plugins",
+)
 OPTIONAL = [Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra]
 
 
@@ -36,9 +44,7 @@ def test_every_package_that_the_library_imports_is_a_dependency():
     outside = imported - set(sys.stdlib_module_names) - {"fvlm_lib"}
     of = packages_distributions()
     known = DEPENDENCIES.keys() | {canonicalize_name(r.name) for r in OPTIONAL}
-    known |= {
-        canonicalize_name(name) for name in ("pydantic_core", "tokenizers", "jupyter_client", "nbformat")
-    }  # theirs
+    known |= {canonicalize_name(name) for name in THEIRS}  # theirs
     missing = {name for name in outside if not {canonicalize_name(d) for d in of.get(name, [name])} & known}
     assert not missing
 

@@ -13,7 +13,7 @@ Batches are dicts of what the forward modes take: `pixel_values` (B, T, 3, H, W)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fvlm_lib.data.options import BLOCK, CELL, Data, FileData, FolderData, ProceduralData
+from fvlm_lib.data.options import BLOCK, CELL, Data, FileData, FolderData, ProceduralData, WebDatasetData
 from fvlm_lib.data.video_files import FolderSource, TarSource, VideoBatch, VideoFiles
 from fvlm_lib.errors import some
 from fvlm_lib.schema import check, settings
@@ -166,6 +166,10 @@ Videos = ProceduralVideos | VideoFiles
 a length; procedural ones have no end."""
 
 
+SOURCES: dict[type, Callable[[Any], FolderSource | TarSource]] = {FolderData: FolderSource, WebDatasetData: TarSource}
+"""What opens the files of each kind of `data` (`fvlm_lib.data.options.Data`) on disk, given its path."""
+
+
 def open_videos(
     data: Mapping[str, Any] | Data,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -183,9 +187,8 @@ def open_videos(
         return ProceduralVideos(**vars(described))
     if tokenizer is None:
         raise ValueError(f"data of kind {described.kind} has captions as text; they take the checkpoint's tokenizer")
-    source = FolderSource(described.path) if isinstance(described, FolderData) else TarSource(described.path)
     return VideoFiles(
-        source,
+        SOURCES[type(described)](described.path),
         described,
         tokenizer,
         described.prompt,

@@ -7,7 +7,6 @@ that run alone and says so. Knows the table of `report.gap_table` and per-sample
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,13 @@ from typing import Any
 
 import pandas as pd
 
+from fvlm_lib import outputs
 from fvlm_lib.batch.config import read_batch_file
 from fvlm_lib.batch.folders import folders
 from fvlm_lib.gap.report import DOUBT_NOTE, INTERVAL_NOTE, format_interval, readable_table, whole
 from fvlm_lib.gap.seeds import check_same_samples, gaps_by_seed, mean_over_seeds
+from fvlm_lib.options import Parser
+from fvlm_lib.options import run as run_command
 from fvlm_lib.stats import Estimate, Statistic, bootstrap
 
 IN_THIS_RUN = "in this run"
@@ -331,40 +333,41 @@ def replace_section(path: Path, name: str, text: str) -> None:
     Raises ValueError where the file lacks the markers, rather than guessing a place.
     """
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    content = path.read_text()
+    content = path.read_text(encoding="utf-8")
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise ValueError(f"{path} needs the lines `{begin}` and `{end}`, once each and in this order")
     head, rest = content.split(begin)
-    path.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}")
+    with outputs.whole(path) as part:
+        part.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 # ---- the command -------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; see --help."""
-    parser = argparse.ArgumentParser(
+    """Run the command; see `options.run` for its exit codes."""
+    parser = Parser(
         prog="fvlm findings",
         description="Print the findings of a batch, or put them between the markers of a Markdown file.",
         epilog="example: fvlm findings config/demo.yaml --into docs/KNOWLEDGE.md",
     )
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the batch's config")
     markers = "between its lines <!-- begin findings --> and <!-- end findings -->"
-    parser.add_argument("--into", type=Path, metavar="FILE", help=f"a Markdown file; they go {markers}")
+    parser.add_argument("--into", type=Path, metavar="FILE.md", help=f"a Markdown file; they go {markers}")
     args = parser.parse_args(argv)
-    try:
-        batch = read_batch_file(args.config, files=False)
-        found = Path(folders(batch.output).results, "findings.md")
-        if not found.is_file():
-            raise ValueError(f"{found} is missing; `bash run.sh` makes it")
-        if args.into:
-            replace_section(args.into, "findings", found.read_text())
-        else:
-            print(found.read_text(), end="")
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser.prog, lambda: print_findings(args.config, args.into))
+
+
+def print_findings(config: Path, into: Path | None = None) -> None:
+    """Print the findings that a batch has left, or put them into a Markdown file. Raises ValueError."""
+    found = Path(folders(read_batch_file(config, files=False).output).results, "findings.md")
+    if not found.is_file():
+        raise ValueError(f"{found} is missing; `bash run.sh` makes it")
+    text = found.read_text(encoding="utf-8")
+    if into:
+        replace_section(into, "findings", text)
+    else:
+        print(text, end="")
 
 
 if __name__ == "__main__":

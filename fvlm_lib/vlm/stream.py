@@ -123,7 +123,7 @@ class VLMStream:
     @torch.no_grad()
     def _check_positions(self) -> None:
         """Raise ValueError where prompt, image and answer are more than the language model's positions."""
-        positions = getattr(self.vlm.model.config.text_config, "max_position_embeddings", None)
+        positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
             return
         height, width = self.vlm.image_size
@@ -133,8 +133,8 @@ class VLMStream:
         text, image, answer = len(self.prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
         if text + image + answer > positions:
             raise ValueError(
-                f"the prompt's {text} tokens, {image} of the image and {answer} of the answer are more than the "
-                f"{positions} positions of the language model of {self.vlm.name}; ask for less"
+                f"the prompt's {text} tokens, {image} of the image and up to {answer} of the answer (max_new_tokens) "
+                f"are more than the {positions} positions of the language model of {self.vlm.name}; ask for less"
             )
 
     def reset(self) -> None:
@@ -162,20 +162,10 @@ class VLMStream:
 
     @torch.no_grad()
     def answer(self, frame: np.ndarray, number: int = 0) -> Answer:
-        """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own.
-
-        Raises ValueError where prompt and answer have more tokens than the language model has positions for.
-        """
+        """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own."""
         tokens, fields = self.encode(frame)
         embeds = self.vlm.embed(self.prompt_ids, tokens)
         length = embeds.shape[1]
-        positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and length + self.decoding.max_new_tokens > positions:
-            raise ValueError(
-                f"the prompt takes {length} positions, the image's among them, and an answer up to "
-                f"{self.decoding.max_new_tokens} (max_new_tokens); the language model of {self.vlm.name} has "
-                f"{positions}"
-            )
         reused = self._crop_to(embeds)
         torch.manual_seed(self.decoding.seed + number)
         clock = _FirstToken()

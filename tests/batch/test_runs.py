@@ -483,7 +483,16 @@ def test_code_hash_changes_with_code_and_only_with_code(tmp_path: Path) -> None:
 
 def test_code_hash_covers_this_library_by_default(tmp_path: Path) -> None:
     notebook = _notebook(tmp_path / "n.ipynb", "from fvlm_lib.batch.runs import run")
-    names = ("__init__", "batch/__init__", "batch/notebooks", "batch/runs")
+    names = (
+        "__init__",
+        "batch/__init__",
+        "batch/notebooks",
+        "batch/runs",
+        "json_files",
+        "options",
+        "outputs",
+        "schema",
+    )
     assert modules_used_by(notebook) == [LIBRARY / f"{name}.py" for name in names]
     assert code_hash(notebook) == code_hash(notebook, LIBRARY) != code_hash(notebook, _library(tmp_path))
 

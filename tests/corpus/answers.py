@@ -20,8 +20,8 @@ def _resume(folder: Path, content: bytes, run: dict[str, Any] = RUN) -> tuple[by
     """What an output that held this is after resuming, and how many frames it had."""
     (folder / "a.jsonl").write_bytes(content)
     files = tuple(folder / row["file"] for row in ROWS)
-    file, done = open_output(folder / "a.jsonl", run, [ScreenSequence("s", files)], resume=True)
-    file.close()
+    with open_output(folder / "a.jsonl", run, [ScreenSequence("s", files)], resume=True) as (_, done):
+        pass
     return (folder / "a.jsonl").read_bytes(), done
 
 
@@ -61,5 +61,5 @@ CASES = [
     Case("too many frames", lambda folder: _line(folder, 2, LINES[2] + b"\n" + LINES[2]), "its line 4 is", _CANNOT),
     Case("another file", lambda folder: _resume(folder, b"hello"), "is no output of fvlm-predict", "a.jsonl"),
     Case("an image", lambda folder: _resume(folder, b"\x89PNG\r\n\0"), "is no output of fvlm-predict", "a.jsonl"),
-    Case("a folder", lambda folder: open_output(folder, RUN, [], resume=True), "Is a directory"),
+    Case("a folder", lambda folder: open_output(folder, RUN, [], resume=True).__enter__(), "Is a directory"),
 ]  # fmt: skip

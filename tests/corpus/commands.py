@@ -218,6 +218,19 @@ def screens(folder: Path, frames: int) -> Path:
     return folder / "frames"
 
 
+def findings_of_nothing(folder: Path) -> Said:
+    (folder / "mine.yaml").write_text("checkpoints: {a: b, c: d}\ngap: {data: {kind: procedural}}\n")
+    return asked("findings", "FOLDER/mine.yaml")(folder)
+
+
+def train_of(settings: str) -> Callable[[Path], Said]:
+    def run(folder: Path) -> Said:
+        (folder / "ladder.yaml").write_text(f"runs:\n  mine:\n    {settings}\n")
+        return asked("train", "FOLDER/ladder.yaml", "--run", "mine", "--out", "FOLDER/new")(folder)
+
+    return run
+
+
 def assemble_of_nothing(folder: Path) -> Said:
     (folder / "empty").mkdir()
     parts = ["--text", "FOLDER/empty", "--vision", "random:dinov2-small", "--out", "FOLDER/new"]
@@ -261,6 +274,13 @@ CASES = [
     Case("changes of an empty folder", asked("changes", "FOLDER"), "has no images"),
     Case("report of no config", asked("report", "nowhere.yaml"), "nowhere.yaml"),
     Case("report of a folder", asked("report", "FOLDER"), "Is a directory"),
+    Case("findings of no config", asked("findings", "nowhere.yaml"), "there is no file nowhere.yaml"),
+    Case("findings of no batch", findings_of_nothing, "is missing", "findings.md"),
+    Case("train of an unknown field", train_of("steps: 10\n    stepss: 3"), "did you mean 'steps'?", "ladder.yaml"),
+    Case("train of no number", train_of("batch_size: many"), "batch_size is 'many'", "ladder.yaml"),
+    Case("train of no steps", train_of("steps: 0"), "steps is 0; it must be at least 1", "ladder.yaml"),
+    Case("train at no rate", train_of("learning_rate: .nan"), "learning_rate is nan", "ladder.yaml"),
+    Case("train on a grid that cannot be", train_of("videos: {grid: 0}"), "videos: grid is 0", "ladder.yaml"),
     Case("scaling of no table", asked("scaling", *NEEDED["scaling"]), "No such file", "nowhere.csv"),
     Case("scaling of a folder", asked("scaling", "FOLDER", "--x", "n", "--loss", "l"), "Is a directory"),
     Case("assemble of an empty folder", assemble_of_nothing, "is no language model", "empty"),

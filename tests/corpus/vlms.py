@@ -172,7 +172,7 @@ CASES = [
     Case("an empty folder", _load, "has no config that can be loaded"),
     _case("two images asked", _prompt, "the prompt has 2 image tokens", prompt="<image> <image>"),
     _case("a prompt beyond the context", _prompt, "are more than the 2048 positions", prompt="word " * 2000),
-    _case("an answer beyond the context", _prompt, "and 5000 of the answer", prompt="What?", max_new_tokens=5000),
+    _case("an answer beyond the context", _prompt, "up to 5000 of the answer", prompt="What?", max_new_tokens=5000),
     *(
         _case(f"decoding {options}", _prompt, says, prompt="What?", **options)
         for options, says in (
@@ -180,7 +180,7 @@ CASES = [
             ({"max_new_tokens": 0}, "max_new_tokens is 0"),
             ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0"),
             ({"num_beams": 0}, "num_beams is 0"),
-            ({"seed": None}, "seed is None"),
+            ({"seed": None}, "seed is null"),
             ({"temperature": INF}, "temperature is inf"),
             ({"top_p": 1.5}, "top_p is 1.5"),
         )

@@ -348,7 +348,10 @@ def refusal(call, capsys, *arguments, **options) -> str:
         (["--sequence-limit", "0"], "--sequence-limit is 0; it must be at least 1"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
         (["--min-new-tokens", "9"], "--min-new-tokens is 9, above --max-new-tokens 4"),
-        (["--max-new-tokens", "99999"], "and an answer up to 99999 (max_new_tokens); the language model of "),
+        (
+            ["--max-new-tokens", "99999"],
+            "up to 99999 of the answer (max_new_tokens) are more than the 2048",
+        ),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
         (["--device", "bogus"], "--device is bogus; it must be auto, cpu"),
         (["--output", "."], "--output . is a folder"),
