@@ -152,7 +152,9 @@ def sentence(error: ValidationError, where: str, of: TypeAdapter[Any] | None = N
     details = error.errors(include_url=False)
     if typo := next((detail for detail in details if detail["type"] in _UNKNOWN), None):  # which explains a gap
         path, schema = _follow(of, typo["loc"][:-1])
-        return unknown_key(_at(where, path), str(typo["loc"][-1]), _keys(schema))
+        known, key = _keys(schema), str(typo["loc"][-1])
+        within = [f"{name}.{key}" for name in known if key in _keys(_follow(of, [*typo["loc"][:-1], name])[1])]
+        return unknown_key(_at(where, path), key, known, within)
     # of a union there are errors for each of its types: what is within the value tells more than its type does
     places = [_follow(of, detail["loc"])[0] for detail in details]
     within = [place for place in range(len(places)) if places[place][: len(places[0])] == places[0]]
@@ -196,11 +198,12 @@ def _sentence(errors: list[ErrorDetails], where: str, path: list[Any], schema: d
     return f"{at} is {shown(value)}; {wanted}{_meant(value, choices) or _hint(value, first)}"
 
 
-def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    """The sentence for a key that is none of `known`."""
-    names = list(known)
+def unknown_key(where: str, key: str, known: Iterable[str], within: Iterable[str] = ()) -> str:
+    """The sentence for a key that is none of `known`. within: keys of that name in the mappings below."""
+    names, below = list(known), next(iter(within), None)
     told = f"known are {', '.join(names)}" if names else "none is known"
-    return f"{where} has the unknown key {key!r}{_meant(key, names) or ';'} {told}"
+    meant = f"; did you mean {below!r}?" if below else _meant(key, names)
+    return f"{where} has the unknown key {key!r}{meant or ';'} {told}"
 
 
 def shown(value: Any) -> str:

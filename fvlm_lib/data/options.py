@@ -62,16 +62,17 @@ class ProceduralData:
         image_size: of its frames, in pixels. vocab_size, positions: of its language model. Other frames it would take
         by resized position embeddings, other words by ids that mean something else, so both are refused.
         """
-        what = f"procedural videos of grid {self.grid} and {self.num_frames} frames"
         if image_size != self.image_size:
-            raise ValueError(f"{what} are {self.image_size} pixels wide, but the checkpoint takes {image_size}")
-        if vocab_size < (words := 14 + self.grid):  # 2 special ones, 4 directions, a lane each row, 8 colours
-            raise ValueError(f"{what} have captions of {words} words, but the checkpoint embeds {vocab_size} tokens")
-        tokens = self.num_frames + 2  # direction, lane, a colour for every later frame, end
-        if self.num_frames + tokens > positions:
             raise ValueError(
-                f"{what} take {self.num_frames + tokens} positions, the frames and {tokens} tokens of the caption, but "
-                f"the checkpoint's language model has {positions}"
+                f"grid is {self.grid}, frames of {self.image_size} x {self.image_size} pixels, but the model sees "
+                f"{image_size} x {image_size}"
+            )
+        if vocab_size < (words := 14 + self.grid):  # 2 special ones, 4 directions, a lane each row, 8 colours
+            raise ValueError(f"grid is {self.grid}, captions of {words} words, but the model knows {vocab_size}")
+        if positions < (needed := 2 * self.num_frames + 2):  # frames; direction, lane, later frames' colours, end
+            raise ValueError(
+                f"num_frames is {self.num_frames}, which with the caption takes {needed} positions, but the model has "
+                f"{positions}"
             )
 
 

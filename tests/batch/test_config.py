@@ -138,11 +138,10 @@ SCREENS = str(ROOT / "data" / "screens" / "idle")
         ({"gap": {"data": {"kind": "folder", "path": "clips"}, "num_samples": 3}},
          "gap.num_samples is 3, but clips has 2 videos"),
         ({"gap": {"data": {"kind": "procedural", "grid": 5}}},
-         "gap.data for checkpoint early: procedural videos of grid 5 and 8 frames are 40 pixels wide, but the "
-         "checkpoint takes 32"),
+         "gap.data for checkpoint early: grid is 5, frames of 40 x 40 pixels, but the model sees 32 x 32"),
         ({"gap": {"data": {"kind": "procedural", "num_frames": 128}}},
-         "gap.data for checkpoint early: procedural videos of grid 4 and 128 frames take 258 positions, the frames and "
-         "130 tokens of the caption, but the checkpoint's language model has 256"),
+         "gap.data for checkpoint early: num_frames is 128, which with the caption takes 258 positions, but the "
+         "model has 256"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_named_before_anything_runs(change, message, tmp_path, monkeypatch):

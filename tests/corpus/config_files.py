@@ -40,6 +40,11 @@ def absent(name: str, keys: str, value: Any, says: str) -> Case:
 
 
 CASES = [
+    text(
+        "data at the top",
+        "data: {kind: procedural}",
+        "config.yaml has the unknown key 'data'; did you mean 'gap.data'? known are checkpoints, gap, shards, ",
+    ),
     text("empty", "", "config.yaml lists no checkpoints; it needs `checkpoints:` with `id: folder` lines"),
     text("comments alone", "# nothing\n", "config.yaml lists no checkpoints"),
     text("null", "null", "config.yaml lists no checkpoints"),
@@ -197,13 +202,12 @@ CASES = [
         "another grid",
         "gap.data.grid",
         5,
-        "gap.data for checkpoint a: procedural videos of grid 5 and 8 frames are "
-        "40 pixels wide, but the checkpoint takes 32",
+        "gap.data for checkpoint a: grid is 5, frames of 40 x 40 pixels, but the model sees 32 x 32",
     ),
     absent(
         "more frames than positions",
         "gap.data.num_frames",
         128,
-        "gap.data for checkpoint a: procedural videos of grid 4 and 128 frames take 258 positions",
+        "gap.data for checkpoint a: num_frames is 128, which with the caption takes 258 positions",
     ),
 ]
