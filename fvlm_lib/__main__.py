@@ -24,6 +24,7 @@ COMMANDS = {
     "assemble-llava": ("vlm.assemble", "make a LLaVA of a language model and a vision tower, for times"),
     "train": ("foveated.train_command", "train a run of the demo ladder"),
     "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
+    "schema": ("batch.schema_files", "write the JSON Schemas of the config files, for editors"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
     "bench-policies": ("screens.policy_bench", "time encoding policies on a recording, and how wrong they are"),

@@ -78,7 +78,7 @@ def _distinct(values: Sequence[Any]) -> Sequence[Any]:
     return values
 
 
-Device = Annotated[str, AfterValidator(_device)]
+Device = Annotated[str, AfterValidator(_device), Field(json_schema_extra={"pattern": r"^(auto|cpu|mps|cuda(:\d+)?)$"})]
 Distinct = AfterValidator(_distinct)
 """Of a list: that nothing is in it twice."""
 
@@ -157,12 +157,12 @@ def sentence(error: ValidationError, where: str, of: TypeAdapter[Any] | None = N
         return unknown_key(_at(where, path), key, known, within)
     # of a union there are errors for each of its types: what is within the value tells more than its type does
     places = [_follow(of, detail["loc"])[0] for detail in details]
-    within = [place for place in range(len(places)) if places[place][: len(places[0])] == places[0]]
-    place = max(within, key=lambda place: len(places[place]))
-    same = [detail for detail, other in zip(details, places, strict=True) if other == places[place]]
-    path, schema = _follow(of, details[place]["loc"])
+    inside = [index for index, place in enumerate(places) if place[: len(places[0])] == places[0]]
+    deepest = max(inside, key=lambda index: len(places[index]))
+    same = [detail for detail, place in zip(details, places, strict=True) if place == places[deepest]]
+    path, schema = _follow(of, same[0]["loc"])
     if same[0]["type"] == "missing" and isinstance(path[-1], int):  # of a list of so many
-        path, schema = _follow(of, details[place]["loc"][:-1])
+        path, schema = _follow(of, same[0]["loc"][:-1])
         length = next(member["minItems"] for member in _members(schema) if "minItems" in member)
         same = [{**same[0], "type": "too_short", "ctx": {"min_length": length}}]
     return _sentence(same, where, path, schema)

@@ -21,14 +21,14 @@ WINGS: dict[str, set[str]] = {
     "vision": {"ground"},
     "data": {"ground"},
     "foveated": {"ground", "vision", "data"},
-    "batch": {"ground", "vision", "data"},
+    "batch": {"ground", "vision", "data", "foveated"},  # of the last, the config of a training, for its JSON Schema
     "screens": {"ground", "vision", "data", "foveated"},
     "gap": {"ground", "vision", "data", "foveated", "batch"},
     "vlm": {"ground", "vision", "data", "foveated", "screens"},
     "figures": {"ground", "vision", "data", "batch", "screens", "gap"},
     "panels": {"ground", "vision", "data", "foveated", "screens", "gap", "figures"},
 }
-FLOORS = [["ground"], ["vision", "data"], ["foveated", "batch"], ["screens", "gap"], ["vlm", "figures"], ["panels"]]
+FLOORS = [["ground"], ["vision", "data"], ["foveated"], ["batch"], ["screens", "gap"], ["vlm", "figures"], ["panels"]]
 
 
 def wing_of(module: str) -> str:

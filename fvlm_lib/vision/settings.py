@@ -27,6 +27,7 @@ from fvlm_lib.schema import (
 )
 from fvlm_lib.yaml_files import read_yaml
 
+SCHEMA_FILE = "differential.schema.json"
 HEADER = """\
 # Settings of the differential encoder, read by the batch (`differential: settings:` in config/demo.yaml) and by
 # `fvlm predict`. notebooks/tune_threshold.ipynb shows what they do, and writes this file.
@@ -73,6 +74,8 @@ def read_settings(path: str | Path) -> DifferentialSettings:
 def write_settings(path: str | Path, settings: DifferentialSettings, note: str = "") -> None:
     """Write the settings as YAML that `read_settings` reads; `note`, one line, goes into the comment on top."""
     lines = [HEADER + (f"# {' '.join(note.split())}\n" if note else "")]
+    if (Path(path).parent / SCHEMA_FILE).exists():
+        lines.insert(0, f"# yaml-language-server: $schema={SCHEMA_FILE}\n")  # editors complete by it
     told = adapter(DifferentialSettings).json_schema()["properties"]
     for name, value in asdict(settings).items():
         lines.append(f"{yaml.safe_dump({name: value}).strip():<26}  # {told[name]['description']}\n")
