@@ -31,6 +31,7 @@ PAPER_FIGURES = {
     "changes": "sequences", "policies": "towers",
 }  # fmt: skip
 PAPER_TABLES = {"gap_table": None, "scaling_fits": None, "policies": "towers"}
+MOST_SHARDS = 20_000  # of all checkpoints; Snakemake plans some 300 jobs a second
 PaperNames = dict[str, tuple[str, str | None]]
 
 
@@ -166,12 +167,17 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
 
 
 def _check_shards(found: Config, name: str) -> None:
-    """Shards without a sample each are refused where the number of samples is known."""
+    """Shards without a sample each are refused where the number of samples is known, and more than can be planned."""
     gap = found.gap
     procedural = gap is not None and isinstance(gap.data, ProceduralData)
     samples = gap and (gap.num_samples or (PROCEDURAL_SAMPLES if procedural else None))
     if samples and found.shards > samples:
         raise ValueError(f"{name}: shards is {found.shards}; {samples} samples make at most {samples}")
+    if (jobs := found.shards * len(found.checkpoints)) > MOST_SHARDS:
+        raise ValueError(
+            f"{name}: shards is {found.shards}, which of {len(found.checkpoints)} checkpoints is {jobs} jobs; a batch "
+            f"has at most {MOST_SHARDS}"
+        )
 
 
 def _check_paper(found: Config, name: str) -> None:
