@@ -244,8 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lock = take_lock(LOCK)
         # Snakemake's own lock is one of files, which a batch that was killed leaves; ours is free, so that is stale.
         if any(Path(".snakemake/locks").glob("*")):
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            subprocess.run(["snakemake", *ours[2:], "--unlock"], stdin=lock, **quiet)
+            unlock = ["snakemake", *ours[2:], "--unlock"]
+            subprocess.run(unlock, stdin=lock, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return run_batch(name, batch, [*ours, *arguments], lock, signals)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
