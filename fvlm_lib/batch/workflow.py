@@ -45,12 +45,17 @@ class LogHandler(LogHandlerBase):
             os.write(EVENTS, (json.dumps(told, default=str) + "\n").encode())
 
 
+def _stop() -> None:
+    """Stop the jobs and this process, as its parent would."""
+    stop_group(os.getpid(), signal.SIGTERM, set())
+
+
 def main(argv: list[str]) -> None:
     """Run Snakemake; ends the process as Snakemake does."""
     global EVENTS
     EVENTS, parent = int(argv[0]), int(argv[1])
     os.environ[PARENT] = str(os.getpid())
-    end_with_parent(parent, lambda: stop_group(os.getpid(), signal.SIGTERM, set()))
+    end_with_parent(parent, _stop)
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_fvlm", sys.modules[LogHandler.__module__])
     sys.argv = ["snakemake", *argv[2:]]  # what it says of itself in its log
     from snakemake.cli import main as snakemake

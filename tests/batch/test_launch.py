@@ -50,7 +50,7 @@ def test_a_batch_has_its_folders_at_the_top_level_or_below_its_output():
 
 @pytest.mark.parametrize("wrong", ["", " ", 3, ["x"], "{id}", "a*", "a\nb"])
 def test_an_output_that_is_no_folder_is_named(wrong):
-    with pytest.raises(ValueError, match=r"config: output is .*; it must be a folder such as mine"):
+    with pytest.raises(ValueError, match=r"^config: output is .*; it must be (a folder such as mine|text)"):
         read_batch({**DEMO_CONFIG, "output": wrong}, "config")
 
 
@@ -99,7 +99,7 @@ def test_config_and_profile_are_found_among_snakemake_s_arguments(arguments, fou
         (["--config", "shards=2"], "--config is not for batches"),
         (["--configfile", "a.yaml", "b.yaml"], "a batch is of one config, .* not of 2"),
         (["--profile", "profiles/slurm"], "a batch is of one config, as --configfile config/mine.yaml, not of 0"),
-        (["--configfile", "nowhere.yaml"], "nowhere.yaml cannot be read: .*No such file"),
+        (["--configfile", "nowhere.yaml"], "^there is no file nowhere.yaml$"),
     ],
 )
 def test_a_batch_of_no_one_config_is_refused(arguments, message, monkeypatch, capsys):

@@ -106,8 +106,8 @@ shards: 3
 scaling:
   num_bootstrap: 5
 CONFIG
-export PYTHONPATH=$root OMP_NUM_THREADS=1
-"$venv/bin/snakemake" --profile profiles/slurm --configfile config.yaml \
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1
+"$venv/bin/python" -m fvlm_lib batch --profile profiles/slurm --configfile config.yaml \
     --slurm-status-command squeue --slurm-init-seconds-before-status-checks 5 &
 batch=$!
 wait "$batch"
