@@ -235,7 +235,7 @@ CASES = [
         for videos, says in (
             ({"num_frames": 128}, "take 258 positions, the frames and 130 tokens of the caption, but"),
             ({"num_frames": 5000}, "take 10002 positions"),
-            ({"grid": 5}, "are 40 pixels wide, but the checkpoint takes 32"),
+            ({"grid": 5}, "frames of 40 x 40 pixels, but the model sees 32 x 32"),
             ({"grid": 3}, "are 24 pixels wide, but the checkpoint takes 32"),
         )
     ],

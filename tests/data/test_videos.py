@@ -176,9 +176,9 @@ def test_no_samples_is_an_error():
     [
         ({}, None),
         ({"num_frames": 127}, None),  # 127 + 129 of 256 positions
-        ({"num_frames": 128}, "grid 4 and 128 frames take 258 positions, the frames and 130 tokens .* has 256"),
-        ({"grid": 5}, "grid 5 and 8 frames are 40 pixels wide, but the checkpoint takes 32"),
-        ({"grid": 2}, "grid 2 and 8 frames are 16 pixels wide, but the checkpoint takes 32"),
+        ({"num_frames": 128}, "num_frames is 128, which with the caption takes 258 positions, but the model has 256"),
+        ({"grid": 5}, "grid is 5, frames of 40 x 40 pixels, but the model sees 32 x 32"),
+        ({"grid": 2}, "grid is 2, frames of 16 x 16 pixels, but the model sees 32 x 32"),
     ],
 )
 def test_videos_that_a_checkpoint_cannot_read_are_refused_with_numbers(videos, said):
