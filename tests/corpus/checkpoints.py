@@ -233,10 +233,10 @@ CASES = [
     *[
         Case(f"videos {videos}", functools.partial(_data, **videos), says)
         for videos, says in (
-            ({"num_frames": 128}, "take 258 positions, the frames and 130 tokens of the caption, but"),
-            ({"num_frames": 5000}, "take 10002 positions"),
+            ({"num_frames": 128}, "takes 258 positions, but the model has 256"),
+            ({"num_frames": 5000}, "takes 10002 positions"),
             ({"grid": 5}, "frames of 40 x 40 pixels, but the model sees 32 x 32"),
-            ({"grid": 3}, "are 24 pixels wide, but the checkpoint takes 32"),
+            ({"grid": 3}, "frames of 24 x 24 pixels, but the model sees 32 x 32"),
         )
     ],
     *wrong_json("preprocessor_config.json", _clip, _read_tower),

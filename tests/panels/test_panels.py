@@ -594,11 +594,11 @@ def test_a_failed_choice_leaves_nothing_of_the_last_beside_it():
     assert panel.pictures["frame"].value and panel.captions.value
     panel.data = {"kind": "procedural", "split": "test", "grid": 8}
     panel.video.value = 1
-    assert "grid 8 and 8 frames are 64 pixels wide" in panel.message.value
+    assert "grid is 8, frames of 64 x 64 pixels" in panel.message.value
     assert {picture.value for picture in panel.pictures.values()} == {b""} and panel.captions.value == ""
     panel.player.frame.value = 2  # as while playing: there is nothing to show, and the message stays
     assert panel.pictures["frame"].value == b""
-    assert "grid 8 and 8 frames are 64 pixels wide" in panel.message.value
+    assert "grid is 8, frames of 64 x 64 pixels" in panel.message.value
 
 
 # ---- pictures ----------------------------------------------------------------------------------------
