@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(  # type: ignore[override]  # its overloads are of namespaces that nobody gives here
         self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> argparse.Namespace:  # type: ignore[override]
+    ) -> argparse.Namespace:
         """As argparse's; of an option that is none, the one that may have been meant."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -1,4 +1,4 @@
-"""Makes the README's images: the panels as they stand in JupyterLab, and the main figures of the last batch.
+"""Makes the images of README and docs: the panels in JupyterLab, the last batch's main figures, its report.
 
     bash run.sh && .venv/bin/python tests/screenshots.py
     .venv/bin/python tests/screenshots.py tune_threshold    # one of them
@@ -16,10 +16,12 @@ from pathlib import Path
 
 import lab
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from tqdm import tqdm
 
 OUTPUT = lab.ROOT / "docs" / "images"
 LARGEST = 300_000  # bytes
+REPORT = lab.ROOT / "results" / "report.html"
 FIGURES = {"gap_analysis": "plots/gap_analysis.png", "changed_patches": "plots/changes/jupyter.png"}
 
 
@@ -65,20 +67,34 @@ def photograph(page: lab.Lab, name: str) -> Image.Image:
     return page.panel()
 
 
+def photograph_report() -> Image.Image:
+    """The first screen of the last batch's report."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=lab.CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1000})
+        page.goto(REPORT.as_uri())
+        return Image.open(BytesIO(page.screenshot()))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/screenshots.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*FIGURES, *PANELS])}; default all")
-    names = parser.parse_args().names or [*FIGURES, *PANELS]
-    if unknown := [name for name in names if name not in FIGURES and name not in PANELS]:
-        parser.error(f"there is no image {unknown[0]!r}; there are {', '.join([*FIGURES, *PANELS])}")
-    figures, panels = {name: FIGURES[name] for name in names if name in FIGURES}, [n for n in names if n in PANELS]
-    missing = [path for path in figures.values() if not (lab.ROOT / path).exists()]
-    if missing or (panels and lab.CHROMIUM is None):
+    known = [*FIGURES, "report", *PANELS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default all")
+    names = parser.parse_args().names or known
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"there is no image {unknown[0]!r}; there are {', '.join(known)}")
+    figures = {name: lab.ROOT / FIGURES[name] for name in names if name in FIGURES}
+    panels = [name for name in names if name in PANELS]
+    needed = [*figures.values(), *([REPORT] if "report" in names else [])]
+    missing = [path for path in needed if not path.exists()]
+    if missing or lab.CHROMIUM is None:
         wanted = f"{missing[0]}, which `bash run.sh` makes" if missing else "Debian's chromium"
         print(f"screenshots: this needs {wanted}", file=sys.stderr)
         return 2
     for name, path in figures.items():
-        save(Image.open(lab.ROOT / path), name)
+        save(Image.open(path), name)
+    if "report" in names:
+        save(photograph_report(), "report")
     if not panels:
         return 0
     with tempfile.TemporaryDirectory() as folder:

@@ -6,11 +6,11 @@ What the report says is the notebook's subject; here it is run and becomes a pag
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 from fvlm_lib.batch.folders import Folders
 from fvlm_lib.batch.runs import run
+from fvlm_lib.outputs import whole
 
 NOTEBOOK = Path("notebooks/report.ipynb")
 PAGE = """<!DOCTYPE html>
@@ -68,13 +68,8 @@ def export_html(executed: Path, page: Path, title: str) -> None:
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, anchor_link_text="")
     body, _ = exporter.from_filename(str(executed))
-    temporary = page.with_name(f".{page.name}.{os.getpid()}")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_text(PAGE.format(title=title, body=body), encoding="utf-8")
-        temporary.replace(page)  # a reader sees the old report or the new one
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(page) as part:
+        part.write_text(PAGE.format(title=title, body=body), encoding="utf-8")
 
 
 def write_report(config: str, own: Folders, page: Path, log: Path) -> int:

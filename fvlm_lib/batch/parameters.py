@@ -28,6 +28,7 @@ from fvlm_lib.schema import (
     NewTokens,
     Pixels,
     Positive,
+    Resamples,
     Seed,
     Threads,
     Tolerance,
@@ -56,7 +57,6 @@ Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Name], Distinct]
 Samples = Annotated[int, Field(strict=True, ge=2, le=1_000_000_000)]  # an interval needs two
 NumFine = Annotated[list[FinePasses], Field(min_length=1), Distinct]
-Refits = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
 ImageSize = Annotated[tuple[Pixels, Pixels], AsTuple]
 Tolerances = Annotated[list[Tolerance], Distinct]
 Shown = Annotated[int, Field(strict=True, ge=1, le=50)]
@@ -122,7 +122,7 @@ class Gap:
 class Scaling:
     """The fits of training and inference loss (notebooks/scaling_analysis.ipynb)."""
 
-    num_bootstrap: Refits = 200
+    num_bootstrap: Resamples = 200
     """Refits for the intervals of the scaling laws."""
     seed: Seed = 0
     delta: Positive = 1e-3

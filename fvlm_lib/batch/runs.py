@@ -31,7 +31,7 @@ from typing import Any, Literal
 from fvlm_lib.batch.notebooks import code_cells, code_hash, complete_parameters
 from fvlm_lib.options import Parser
 from fvlm_lib.options import run as run_command
-from fvlm_lib.outputs import check_output
+from fvlm_lib.outputs import check_output, whole
 
 Status = Literal["done", "failed", "running", "interrupted"]
 
@@ -59,14 +59,8 @@ def _provenance() -> dict[str, Any]:
 
 
 def _write_status(output: Path, record: Mapping[str, Any]) -> None:
-    path = output.with_suffix(".run.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)  # atomic: a reader sees the old record or the new one
-    finally:
-        temporary.unlink(missing_ok=True)  # of a full disk
+    with whole(output.with_suffix(".run.json")) as part:  # a reader sees the old record or the new one
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def run_status(path: Path) -> Status:

@@ -179,9 +179,10 @@ def find_figures(batch: Batch) -> list[Shown]:
             if path and _is_current(path, facts["sources"]):
                 known = {field: facts[field] for field in Facts.__dataclass_fields__}
                 shown.append(Shown(path, caption_of(Facts(**known)), "For the paper"))
+    records = read_records(batch)
     titles = {rule: _title(Path(notebook)) for rule, notebook in NOTEBOOKS.items()}
     for name, rule in batch_runs(batch).items():
-        record = read_records(batch)[name]
+        record = records[name]
         if rule in ("scaling", "paper") or not record or record["status"] != "done":
             continue
         id = name.removeprefix(f"{rule}_").replace("--", ", ")

@@ -18,11 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from fvlm_lib.figures import palette
 from fvlm_lib.figures.axes import spread_axis
 from fvlm_lib.figures.names import describe_group, describe_runs, name_mode
-from fvlm_lib.figures.palette import CHANGED as CHANGED
-from fvlm_lib.figures.palette import PATHS as PATHS
 from fvlm_lib.figures.palette import REFERENCE
-from fvlm_lib.figures.screen_plots import faded as faded
-from fvlm_lib.figures.screen_plots import plot_change_timeline as plot_change_timeline
 from fvlm_lib.gap.scaling import ScalingFit, predict_loss
 
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
+from fvlm_lib.batch.parameters import Samples
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data
 from fvlm_lib.options import Parser, add_device, add_seed, option, run
 from fvlm_lib.outputs import check_output, note_replaced
@@ -25,7 +26,6 @@ def _part(text: str) -> str:
     return text
 
 
-Samples = Annotated[int, Field(strict=True, ge=2, le=1_000_000_000)]  # an interval needs two
 Part = Annotated[str, AfterValidator(_part)]
 
 

@@ -50,7 +50,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(parser: Parser, args: argparse.Namespace) -> int:
-
     import pandas as pd
 
     from fvlm_lib.panels.tuning_panel import TuningPanel
@@ -61,11 +60,13 @@ def _measure(parser: Parser, args: argparse.Namespace) -> int:
     if panel.bench.name is None:
         print(f"{parser.prog}: {html.unescape(re.sub('<[^>]*>', '', panel.message.value))}", file=sys.stderr)
         return 2
+    frames = len(panel.bench.recording)
+    if frames < 2:
+        raise ValueError(f"the recording {args.sequence} has one frame; at least two are moved between")
     panel.setting.patch_size.value = args.patch_size
     start = time.perf_counter()
     compare_patches(panel.bench.recording, args.patch_size, lambda items, **_: items)
     once = time.perf_counter() - start
-    frames = len(panel.bench.recording)
     calls = {
         "threshold": moves(panel.setting.threshold, [0.005 * step for step in range(1, 41)]),
         "metric": moves(panel.setting.metric, ["mean", "max"]),

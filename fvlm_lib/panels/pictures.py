@@ -1,6 +1,6 @@
 """Pictures of a panel: screenshots with their changed patches, difference maps, charts over frames, lines of HTML.
 
-Pictures are drawn as arrays where matplotlib would take too long to follow a slider, in the colours of `plots.py`.
+Pictures are drawn as arrays where matplotlib would take too long to follow a slider, in the colours of `palette.py`.
 Data in, pictures and text out; nothing here knows a widget.
 """
 
@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
-from fvlm_lib.figures.plots import CHANGED, PATHS, faded, plot_change_timeline
+from fvlm_lib.figures.palette import CHANGED, PATHS
+from fvlm_lib.figures.screen_plots import faded, plot_change_timeline
 from fvlm_lib.vision.changes import TracedFrame
 from fvlm_lib.vision.patches import expand_mask
 
@@ -60,7 +61,7 @@ def zoomed(shape: tuple[int, ...], factor: int, across: float, down: float) -> R
 
     across, down: per cent; of what is left out, that much lies left of the part, and above it.
     """
-    height, width = (min(full, shown // factor) for full, shown in zip(shape, ZOOMED, strict=False))
+    height, width = (min(full, shown // factor) for full, shown in zip(shape[:2], ZOOMED, strict=True))
     top, left = round((shape[0] - height) * down / 100), round((shape[1] - width) * across / 100)
     return Region(top, left, height, width, factor)
 
@@ -88,7 +89,7 @@ def draw_changed_patches(
     frame: np.ndarray, mask: np.ndarray, patch_size: int, region: Region | None = None
 ) -> np.ndarray:
     """A screenshot uint8 (H, W, 3), patches outside `mask` (grid_h, grid_w) faded, those in it outlined; of it the
-    region, None for `whole`. As `plots.plot_changed_patches`, but areas of changed patches have one outline."""
+    region, None for `whole`. As `screen_plots.plot_changed_patches`, but areas of changed patches have one outline."""
     region = region or whole(frame.shape)
     height, width = frame.shape[:2]
     pixels = region.cut(expand_mask(mask, height, width, patch_size))
@@ -205,15 +206,17 @@ def highest_share(table: pd.DataFrame) -> float:
 
 
 def draw_timeline(table: pd.DataFrame, highest: float) -> MarkedChart:
-    """`plots.plot_change_timeline` of a whole recording at a panel's size, up to the share `highest`; `trace_table`'s
-    table."""
+    """`screen_plots.plot_change_timeline` of a whole recording at a panel's size, up to the share `highest`.
+
+    table: of `trace_table`.
+    """
     figure = Figure(figsize=(4.6, 2.7), dpi=120)
     canvas = FigureCanvasAgg(figure)
-    ax = figure.add_axes((0.17, 0.18, 0.81, 0.71))  # a layout engine takes longer than the drawing
+    ax = figure.add_axes((0.17, 0.18, 0.81, 0.62))  # a layout engine takes longer than the drawing
     plot_change_timeline(ax, table)
     ax.set_xlim(-0.8, len(table) - 0.2)
     ax.set_ylim(0, max(0.02, 1.05 * highest))
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return MarkedChart.drawn(canvas, ax)
 
 

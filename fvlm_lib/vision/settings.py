@@ -30,7 +30,7 @@ from fvlm_lib.yaml_files import read_yaml
 SCHEMA_FILE = "differential.schema.json"
 HEADER = """\
 # Settings of the differential encoder, read by the batch (`differential: settings:` in config/demo.yaml) and by
-# `fvlm predict`. notebooks/tune_threshold.ipynb shows what they do, and writes this file.
+# `fvlm predict`. notebooks/tune_threshold.ipynb shows what they do, and saves such files.
 """
 
 

@@ -58,7 +58,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["bash", "run.sh", "--configfile", "config.yaml", *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": "false"},  # .venv is linked: nothing may install into it
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

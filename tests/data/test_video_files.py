@@ -8,11 +8,13 @@ import tarfile
 import pytest
 import torch
 from captioned import VIDEOS, add, encoded, procedural, write_folder, write_tar, write_video
-from conftest import tiny_model
+from conftest import DEMO, ROOT, tiny_model
 from PIL import Image
 
+from fvlm_lib.data.options import FrameOptions
 from fvlm_lib.data.video_files import FolderSource, TarSource, VideoFiles
 from fvlm_lib.data.videos import open_videos
+from fvlm_lib.foveated.checkpoints import load_tokenizer
 from fvlm_lib.gap.evaluation import float64_copy
 
 TOKENIZER = VIDEOS.tokenizer()
@@ -365,3 +367,12 @@ def test_captions_take_a_tokenizer_with_eos(stored):
 def test_samples_beyond_the_last_are_refused(stored):
     with pytest.raises(ValueError, match="samples 8 to 11 are asked for; the set has 10"):
         list(open_folder(stored).batches(8, 11, 2))
+
+
+def test_the_shipped_clips_are_what_their_script_makes_of_words_that_the_demo_knows():
+    source = FolderSource(ROOT / "data" / "clips")
+    options = FrameOptions(image_size=32, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
+    shipped = VideoFiles(source, options, load_tokenizer(DEMO / "S-S" / "step_3000")).batch(0, 6)
+    drawn = VIDEOS.batch(0, 6)
+    assert torch.equal(shipped["input_ids"], drawn["input_ids"])
+    assert (shipped["pixel_values"] - drawn["pixel_values"]).abs().max() <= 1 / 255 + 1e-6  # half a grey level of 2/255

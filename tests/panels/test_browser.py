@@ -148,8 +148,10 @@ def test_zoomed_pictures_show_a_frames_very_pixels(page: Lab):
     page.run_all("notebooks/tune_threshold.ipynb")
     page.press("frame", "Home")  # all patches as recorded
     page.page.wait_for_selector("text=compared with nothing")
-    page.choose("zoom", "4 : 1")
     frame = read_sequence(lab.ROOT / "data" / "screens" / "jupyter")[0]
+    shown = page.content("screenshot")
+    page.choose("zoom", "4 : 1")
+    lab.wait_for(lambda: page.content("screenshot") != shown, "the zoomed picture")  # before its place is moved
     page.press("across", "Home")
     page.press("down", "Home")
     height, width = 320, 480

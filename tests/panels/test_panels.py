@@ -16,7 +16,7 @@ from conftest import DEMO, ROOT
 from PIL import Image
 
 from fvlm_lib.data.screens import read_sequence
-from fvlm_lib.figures.plots import CHANGED
+from fvlm_lib.figures.palette import CHANGED
 from fvlm_lib.panels import bench as panel_bench
 from fvlm_lib.panels import fovea_pictures, pictures, workbench
 from fvlm_lib.panels.fovea_panel import FoveaPanel
@@ -669,3 +669,20 @@ def test_the_bench_prints_number_median_and_quartiles(capsys):
     assert "ms_q1" in said and "frame, two settings" in said
     assert panel_bench.main(["--folder", str(SCREENS), "--sequence", "nope"]) == 2
     assert "fvlm bench-panel: there is no recording 'nope'" in capsys.readouterr().err
+
+
+def test_the_bench_refuses_a_recording_of_one_frame(tmp_path, capsys):
+    (tmp_path / "still").mkdir()
+    shutil.copy(SCREENS / "idle" / "frame_0000.png", tmp_path / "still")
+    assert panel_bench.main(["--folder", str(tmp_path), "--sequence", "still"]) == 2
+    assert capsys.readouterr().err == (
+        "fvlm bench-panel: the recording still has one frame; at least two are moved between\n"
+    )
+
+
+def test_the_legend_of_the_timeline_is_not_cut_off(config):
+    panel = panel_of(config)
+    chart = pictures.draw_timeline(panel.traced.table, highest=0.3)
+    above = chart.pixels[: chart.top - 2]  # where the legend stands
+    assert (above[:, 10:-10] < 200).any()
+    assert (above[:, -3:] == 255).all() and (above[:2] == 255).all()
