@@ -101,7 +101,7 @@ def arguments() -> Iterator[Case]:
         run = asked(name, *needed, "--bogus", "1")
         yield Case(f"{name} with an option that it has not", run, "there is no option", "--bogus")
         yield Case(f"{name} with an argument too many", asked(name, *needed, "more"), "more", "one argument too many")
-    for name in set(NEEDED) - {"bench-updates", "bench-panel"}:
+    for name in sorted(NEEDED.keys() - {"bench-updates", "bench-panel"}):
         yield Case(f"{name} without arguments", asked(name), "the following arguments are required")
     run = asked("bench", *NEEDED["bench"], "--repets", "3")
     yield Case("bench --repets", run, "did you mean --repeats?", "there is no option --repets")
