@@ -42,7 +42,7 @@ Fit = Literal["processor", "squash", "pad"]
 FITS: tuple[str, ...] = get_args(Fit)
 Metric = Literal["max", "mean"]
 Reference = Literal["encoded", "previous"]
-Propagate = Literal["gated", "none"]
+Propagate = Literal["gated", "budget", "none"]
 RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")
 """Vision towers of random weights, for times: one of real size, and a tiny one."""
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]

@@ -18,17 +18,28 @@ LIBRARY = ROOT / "fvlm_lib"
 GROUND = {"devices", "errors", "json_files", "options", "outputs", "schema", "scoring", "stats", "timing", "yaml_files"}
 WINGS: dict[str, set[str]] = {
     "ground": set(),
-    "vision": {"ground"},
+    "reuse": {"ground"},
+    "vision": {"ground", "reuse"},
+    "language": {"ground", "reuse"},
     "data": {"ground"},
     "foveated": {"ground", "vision", "data"},
     "batch": {"ground", "vision", "data", "foveated"},  # of the last, the config of a training, for its JSON Schema
-    "screens": {"ground", "vision", "data", "foveated"},
+    "screens": {"ground", "reuse", "vision", "data", "foveated"},
     "gap": {"ground", "vision", "data", "foveated", "batch"},
-    "vlm": {"ground", "vision", "data", "foveated", "screens"},
-    "figures": {"ground", "vision", "data", "batch", "screens", "gap"},
-    "panels": {"ground", "vision", "data", "foveated", "screens", "gap", "figures"},
+    "vlm": {"ground", "reuse", "vision", "language", "data", "foveated", "screens"},
+    "figures": {"ground", "reuse", "vision", "data", "batch", "screens", "gap"},
+    "panels": {"ground", "reuse", "vision", "data", "foveated", "screens", "gap", "figures"},
 }
-FLOORS = [["ground"], ["vision", "data"], ["foveated"], ["batch"], ["screens", "gap"], ["vlm", "figures"], ["panels"]]
+FLOORS = [
+    ["ground"],
+    ["reuse"],
+    ["vision", "language", "data"],
+    ["foveated"],
+    ["batch"],
+    ["screens", "gap"],
+    ["vlm", "figures"],
+    ["panels"],
+]
 
 
 def wing_of(module: str) -> str:

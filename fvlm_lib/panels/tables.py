@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fvlm_lib.panels.compare import Choice, TracedChoice
+from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE
 from fvlm_lib.screens.measure import SETTING_COLUMNS, measured_at
 from fvlm_lib.vision.changes import default_limit
 from fvlm_lib.vision.settings import DifferentialSettings
-from fvlm_lib.vision.updates import DEFAULT_TOLERANCE
 
 
 def describe_choices(

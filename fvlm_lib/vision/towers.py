@@ -1,8 +1,8 @@
 """Vision transformers opened at their layers: encode frames into a `PatchCache`, look into it with a query.
 
-The arithmetic of a pre-norm ViT block stands here once; an adapter says where an architecture of transformers
-keeps its parts (CLIP, SigLIP, SigLIP 2, DINOv2 with and without registers). A cache of one frame that is
-updated where patches changed is in `updates.py`. This module knows nothing of language models and videos.
+An adapter says where an architecture of transformers keeps the parts of its blocks (CLIP, SigLIP, SigLIP 2, DINOv2 with
+and without registers); what a block computes is `reuse/blocks.py`'s subject. A cache of one frame that is updated where
+patches changed is in `updates.py`. This module knows nothing of language models and videos.
 
 Throughout: L blocks, D width of the ViT, P tokens of a frame (G global tokens such as CLS and registers, then
 the patches in reading order), H heads, d = D / H. Leading dimensions `...` are any (batch, or batch and time).
@@ -26,48 +26,11 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from fvlm_lib.vision.packing import FewRowsLinears, few_rows_copy, packable
+from fvlm_lib.reuse.blocks import Block, few_rows_block, joined
+from fvlm_lib.reuse.kept import KeptRows
+from fvlm_lib.reuse.packing import packable
 
 # ---- towers ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """The parts of one pre-norm ViT block: x + scale1(attention(norm1(x))), then x + scale2(mlp(norm2(x)))."""
-
-    norm1: nn.Module
-    q_proj: nn.Module
-    k_proj: nn.Module
-    v_proj: nn.Module
-    o_proj: nn.Module
-    scale1: nn.Module
-    norm2: nn.Module
-    mlp: nn.Module
-    scale2: nn.Module
-    num_heads: int
-    qkv_proj: Callable[[Tensor], list[Tensor]] | None = None  # the first three as one
-
-    def heads(self, states: Tensor) -> Tensor:
-        """(..., P, D) -> (..., H, P, d)"""
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (..., H, P, d) of the block's input x (..., P, D)."""
-        normed = self.norm1(x)
-        return self.heads(self.k_proj(normed)), self.heads(self.v_proj(normed))
-
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (..., P, D), not yet cut into heads, of the block's input x (..., P, D)."""
-        normed = self.norm1(x)
-        if self.qkv_proj is not None:
-            q, k, v = self.qkv_proj(normed)
-            return q, k, v
-        return self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The block's output from its input x (..., P, D) and the attention's result (..., P, D)."""
-        x = x + self.scale1(self.o_proj(attended))
-        return x + self.scale2(self.mlp(self.norm2(x)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +95,7 @@ def open_tower(
         tower = dataclasses.replace(tower, blocks=blocks, final_norm=nn.Identity())
     if pack_weights is not None:
         packed = pack_weights and packable(tower.blocks)
-        blocks = tuple(_few_rows_block(block, packed) for block in tower.blocks)
+        blocks = tuple(few_rows_block(block, packed) for block in tower.blocks)
         tower = dataclasses.replace(tower, blocks=blocks, packed=packed)
     return tower
 
@@ -235,41 +198,11 @@ def _clip_blocks(model: Any) -> tuple[Block, ...]:
     )
 
 
-def _few_rows_block(block: Block, pack: bool) -> Block:
-    return dataclasses.replace(
-        block,
-        qkv_proj=FewRowsLinears(block.q_proj, block.k_proj, block.v_proj, pack=pack),
-        o_proj=few_rows_copy(block.o_proj, pack),
-        mlp=few_rows_copy(block.mlp, pack),
-    )
-
-
 # ---- the cache ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What a gated update keeps of one block, for every token of one frame.
-
-    inputs: (P, D) the block's input for which its query, key and value were computed.
-    queries: (P, D).
-    attended, logsumexp: (P, D), (1, H, P, 1) attention over the present keys and values, and its normaliser.
-    used: (P, D) the attention result for which the rest of the block was computed.
-    change: (P, D) the block's output minus its input, as last computed.
-    gain: root mean square gain of the output projection: how far attention moves the residual stream.
-    """
-
-    inputs: Tensor
-    queries: Tensor
-    attended: Tensor
-    logsumexp: Tensor
-    used: Tensor
-    change: Tensor
-    gain: float
-
-
-@dataclass(frozen=True)
-class PatchCache:
+class PatchCache(KeptRows):
     """Keys and values of every frame's tokens at the layers that a query walks.
 
     keys, values: one tensor (..., H, P, d) a layer, in walking order. `num_global_tokens` of the P tokens
@@ -277,23 +210,21 @@ class PatchCache:
 
     The cache of `encode_frame` holds one frame, leading dimension 1, and what `update` needs besides:
     blank: (P, D) embeddings of an all-zero frame, before any norm.
+    embedded: (P, D) the first block's input.
     output: (P, D) the tokens; `read` gives a copy.
-    gates: one `Gate` a layer for gated updates, else empty.
-    Memory: (2 L + 2) · P · D elements, and L · P · (5 D + H) more with gates.
+    gates: one `Gate` a layer for updates by a policy that gates, else empty.
+    Memory: (2 L + 3) · P · D elements, and L · P · (5 D + H) more with gates.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    num_global_tokens: int
+    num_global_tokens: int = 0
     blank: Tensor | None = None
+    embedded: Tensor | None = None
     output: Tensor | None = None
-    gates: tuple[Gate, ...] = ()
 
     def frame(self, t: int) -> PatchCache:
         """The cache of frame t of a cache with leading dimensions (B, T); views, no copies."""
-        return PatchCache(
-            tuple(k[:, t] for k in self.keys), tuple(v[:, t] for v in self.values), self.num_global_tokens
-        )
+        keys, values = (tuple(states[:, t] for states in all_states) for all_states in (self.keys, self.values))
+        return PatchCache(keys, values, num_global_tokens=self.num_global_tokens)
 
     def read(self) -> Tensor:
         """A copy (1, P, D) of the tokens of the one frame that `encode_frame` or `update` put here last."""
@@ -301,12 +232,10 @@ class PatchCache:
             raise ValueError("the cache holds no tokens; only the caches of encode_frame do")
         return self.output[None].clone()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors of the cache."""
-        tensors = [*self.keys, *self.values, self.blank, self.output]
-        tensors += [value for gate in self.gates for value in vars(gate).values()]
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the cache."""
+        rows = (self.blank, self.embedded, self.output)
+        return super().tensors() + [tensor for tensor in rows if tensor is not None]
 
 
 def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = None) -> PatchCache:
@@ -326,10 +255,9 @@ def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = No
             keys.append(k.unflatten(0, leading))
             values.append(v.unflatten(0, leading))
         if i + 1 < len(tower.blocks):
-            q = block.heads(block.q_proj(block.norm1(x)))
-            attended = F.scaled_dot_product_attention(q, k, v)  # (N, H, P, d)
-            x = block.finish(x, attended.transpose(-3, -2).flatten(-2))
-    return PatchCache(tuple(keys), tuple(values), tower.num_global_tokens)
+            attended = F.scaled_dot_product_attention(block.queries(x), k, v)  # (N, H, P, d)
+            x = block.finish(x, joined(attended))
+    return PatchCache(tuple(keys), tuple(values), num_global_tokens=tower.num_global_tokens)
 
 
 def look(
@@ -346,11 +274,11 @@ def look(
     x = query.unsqueeze(-2) if single else query  # (..., N, D)
     attentions = []
     for block, k, v in zip(tower.blocks[-len(cache.keys) :], cache.keys, cache.values, strict=True):
-        q = block.heads(block.q_proj(block.norm1(x)))  # (..., H, N, d)
+        q = block.queries(x)  # (..., H, N, d)
         # the fast kernels take four dimensions, and read the keys where they lie
         folded = [part.reshape(-1, *part.shape[-3:]) for part in (q, k, v)]
         attended = F.scaled_dot_product_attention(folded[0], folded[1], folded[2]).reshape(q.shape)
-        x = block.finish(x, attended.transpose(-3, -2).flatten(-2))
+        x = block.finish(x, joined(attended))
         if output_attentions:
             scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (..., H, N, P)
             attentions.append(torch.softmax(scores, dim=-1).transpose(-3, -2))

@@ -8,8 +8,8 @@ import pytest
 from conftest import exit_code
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE
 from fvlm_lib.screens import update_bench
-from fvlm_lib.vision.updates import DEFAULT_TOLERANCE
 
 
 def test_a_row_for_each_count_and_a_last_line_of_json(tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_missing_keys_have_their_defaults(tmp_path):
         ("patch_size: 0", ": patch_size is 0; it must be at least 1, or null"),
         ("tolerance: -1", ": tolerance is -1; it must be at least 0, or null"),
         ("tolerance: .inf", ": tolerance is inf; it must be a finite number, or null"),
-        ("propagate: all", ": propagate is 'all'; it must be 'gated' or 'none'"),
+        ("propagate: all", ": propagate is 'all'; it must be 'gated', 'budget' or 'none'"),
         ("reference: last", ": reference is 'last'; it must be 'encoded' or 'previous'"),
         ("metric: max\nmetric: mean", ": line 2 gives the key 'metric' again, after line 1; keep one of them"),
         ("- 1", " is [1]; it must be a mapping, `key: value` lines"),

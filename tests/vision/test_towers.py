@@ -23,7 +23,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from fvlm_lib.vision import packing, updates
+from fvlm_lib.reuse import packing
+from fvlm_lib.reuse.attention import attention
+from fvlm_lib.reuse.blocks import joined
 from fvlm_lib.vision.patches import extract_patches
 from fvlm_lib.vision.towers import PatchCache, encode, look, open_tower
 from fvlm_lib.vision.updates import encode_frame, update
@@ -324,34 +326,6 @@ def test_error_falls_with_the_tolerance(clip):
     assert errors[-1] < 1e-10
 
 
-def test_correcting_attention_equals_computing_it_anew():
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 1, 2, 12, 8, generator=generator, dtype=torch.float64)
-    attended, logsumexp = updates._attention(q, k, v)
-    torch.testing.assert_close(attended, F.scaled_dot_product_attention(q, k, v))
-    rows = torch.tensor([1, 5])
-    new_k, new_v = k.clone(), v.clone()
-    new_k[:, :, rows], new_v[:, :, rows] = torch.randn(2, 1, 2, 2, 8, generator=generator, dtype=torch.float64)
-    both = torch.cat([k[:, :, rows], new_k[:, :, rows]], 2), torch.cat([v[:, :, rows], new_v[:, :, rows]], 2)
-    corrected = updates._corrected(q, *both, attended, logsumexp)
-    wanted = updates._attention(q, new_k, new_v)
-    torch.testing.assert_close(corrected[0], wanted[0])
-    torch.testing.assert_close(corrected[1], wanted[1])
-
-
-@pytest.mark.parametrize("scale", [300.0, 1e-3])
-def test_a_key_that_held_all_attention_or_takes_it_is_computed_anew(scale):
-    """In float32 the correction would leave rounding noise, infinity or NaN: these tokens must be reported."""
-    q = torch.ones(1, 2, 12, 8)
-    k, v = torch.randn(2, 1, 2, 12, 8, generator=torch.Generator().manual_seed(0)) * 0.1
-    big, small = torch.full((1, 2, 1, 8), 300.0), torch.zeros(1, 2, 1, 8)
-    first, then = (big, small) if scale < 1 else (small, big)
-    k[:, :, :1] = first
-    attended, logsumexp = updates._attention(q, k, v)
-    both = torch.cat([first, then], 2), torch.cat([v[:, :, :1]] * 2, 2)
-    assert updates._corrected(q, *both, attended, logsumexp)[2].all()
-
-
 def test_drift_below_the_tolerance_adds_up_until_it_is_seen(registers):
     """A hundred small steps may not be further from the truth than one step of the same tolerance."""
     tower, (old, new) = open_tower(registers), frames()
@@ -410,18 +384,13 @@ def test_an_update_that_is_cut_off_leaves_the_cache_as_it_was(propagate, error):
 def test_memory_is_as_documented(name, dtype):
     tower = open_tower(make(name, dtype))
     tokens = GRID**2 + tower.num_global_tokens
-    plain = (2 * LAYERS + 2) * tokens * WIDTH
+    plain = (2 * LAYERS + 3) * tokens * WIDTH
     gates = LAYERS * tokens * (5 * WIDTH + HEADS)
     for propagate, elements in (("none", plain), ("gated", plain + gates)):
         cache = encode_frame(tower, frames(dtype)[0], propagate)
         assert cache.nbytes == elements * dtype.itemsize
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in live(cache)}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in cache.tensors()}
         assert sum(storages.values()) == cache.nbytes
-
-
-def live(cache: PatchCache) -> list[torch.Tensor]:
-    tensors = [*cache.keys, *cache.values, cache.blank, cache.output]
-    return tensors + [value for gate in cache.gates for value in vars(gate).values() if isinstance(value, torch.Tensor)]
 
 
 @pytest.mark.parametrize("propagate", ["none", "gated"])
@@ -429,15 +398,15 @@ def test_no_growth_and_no_decay_over_many_updates(clip, propagate):
     tower = open_tower(make("clip", torch.float32))
     old, new = frames(torch.float32)
     cache = encode_frame(tower, old, propagate)
-    places = [(tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in live(cache)]
+    places = [(tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in cache.tensors()]
     tolerance = None if propagate == "none" else 0.2
     for step in range(200):
         put(tower, cache, (new, old)[step % 2], SOME, tolerance)
-    assert [(tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in live(cache)] == places
+    assert [(tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in cache.tensors()] == places
     if propagate == "gated":  # corrections have been added and subtracted 200 times
-        for block, keys, values, gate in zip(tower.blocks, cache.keys, cache.values, cache.gates, strict=True):
-            attended, _ = updates._attention(block.heads(gate.queries[None]), keys, values)
-            assert relative(gate.attended, updates._rows(attended)) < 1e-4
+        for keys, values, gate in zip(cache.keys, cache.values, cache.gates, strict=True):
+            attended, _ = attention(gate.queries, keys, values)
+            assert relative(gate.attended, joined(attended)[0]) < 1e-4
 
 
 def test_a_look_into_an_updated_cache_is_a_look_into_a_fresh_one(registers):

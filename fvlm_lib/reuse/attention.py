@@ -1,0 +1,96 @@
+"""Attention of some rows over kept keys and values, and its correction where a few of those were replaced.
+
+Letters as in `blocks.py`. A causal stack's rows see themselves and the rows before them: `rows`, the places of the
+queries in the sequence, in rising order, say so; None lets every row see all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 128
+"""Of a causal stack, rows whose attention is computed at once, so that what none of them sees is not computed."""
+
+
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None = None, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention (1, H, n, d) of queries (1, H, n, d) over keys and values (1, G, N, d), and its log-normaliser
+    (1, H, n, 1).
+
+    Written out, because that gives the normaliser, and on a CPU is no slower than the fused kernel.
+    """
+    if rows is None:
+        return _attention(queries, keys, values, scaling, None)
+    if not len(rows):
+        return torch.empty_like(queries), queries.new_empty(*queries.shape[:3], 1)
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        seen = int(chunk[-1]) + 1
+        hidden = torch.arange(seen, device=rows.device) > chunk[:, None]  # (n, seen)
+        parts.append(
+            _attention(queries[:, :, start : start + CHUNK], keys[:, :, :seen], values[:, :, :seen], scaling, hidden)
+        )
+    if len(parts) == 1:
+        return parts[0]
+    attended, logsumexp = zip(*parts, strict=True)
+    return torch.cat(attended, dim=2), torch.cat(logsumexp, dim=2)
+
+
+def _attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    scores = _scores(queries, keys, scaling)  # (1, H, n, N)
+    if hidden is not None:
+        scores.masked_fill_(hidden, -torch.inf)
+    highest = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    return _weighted(weights, values).div_(total), total.log_().add_(highest)
+
+
+def corrected(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attended: Tensor,
+    logsumexp: Tensor,
+    scaling: float | None = None,
+    hidden: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of queries (1, H, N, d) after n keys and values were replaced, from that before.
+
+    keys, values: (1, G, 2 n, d), the n old ones, then the new. hidden: bool (N, n), which of the n a row does not see.
+    What the old ones gave is subtracted, what the new ones give is added, both in units of the old normaliser: 4 n / N
+    of the arithmetic of computing it anew. Also returns the new log-normaliser, and for which rows (N,) the normaliser
+    of any head shrank to less than a quarter or grew more than fourfold: there rounding may have eaten the result.
+    """
+    weights = _scores(queries, keys, scaling).sub_(logsumexp).exp_()  # (1, H, N, 2 n)
+    n = keys.shape[2] // 2
+    weights[..., :n].neg_()
+    if hidden is not None:
+        weights.unflatten(-1, (2, n)).masked_fill_(hidden[:, None], 0.0)
+    total = weights.sum(dim=-1, keepdim=True).add_(1)  # (1, H, N, 1)
+    lost = ~((total > 0.25) & (total < 4)).all(dim=1).view(-1)  # NaN counts as lost
+    return _weighted(weights, values).add_(attended).div_(total), total.log().add_(logsumexp), lost
+
+
+def _scores(queries: Tensor, keys: Tensor, scaling: float | None) -> Tensor:
+    """(1, H, n, N); heads that share their keys are multiplied as one, with no copy of the keys."""
+    groups, heads, n = keys.shape[1], *queries.shape[1:3]
+    queries = queries * (queries.shape[-1] ** -0.5 if scaling is None else scaling)
+    if groups == heads:
+        return queries @ keys.transpose(-2, -1)
+    folded = queries.reshape(1, groups, heads // groups * n, queries.shape[-1])
+    return (folded @ keys.transpose(-2, -1)).view(1, heads, n, keys.shape[2])
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """(1, H, n, d)"""
+    groups, heads, n = values.shape[1], *weights.shape[1:3]
+    if groups == heads:
+        return weights @ values
+    folded = weights.reshape(1, groups, heads // groups * n, weights.shape[-1])
+    return (folded @ values).view(1, heads, n, values.shape[-1])
