@@ -97,6 +97,13 @@ def rotate(states: Tensor, rotation: Rotation) -> Tensor:
     return states * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def turn(states: Tensor, old: Rotation, new: Rotation) -> Tensor:
+    """Queries or keys (..., heads, n, d) that were turned by the angles `old`, as if they had been turned by `new`."""
+    cos, sin = old
+    length = cos * cos + sin * sin  # not quite 1 in rounding, and the square of what a model scales both with
+    return rotate(states, ((new[0] * cos + new[1] * sin) / length, (new[1] * cos - new[0] * sin) / length))
+
+
 def few_rows_block(block: Block, pack: bool) -> Block:
     """The block with linear layers for products of few rows; see `packing.py`."""
     return dataclasses.replace(
