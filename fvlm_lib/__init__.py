@@ -46,8 +46,8 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
     from fvlm_lib.vision.statistics import StreamStatistics as StreamStatistics
     from fvlm_lib.vision.towers import PatchCache as PatchCache
     from fvlm_lib.vision.towers import open_tower as open_tower
+    from fvlm_lib.vlm.decoding import Decoding as Decoding
     from fvlm_lib.vlm.stream import Answer as Answer
-    from fvlm_lib.vlm.stream import Decoding as Decoding
     from fvlm_lib.vlm.stream import VLMStream as VLMStream
     from fvlm_lib.vlm.stream import open_encoder as open_encoder
     from fvlm_lib.vlm.vlms import VLM as VLM
@@ -72,7 +72,8 @@ _NAMES = {
     "vision.settings": "DifferentialSettings read_settings write_settings",
     "vision.statistics": "FrameStatistics StreamStatistics",
     "vision.towers": "PatchCache open_tower",
-    "vlm.stream": "Answer Decoding VLMStream open_encoder",
+    "vlm.decoding": "Decoding",
+    "vlm.stream": "Answer VLMStream open_encoder",
     "vlm.vlms": "VLM load_vlm",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
