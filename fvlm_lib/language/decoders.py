@@ -29,8 +29,8 @@ _PROBE_TOKENS = 6
 class Decoder:
     """A decoder taken apart: embeddings (1, N, D) -> blocks -> final_norm -> lm_head.
 
-    rotary: (x, position_ids) -> cos and sin (1, N, d), the model's own; position_ids (1, N), or (3, 1, N) for multimodal
-    ones. max_positions: length of the context in tokens.
+    rotary: (x, position_ids) -> cos and sin (1, N, d), the model's own; position_ids (1, N), or (3, 1, N) for
+    multimodal ones. max_positions: length of the context in tokens.
     """
 
     name: str
@@ -102,6 +102,9 @@ def _misfit(inner: Any, config: Any) -> str | None:
     kinds = {*(getattr(config, "layer_types", None) or ["full_attention"])}
     if others := kinds - {"full_attention"}:
         return f"it has layers of the type {', '.join(sorted(others))}"
+    window = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
+    if window is not None and window < config.max_position_embeddings:
+        return f"its attention has a sliding window of {window} tokens"
     if rotation := next((kind for kind in _OTHER_ROTATIONS if kind == inner.rotary_emb.rope_type), None):
         return f"its rotary positions are {rotation}, so they depend on the length of the prompt"
     for layer in inner.layers:
@@ -111,8 +114,6 @@ def _misfit(inner: Any, config: Any) -> str | None:
         parts = {name for name, _ in layer.self_attn.named_children()} - {"q_norm", "k_norm", "rotary_emb"}
         if parts != _ATTENTION_PARTS:
             return f"its attention has the parts {', '.join(sorted(parts))}, not {', '.join(sorted(_ATTENTION_PARTS))}"
-        if getattr(layer.self_attn, "sliding_window", None):
-            return f"its attention has a sliding window of {layer.self_attn.sliding_window} tokens"
     return None
 
 
@@ -155,6 +156,6 @@ def _check_arithmetic(decoder: Decoder, inner: Any) -> None:
     allowed = 0.1 if torch.finfo(decoder.dtype).bits == 16 else 1e-3
     if not error < allowed:
         raise TypeError(
-            f"the language model {decoder.name} computes something else than a pre-norm decoder (its hidden states differ "
-            f"by {error:.2g}, relative L2); {ADVICE}"
+            f"the language model {decoder.name} computes something else than a pre-norm decoder (its hidden states "
+            f"differ by {error:.2g}, relative L2); {ADVICE}"
         )
