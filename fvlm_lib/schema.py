@@ -43,6 +43,7 @@ FITS: tuple[str, ...] = get_args(Fit)
 Metric = Literal["max", "mean"]
 Reference = Literal["encoded", "previous"]
 Propagate = Literal["gated", "budget", "none"]
+Prefill = Literal["full", "exact", "gated"]
 RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")
 """Vision towers of random weights, for times: one of real size, and a tiny one."""
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]

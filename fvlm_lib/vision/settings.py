@@ -1,7 +1,8 @@
 """Settings of the differential encoder, as a file keeps them: read, checked, written.
 
 `config/differential.yaml` holds the setting that the batch and `predict` use; `notebooks/tune_threshold.ipynb`
-writes it. Fields and defaults are those of `differential.DifferentialVisionEncoder`, which has them checked here.
+writes it. Fields and defaults are those of `differential.DifferentialVisionEncoder`, which has them checked here, but for
+two that say how a language model behind the encoder takes its tokens (`vlm/stream.py`).
 Imports nothing heavy, since the Snakefile reads settings at every start.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +19,7 @@ from fvlm_lib.schema import (
     CountOrNone,
     Metric,
     Pixels,
+    Prefill,
     Propagate,
     Reference,
     Share,
@@ -55,6 +58,21 @@ class DifferentialSettings:
     """recompute what feels the change by more than `tolerance`, or none of it"""
     tolerance: Tolerance | None = None
     """relative L2; 0 is exact, null the encoder's default"""
+    prefill: Prefill = "exact"
+    """of the language model: full, exact (from the first changed token on), or gated"""
+    prefill_tolerance: Tolerance | None = None
+    """of a gated prefill, relative L2; 0 is exact, null its default"""
+
+
+def encoder_options(settings: DifferentialSettings) -> dict[str, Any]:
+    """The settings without those of the language model: arguments of `DifferentialVisionEncoder`."""
+    return {name: value for name, value in asdict(settings).items() if not name.startswith("prefill")}
+
+
+def prefill_options(settings: DifferentialSettings) -> dict[str, Any]:
+    """Those of the language model: arguments of `VLMStream`, the tolerance None where nothing is gated."""
+    gated = settings.prefill == "gated"
+    return {"prefill": settings.prefill, "prefill_tolerance": settings.prefill_tolerance if gated else None}
 
 
 def read_settings(path: str | Path) -> DifferentialSettings:

@@ -1,25 +1,30 @@
 """A vision-language model on a stream: one answer a frame, keeping from frame to frame what did not change.
 
-Two things are kept. The vision tokens, by a `DifferentialVisionEncoder`; and the language model's keys and values.
-A causal language model gives every position before the first changed embedding the same keys and values as for the
-frame before, so the cache is cropped there and only the rest is run. That reuse is exact.
+Two things are kept. The vision tokens, by a `DifferentialVisionEncoder`; and what the language model made of the prompt,
+in one of the ways of `prefills.py`. A causal language model gives every position before the first changed embedding the
+same keys and values as for the frame before, so the cache may be cropped there and only the rest be run, which is exact;
+or the whole prompt is updated, where the change reaches.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor
+from torch.nn import functional as F
+from transformers import LogitsProcessor
 
+from fvlm_lib.reuse.policies import Policy
 from fvlm_lib.schema import Beams, CountOrNone, Fit, NewTokens, Seed, Temperature, TopP, check, settings
 from fvlm_lib.timing import now, timed
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
-from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vision.settings import DifferentialSettings, encoder_options
+from fvlm_lib.vision.statistics import FrameStatistics
+from fvlm_lib.vlm.prefills import Begun, Kept, PrefillTotals, continued, open_policy, open_prefill
 from fvlm_lib.vlm.vlms import VLM
 
 
@@ -56,6 +61,7 @@ class Decoding:
 
 
 GREEDY = Decoding()
+_NONE = torch.zeros((), dtype=torch.bool)  # no token changed
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ class Answer:
     """What was said about one frame, and what it took.
 
     path: of the vision encode, as in `FrameStatistics`; "full" without an encoder. changed_patches, num_patches:
-    0 without an encoder. reused_tokens: positions of the prompt that were not run, of prompt_tokens in all.
+    0 without an encoder. reused_tokens: positions of the prompt that no layer computed anew, of prompt_tokens in all.
+    prefill_path: "full" (there was nothing to go on from), "exact" (the prefix was kept), "partial", "cached" (nothing
+    changed) or "fallback" (an error in the update, run in full). prefill_rows: rows computed, of all rows and layers.
     Times in ms: preprocess (the processor), encode (vision tower and projector), prefill (to the first token's
     logits), decode (the rest).
     """
@@ -75,6 +83,8 @@ class Answer:
     num_patches: int
     prompt_tokens: int
     reused_tokens: int
+    prefill_path: str
+    prefill_rows: float
     preprocess_ms: float
     encode_ms: float
     prefill_ms: float
@@ -89,12 +99,17 @@ class Answer:
 class VLMStream:
     """Answers one prompt about one frame after the other.
 
-    encoder: None for the model's own full encode of every frame. reuse_prefix: keep the language model's keys and
-    values from frame to frame.
+    encoder: None for the model's own full encode of every frame.
+    prefill: how the language model comes to a frame's first token: "full" runs the whole prompt, "exact" what is behind
+        the first embedding that changed, "gated" the rows that the change reaches by more than `prefill_tolerance`
+        (relative L2, 0 is exact, None the policy's default); or another policy of `reuse/policies`, by name or as an
+        object. To all but the first two, the image tokens whose patches were encoded from this frame are given as
+        changed; how much the others moved is for the policy to see.
 
     Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), one that is longer with an image and an
-    answer than the language model has positions, and for prefix reuse on a language model with sliding windows, whose
-    cache cannot be cropped.
+    answer than the language model has positions, a prefill that there is none of, and a language model that it does not
+    fit: "exact" wants a cache that can be cropped, so no sliding windows, the others a decoder that
+    `language.decoders.open_decoder` knows.
     """
 
     def __init__(
@@ -103,18 +118,16 @@ class VLMStream:
         prompt: str,
         encoder: DifferentialVisionEncoder | None = None,
         *,
-        reuse_prefix: bool = True,
+        prefill: str | Policy = "exact",
+        prefill_tolerance: float | None = None,
         fit: Fit = "processor",
         decoding: Decoding = GREEDY,
     ) -> None:
         check(Fit, fit, "fit")
-        if reuse_prefix and any(DynamicCache(config=vlm.model.config).is_sliding):
-            raise ValueError(
-                f"the language model of {vlm.name} attends in sliding windows, so its prefix cannot be reused; "
-                "switch that off (--disable-prefix-reuse)"
-            )
         self.vlm, self.encoder, self.fit, self.decoding = vlm, encoder, fit, decoding
-        self.reuse_prefix = reuse_prefix
+        self.policy = open_policy(prefill, prefill_tolerance)
+        self._prefill = open_prefill(vlm, self.policy)
+        self.prefill_totals = PrefillTotals()
         self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
         self._check_positions()
@@ -138,14 +151,11 @@ class VLMStream:
             )
 
     def reset(self) -> None:
-        """Forget the frames seen, as between unrelated sequences."""
+        """Forget the frames seen, as between unrelated sequences; the totals stay."""
         if self.encoder:
             self.encoder.reset_cache()
-        self._forget_prefix()
-
-    def _forget_prefix(self) -> None:
-        self._embeds: Tensor | None = None  # (1, L, D), what the cache was filled with
-        self._past = DynamicCache(config=self.vlm.model.config)
+        self._prefill.reset()
+        self._changed: Tensor | None = _NONE
 
     @torch.no_grad()
     def encode(self, frame: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
@@ -154,75 +164,84 @@ class VLMStream:
         if self.encoder is None:
             tokens, encode_ms = timed(lambda: self._vision.own(pixel_values))
             fields: dict[str, Any] = {"path": "full", "changed_patches": 0, "num_patches": 0}
+            changed = None
         else:
             encoder = self.encoder
             (tokens, stats), encode_ms = timed(lambda: encoder.encode(pixel_values, return_stats=True))
             fields = {name: getattr(stats, name) for name in ("path", "changed_patches", "num_patches")}
+            changed = self._changed_tokens(stats, tokens.shape[1])
+        if changed is None or self._changed is None:
+            self._changed = None
+        else:  # with those of frames that were encoded and not answered
+            self._changed = self._changed | changed
         return tokens, fields | {"preprocess_ms": preprocess_ms, "encode_ms": encode_ms}
+
+    def _changed_tokens(self, stats: FrameStatistics, count: int) -> Tensor | None:
+        """bool (count,), the image tokens whose patches were encoded from this frame; None for all that differ: where
+        all were, and where tokens and patches do not correspond."""
+        newline = int(self._vision.newline is not None)
+        if stats.path in ("full", "fallback") or self._vision.tower is None or stats.encoded.numel() + newline != count:
+            return None
+        return F.pad(stats.encoded.flatten(), (0, newline))
+
+    def _begin(self, tokens: Tensor) -> tuple[Tensor, Begun]:
+        """The prompt's embeddings (1, N, D), and what was run of them."""
+        embeds = self.vlm.embed(self.prompt_ids, tokens)
+        place = self.prompt_ids.index(self.vlm.model.config.image_token_id)
+        observed = torch.zeros(embeds.shape[1], dtype=torch.bool, device=embeds.device)
+        observed[place : place + tokens.shape[1]] = True
+        changed = None
+        if self._changed is not None:
+            changed = torch.zeros_like(observed)
+            changed[observed] = self._changed.to(changed.device)
+        begun = self._prefill.begin(embeds, changed, observed)
+        self._changed = _NONE
+        self.prefill_totals.add(begun)
+        return embeds, begun
+
+    @torch.no_grad()
+    def follow(self, frame: np.ndarray) -> None:
+        """Take note of a frame without answering, so that later ones are answered as if it had been."""
+        tokens, _ = self.encode(frame)
+        if isinstance(self._prefill, Kept):  # of an exact prefix, what later answers say does not depend
+            self._begin(tokens)
 
     @torch.no_grad()
     def answer(self, frame: np.ndarray, number: int = 0) -> Answer:
         """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own."""
         tokens, fields = self.encode(frame)
-        embeds = self.vlm.embed(self.prompt_ids, tokens)
-        length = embeds.shape[1]
-        reused = self._crop_to(embeds)
+        start = now()
+        embeds, begun = self._begin(tokens)
         torch.manual_seed(self.decoding.seed + number)
         clock = _FirstToken()
-        beams = self.decoding.num_beams
-        if beams > 1 and reused:
-            self._past.batch_repeat_interleave(beams)
         try:
-            start = now()
-            output = self.vlm.model.generate(
-                inputs_embeds=embeds,
-                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
-                past_key_values=self._past,
-                logits_processor=[clock],
-                return_dict_in_generate=True,
-                pad_token_id=self._pad_token_id(),
-                **self.decoding.options(),
-            )
+            with continued(self.vlm.model, begun, self.decoding.num_beams) as past:
+                output = self.vlm.model.generate(
+                    inputs_embeds=embeds,
+                    attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+                    past_key_values=past,
+                    logits_processor=[clock],
+                    return_dict_in_generate=True,
+                    pad_token_id=self._pad_token_id(),
+                    **self.decoding.options(),
+                )
             end = now()
-        except BaseException:  # an interrupted answer leaves half a cache
-            self._forget_prefix()
+        except BaseException:
+            self._prefill.abandon()
             raise
-        if self.reuse_prefix:
-            self._past, self._embeds = output.past_key_values, embeds
-            if beams > 1:
-                self._past.batch_select_indices(torch.zeros(1, dtype=torch.long, device=embeds.device))
-            self._past.crop(length - self._past.get_seq_length())
-        else:
-            self._forget_prefix()
+        self._prefill.end(embeds, output.past_key_values)
         token_ids = output.sequences[0].tolist()
         return Answer(
             text=self.vlm.processor.tokenizer.decode(token_ids, skip_special_tokens=True),
             token_ids=token_ids,
-            prompt_tokens=length,
-            reused_tokens=reused,
+            prompt_tokens=embeds.shape[1],
+            reused_tokens=begun.reused_tokens,
+            prefill_path=begun.path,
+            prefill_rows=begun.rows,
             prefill_ms=1e3 * (clock.time - start),
             decode_ms=1e3 * (end - clock.time),
             **fields,
         )
-
-    def _crop_to(self, embeds: Tensor) -> int:
-        """Crop the cache at the first embedding that differs from the last frame's; how many positions it keeps.
-
-        The last position always runs: its logits are the first token's.
-        """
-        if self._embeds is None:
-            return 0
-        if self._embeds.shape == embeds.shape:
-            same = (self._embeds == embeds).all(dim=-1)[0]  # (L,)
-            keep = int(same.long().cumprod(dim=0).sum())
-        else:
-            keep = 0
-        keep = min(keep, embeds.shape[1] - 1)
-        if keep == 0:
-            self._forget_prefix()
-        else:
-            self._past.crop(keep - self._past.get_seq_length())
-        return keep
 
     def _pad_token_id(self) -> int | None:
         """What finished beams are filled up with; the end token where the model names none."""
@@ -241,7 +260,7 @@ def open_encoder(
     tower do not fit.
     """
     images = vlm.processor.image_processor
-    options = asdict(settings)
+    options = encoder_options(settings)
     if settings.patch_size is None and getattr(vlm.model.config.vision_config, "patch_size", None) is None:
         options["patch_size"] = getattr(vlm.processor, "patch_size", None)
     encoder = DifferentialVisionEncoder(

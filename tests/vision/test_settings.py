@@ -13,12 +13,14 @@ from conftest import ROOT
 
 from fvlm_lib.vision.changes import ChangeTracker
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
-from fvlm_lib.vision.settings import DifferentialSettings, read_settings, write_settings
+from fvlm_lib.vision.settings import DifferentialSettings, encoder_options, read_settings, write_settings
 
 
 def test_defaults_are_those_of_the_encoder_and_of_the_stored_file():
     taken = inspect.signature(DifferentialVisionEncoder).parameters
-    assert {name: taken[name].default for name in asdict(DifferentialSettings())} == asdict(DifferentialSettings())
+    options = encoder_options(DifferentialSettings())
+    assert {name: taken[name].default for name in options} == options
+    assert asdict(DifferentialSettings()).keys() - options.keys() == {"prefill", "prefill_tolerance"}
     assert read_settings(ROOT / "config" / "differential.yaml") == DifferentialSettings()
 
 
@@ -29,6 +31,7 @@ def test_defaults_are_those_of_the_encoder_and_of_the_stored_file():
         DifferentialSettings(1e-5, "mean", 0, 14, "previous", "none", 1e-7),
         DifferentialSettings(1, "max", 10**6, 1, "encoded", "gated", 0.0),
         DifferentialSettings(np.float32(0.25), max_changed_patches=np.int64(7), tolerance=np.float64(0.1)),
+        DifferentialSettings(prefill="gated", prefill_tolerance=0.05),
     ],
 )
 def test_what_is_written_is_read(tmp_path, settings):
@@ -47,7 +50,7 @@ def test_missing_keys_have_their_defaults(tmp_path):
     ("text", "message"),
     [
         ("toleranc: 1", " has the unknown key 'toleranc'; did you mean 'tolerance'? known are diff_threshold, metric, "
-         "max_changed_patches, patch_size, reference, propagate, tolerance"),
+         "max_changed_patches, patch_size, reference, propagate, tolerance, prefill, prefill_tolerance"),
         ("diff_threshold: 1.5", ": diff_threshold is 1.5; it must be at most 1"),
         ("diff_threshold: 1e-5",
          ": diff_threshold is '1e-5'; it must be a number; YAML reads 1e-5 as text, write 1.0e-5"),
@@ -61,6 +64,8 @@ def test_missing_keys_have_their_defaults(tmp_path):
         ("tolerance: -1", ": tolerance is -1; it must be at least 0, or null"),
         ("tolerance: .inf", ": tolerance is inf; it must be a finite number, or null"),
         ("propagate: all", ": propagate is 'all'; it must be 'gated', 'budget' or 'none'"),
+        ("prefill: changed", ": prefill is 'changed'; it must be 'full', 'exact' or 'gated'"),
+        ("prefill_tolerance: -1", ": prefill_tolerance is -1; it must be at least 0, or null"),
         ("reference: last", ": reference is 'last'; it must be 'encoded' or 'previous'"),
         ("metric: max\nmetric: mean", ": line 2 gives the key 'metric' again, after line 1; keep one of them"),
         ("- 1", " is [1]; it must be a mapping, `key: value` lines"),

@@ -31,7 +31,7 @@ def exact(vlm: VLM) -> DifferentialVisionEncoder:
 def test_exact_settings_say_what_the_full_path_says(vlms, recording):
     vlm, decoding = vlms["llava"], Decoding(max_new_tokens=4)
     fast = VLMStream(vlm, PROMPT, exact(vlm), decoding=decoding)
-    full = VLMStream(vlm, PROMPT, reuse_prefix=False, decoding=decoding)
+    full = VLMStream(vlm, PROMPT, prefill="full", decoding=decoding)
     said = set()
     for frame in read_sequence(SCREENS / recording):
         answer = full.answer(frame)
@@ -45,7 +45,7 @@ def test_exact_settings_say_what_the_full_path_says(vlms, recording):
 def test_reusing_the_prefix_changes_no_token(vlms, beams):
     vlm, decoding = vlms["llava"], Decoding(max_new_tokens=6, num_beams=beams)
     reusing, running = (
-        VLMStream(vlm, PROMPT, encoder(vlm), reuse_prefix=on, decoding=decoding) for on in (True, False)
+        VLMStream(vlm, PROMPT, encoder(vlm), prefill=way, decoding=decoding) for way in ("exact", "full")
     )
     reused = 0
     for frame in read_sequence(SCREENS / "jupyter").head(12):
@@ -63,9 +63,9 @@ def test_the_cache_is_that_of_a_fresh_prefill(vlms):
     assert 0 < answer.reused_tokens < answer.prompt_tokens
     fresh = DynamicCache(config=vlm.model.config)
     with torch.no_grad():
-        vlm.model.model.language_model(inputs_embeds=stream._embeds, past_key_values=fresh, use_cache=True)
-    assert stream._past.get_seq_length() == fresh.get_seq_length() == answer.prompt_tokens
-    for kept, new in zip(stream._past.layers, fresh.layers, strict=True):
+        vlm.model.model.language_model(inputs_embeds=stream._prefill._embeds, past_key_values=fresh, use_cache=True)
+    assert stream._prefill._past.get_seq_length() == fresh.get_seq_length() == answer.prompt_tokens
+    for kept, new in zip(stream._prefill._past.layers, fresh.layers, strict=True):
         torch.testing.assert_close(kept.keys, new.keys, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(kept.values, new.values, rtol=1e-4, atol=1e-4)
 
@@ -164,16 +164,16 @@ def test_sliding_windows_are_refused(vlms):
     config.text_config.layer_types = ["sliding_attention"] * 2
     config.text_config.sliding_window = 4
     model = type(vlm.model)(config)
-    with pytest.raises(ValueError, match="--disable-prefix-reuse"):
+    with pytest.raises(ValueError, match="--prefill full"):
         VLMStream(VLM("sliding", model, vlm.processor), PROMPT)
-    VLMStream(VLM("sliding", model, vlm.processor), PROMPT, reuse_prefix=False)
+    VLMStream(VLM("sliding", model, vlm.processor), PROMPT, prefill="full")
 
 
 def test_the_benchmark_pairs_both_ways(vlms):
     vlm, decoding = vlms["llava"], Decoding(max_new_tokens=3)
     sequences = [read_sequence(SCREENS / name).head(5) for name in ("idle", "terminal")]
     differential = VLMStream(vlm, PROMPT, exact(vlm), decoding=decoding)
-    full = VLMStream(vlm, PROMPT, reuse_prefix=False, decoding=decoding)
+    full = VLMStream(vlm, PROMPT, prefill="full", decoding=decoding)
     rows = measure_answers(differential, full, sequences, progress=False)
     assert list(rows["frame"]) == [0, 1, 2, 3, 4] * 2
     assert rows["same_text"].all()

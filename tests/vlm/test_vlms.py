@@ -37,7 +37,7 @@ def test_answers_are_those_of_the_models_own_generate(vlms, frame, architecture)
     )
     inputs = vlm.processor(text=inputs, images=Image.fromarray(frame), return_tensors="pt")
     expected = vlm.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    stream = VLMStream(vlm, "What is it?", reuse_prefix=False, decoding=Decoding(max_new_tokens=8))
+    stream = VLMStream(vlm, "What is it?", prefill="full", decoding=Decoding(max_new_tokens=8))
     answer = stream.answer(frame)
     assert answer.token_ids == expected.tolist()
     assert answer.prompt_tokens == inputs["input_ids"].shape[1]

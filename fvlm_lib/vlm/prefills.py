@@ -1,0 +1,212 @@
+"""How the prompt of one frame after the other comes to its first token: in full, from the exact prefix on, or updated.
+
+Three ways, told apart by their policy (`reuse/policies`). "full" keeps nothing. "exact" keeps keys and values up to the
+first embedding that differs, and leaves the rest of the prompt to `generate`. Any other is a `GatedPrefill`, which gives
+logits and a cache, and `continued` has `generate` go on from there. What a frame is, this module does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from fvlm_lib.language.prefill import GatedPrefill
+from fvlm_lib.reuse.policies import POLICIES, Policy
+from fvlm_lib.reuse.policies.exact import Exact
+from fvlm_lib.reuse.policies.full import Full
+from fvlm_lib.reuse.policies.gated import Gated
+from fvlm_lib.schema import Tolerance, check
+from fvlm_lib.vlm.vlms import VLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A prompt of N tokens as far as it has been run.
+
+    past: keys and values of its first positions, of all where `logits` (1, V) and `hidden` (1, D), of the last one
+    behind the final norm, are known; else `generate` runs the rest. path, rows, reused_tokens: see `stream.Answer`.
+    """
+
+    past: DynamicCache
+    path: str
+    rows: float
+    reused_tokens: int
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass
+class PrefillTotals:
+    """Of all prompts since the stream was made: `frames` counts by path, `rows` sums the shares computed."""
+
+    frames: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("full", "exact", "partial", "cached", "fallback"), 0)
+    )
+    rows: float = 0.0
+
+    def add(self, begun: Begun) -> None:
+        """Count one."""
+        self.frames[begun.path] += 1
+        self.rows += begun.rows
+
+    @property
+    def mean_rows(self) -> float:
+        """Rows computed, of all rows and layers of a prompt, on average; 0 where there was none."""
+        return self.rows / max(1, sum(self.frames.values()))
+
+
+def open_policy(prefill: str | Policy, tolerance: float | None = None) -> Policy:
+    """The policy of that name, or the object itself; tolerance: of "gated", None is its default.
+
+    Raises ValueError for a policy that there is none of, and for a tolerance that cannot be or belongs to none.
+    """
+    if isinstance(prefill, str):
+        if prefill not in POLICIES:
+            raise ValueError(f"prefill is {prefill!r}; it must be one of {', '.join(POLICIES)}")
+        if tolerance is None:
+            return POLICIES[prefill]()
+        if prefill == "gated":
+            return Gated(check(Tolerance, tolerance, "prefill_tolerance"))
+        raise ValueError(f"prefill_tolerance is of prefill 'gated', but prefill is {prefill!r}; leave one out")
+    if not (hasattr(prefill, "rows") or (hasattr(prefill, "first") and hasattr(prefill, "second"))):
+        raise ValueError(f"prefill is {prefill!r}; it must be one of {', '.join(POLICIES)}, or a policy object")
+    if tolerance is not None:
+        raise ValueError("prefill_tolerance is given beside a policy object; give the object its own")
+    return prefill
+
+
+def open_prefill(vlm: VLM, policy: Policy) -> Prefix | Kept:
+    """What carries out a policy. Raises ValueError for a language model that it does not fit."""
+    return Prefix(vlm, isinstance(policy, Exact)) if isinstance(policy, Full | Exact) else Kept(vlm, policy)
+
+
+class Prefix:
+    """Keys and values up to the first embedding that differs from the last prompt's, or none (`keep` is False).
+
+    Raises ValueError for a language model with sliding windows, whose cache cannot be cropped.
+    """
+
+    def __init__(self, vlm: VLM, keep: bool) -> None:
+        if keep and any(DynamicCache(config=vlm.model.config).is_sliding):
+            raise ValueError(
+                f"the language model of {vlm.name} attends in sliding windows, so its prefix cannot be reused; "
+                "compute all of every prompt (prefill 'full', --prefill full)"
+            )
+        self._config, self._keep = vlm.model.config, keep
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last prompt."""
+        self._embeds: Tensor | None = None  # (1, N, D), what the cache was filled with
+        self._past = DynamicCache(config=self._config)
+
+    def begin(self, embeds: Tensor, changed: Tensor | None, observed: Tensor) -> Begun:
+        """The cache cropped at the first of the embeddings (1, N, D) that differs from the last prompt's.
+
+        The last position always runs: its logits are the first token's.
+        """
+        keep, count = 0, embeds.shape[1]
+        if self._embeds is not None and self._embeds.shape == embeds.shape:
+            same = (self._embeds == embeds).all(dim=-1)[0]  # (N,)
+            keep = min(int(same.long().cumprod(dim=0).sum()), count - 1)
+        if keep == 0:
+            self.reset()
+        else:
+            self._past.crop(keep - self._past.get_seq_length())
+        self._embeds = None  # until `end`, the cache is that of no prompt
+        return Begun(self._past, "exact" if keep else "full", 1 - keep / count, keep)
+
+    def end(self, embeds: Tensor, past: DynamicCache) -> None:
+        """Keep what `generate` leaves, one row a beam."""
+        if not self._keep:
+            self.reset()
+            return
+        self._past, self._embeds = past, embeds
+        if past.layers[0].keys.shape[0] > 1:  # type: ignore[union-attr]
+            past.batch_select_indices(torch.zeros(1, dtype=torch.long, device=embeds.device))
+        past.crop(embeds.shape[1] - past.get_seq_length())
+
+    def abandon(self) -> None:
+        """An answer that was interrupted leaves half a cache."""
+        self.reset()
+
+
+class Kept:
+    """A `GatedPrefill` behind what a stream needs. Raises ValueError for a language model that it refuses."""
+
+    def __init__(self, vlm: VLM, policy: Policy) -> None:
+        self._config = vlm.model.config
+        try:
+            self.gated = GatedPrefill(vlm.model, policy)
+        except TypeError as error:
+            raise ValueError(f"{vlm.name}: {error}") from None
+
+    def reset(self) -> None:
+        """Forget the last prompt."""
+        self.gated.reset()
+
+    def begin(self, embeds: Tensor, changed: Tensor | None, observed: Tensor) -> Begun:
+        """Run the whole prompt, of embeddings (1, N, D), by an update of the last; arguments as of `GatedPrefill`.
+
+        Raises ValueError for embeddings that are not finite. Any other error is logged, what is kept is forgotten, and
+        the prompt left to `generate`.
+        """
+        if not embeds.isfinite().all():
+            raise ValueError("the prompt's embeddings have values that are NaN or infinite; all must be finite")
+        try:
+            done = self.gated(embeds, changed=changed, observed=observed)
+        except Exception:
+            logger.exception("the update of the prefill failed; the frame is answered in full")
+            self.reset()
+            return Begun(DynamicCache(config=self._config), "fallback", 1.0, 0)
+        found = done.statistics
+        return Begun(
+            done.past_key_values, found.path, found.computed_share, found.reused_tokens, done.logits, done.hidden
+        )
+
+    def end(self, embeds: Tensor, past: DynamicCache) -> None:
+        """Nothing: what decoding appends does not reach the kept rows."""
+
+    def abandon(self) -> None:
+        """Nothing: the kept rows are of the whole prompt."""
+
+
+@contextlib.contextmanager
+def continued(model: Any, begun: Begun, beams: int) -> Iterator[DynamicCache | None]:
+    """While inside, `generate` goes on from a prompt that is begun; gives the `past_key_values` to call it with.
+
+    Where all of the prompt has been run, the first call of the model's `forward` returns the logits that are known, with
+    the cache, for every beam; `generate` is given no cache, so it takes that call for the prefill, and nothing is run.
+    The model's own `forward` is restored whatever happens.
+    """
+    if beams > 1 and begun.past.get_seq_length():
+        begun.past.batch_repeat_interleave(beams)
+    if begun.logits is None:
+        yield begun.past
+        return
+    own, had = model.forward, vars(model).get("forward")
+    first = iter([CausalLMOutputWithPast(logits=begun.logits[:, None].expand(beams, -1, -1), past_key_values=begun.past)])  # type: ignore[arg-type]
+
+    @functools.wraps(own)  # `generate` reads its signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return next(first, None) or own(*args, **kwargs)
+
+    model.forward = forward
+    try:
+        yield None
+    finally:
+        if had is None:
+            del model.forward
+        else:
+            model.forward = had
