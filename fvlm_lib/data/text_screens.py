@@ -16,13 +16,12 @@ Whoever goes on from the screen before may answer a question about the screen af
 first token tells: values that a change exchanges differ in their first letter or digit, as do the two names that are
 compared, and counts are below 10.
 
-A prompt is the screen's lines, an empty line and the question (`prompt_of`), as one message of the user:
+A prompt is one message of the user, the screen's lines, an empty line and the question, and the lead of the assistant's
+answer, so that what comes next is the answer itself; a small chat model would else begin with "The value of":
 
-    messages = [{"role": "user", "content": prompt_of(pair.after, pair.question)}]
-    input_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    tokenizer.apply_chat_template(chat_of(pair.after, pair.question), continue_final_message=True)
 
-so that any chat model reads it with its own template, and the model's first words are the answer. This module knows
-nothing of models.
+so that any chat model reads it with its own template. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -49,6 +48,14 @@ MAX_COUNT = 8  # lines with the counted word, before the change
 
 
 @dataclass(frozen=True)
+class Question:
+    """What the user asks, and what the answer begins with, before a space and the value, number or name itself."""
+
+    text: str
+    lead: str
+
+
+@dataclass(frozen=True)
 class TextScreenPair:
     """A screen before and after one change, and a question.
 
@@ -59,7 +66,7 @@ class TextScreenPair:
     kind: str
     before: tuple[str, ...]
     after: tuple[str, ...]
-    question: str
+    question: Question
     old: str
     new: str
 
@@ -74,19 +81,27 @@ def prompt_of(lines: Sequence[str], question: str) -> str:
     return "\n".join(lines) + "\n\n" + question
 
 
-def value_question(name: str) -> str:
+def chat_of(lines: Sequence[str], question: Question) -> list[dict[str, str]]:
+    """Messages for a tokenizer's `apply_chat_template(..., continue_final_message=True)`."""
+    return [
+        {"role": "user", "content": prompt_of(lines, question.text)},
+        {"role": "assistant", "content": question.lead},
+    ]
+
+
+def ask_value(name: str) -> Question:
     """Asks for the value of a name."""
-    return f"Answer in one word: what is the value of {name}?"
+    return Question(f"Copy the line of {name}.", f"{name}:")
 
 
-def count_question(word: str) -> str:
+def ask_count(word: str) -> Question:
     """Asks on how many lines a word is the value."""
-    return f"Answer with a number: how many lines say {word}?"
+    return Question(f"How many lines say {word}?", f"The number of lines that say {word} is")
 
 
-def compare_question(first: str, second: str) -> str:
+def ask_larger(first: str, second: str) -> Question:
     """Asks which of two names has the larger number."""
-    return f"Answer with a name: which has the larger number, {first} or {second}?"
+    return Question(f"Which has the larger number, {first} or {second}?", "The larger number is that of the")
 
 
 def draw_values(rng: np.random.Generator, lines: int) -> dict[str, str]:
@@ -161,13 +176,13 @@ def text_screens(
 
 # --- the changes: of a screen before, (question, old answer, new answer, screen after) ---
 
-Change = tuple[str, str, str, dict[str, str]]
+Change = tuple[Question, str, str, dict[str, str]]
 
 
 def _asked(rng: np.random.Generator, before: dict[str, str]) -> Change:
     name = _one_of(rng, list(before))
     new = _other_value(rng, before[name])
-    return value_question(name), before[name], new, {**before, name: new}
+    return ask_value(name), before[name], new, {**before, name: new}
 
 
 def _other(rng: np.random.Generator, before: dict[str, str]) -> Change:
@@ -175,7 +190,7 @@ def _other(rng: np.random.Generator, before: dict[str, str]) -> Change:
     asked, changed = rng.permutation(len(names))[:2]
     value = before[names[asked]]
     after = {**before, names[changed]: _other_value(rng, before[names[changed]])}
-    return value_question(names[asked]), value, value, after
+    return ask_value(names[asked]), value, value, after
 
 
 def _count(rng: np.random.Generator, before: dict[str, str]) -> Change:
@@ -185,7 +200,7 @@ def _count(rng: np.random.Generator, before: dict[str, str]) -> Change:
         changed, value, step = _one_of(rng, having), _one_of(rng, [other for other in WORDS if other != word]), -1
     else:
         changed, value, step = _one_of(rng, [name for name in before if name not in having]), word, 1
-    return count_question(word), str(len(having)), str(len(having) + step), {**before, changed: value}
+    return ask_count(word), str(len(having)), str(len(having) + step), {**before, changed: value}
 
 
 def _compare(rng: np.random.Generator, before: dict[str, str]) -> Change:
@@ -196,21 +211,21 @@ def _compare(rng: np.random.Generator, before: dict[str, str]) -> Change:
         changed, numbers = smaller, [number for number in NUMBERS if int(number) > high]
     else:
         changed, numbers = larger, [number for number in NUMBERS if int(number) < low]
-    return compare_question(*pair), larger, smaller, {**before, changed: _one_of(rng, numbers)}
+    return ask_larger(*pair), larger, smaller, {**before, changed: _one_of(rng, numbers)}
 
 
 def _insert(rng: np.random.Generator, before: dict[str, str]) -> Change:
     name = _one_of(rng, list(before))
     old = before[name]
     new = _other_value(rng, old) if rng.random() < 0.5 else old
-    return value_question(name), old, new, {**_new_line(rng, before), **before, name: new}
+    return ask_value(name), old, new, {**_new_line(rng, before), **before, name: new}
 
 
 def _scroll(rng: np.random.Generator, before: dict[str, str]) -> Change:
     names = list(before)[1:]
     name = _one_of(rng, names)
     after = {**{name: before[name] for name in names}, **_new_line(rng, before)}
-    return value_question(name), before[name], before[name], after
+    return ask_value(name), before[name], before[name], after
 
 
 _CHANGES: dict[str, Callable[[np.random.Generator, dict[str, str]], Change]] = {

@@ -7,7 +7,17 @@ import re
 import pytest
 
 from fvlm_lib.data import text_screens as module
-from fvlm_lib.data.text_screens import KINDS, MAX_LINES, MIN_LINES, NAMES, WORDS, prompt_of, text_screen, text_screens
+from fvlm_lib.data.text_screens import (
+    KINDS,
+    MAX_LINES,
+    MIN_LINES,
+    NAMES,
+    WORDS,
+    Question,
+    chat_of,
+    text_screen,
+    text_screens,
+)
 
 SIZES = [(MIN_LINES, 100), (12, 40), (40, 40), (MAX_LINES, 20)]  # lines of a screen, pairs of a kind
 
@@ -16,15 +26,16 @@ def pairs(*kinds: str):
     return [text_screen(kind, i, lines=n, seed=3) for kind in kinds for n, count in SIZES for i in range(count)]
 
 
-def answer(lines: tuple[str, ...], question: str) -> str:
+def answer(lines: tuple[str, ...], question: Question) -> str:
     """The right answer, from the text alone."""
     values = dict(re.fullmatch(r"(\w+): (\w+)", line).groups() for line in lines)
     assert len(values) == len(lines)
-    if found := re.search(r"what is the value of (\w+)\?$", question):
+    if found := re.fullmatch(r"Copy the line of (\w+)\.", question.text):
+        assert question.lead == f"{found[1]}:"
         return values[found[1]]
-    if found := re.search(r"how many lines say (\w+)\?$", question):
+    if found := re.fullmatch(r"How many lines say (\w+)\?", question.text):
         return str([*values.values()].count(found[1]))
-    first, second = re.search(r"which has the larger number, (\w+) or (\w+)\?$", question).groups()
+    first, second = re.fullmatch(r"Which has the larger number, (\w+) or (\w+)\?", question.text).groups()
     return first if int(values[first]) > int(values[second]) else second
 
 
@@ -34,7 +45,7 @@ def changed(pair) -> list[int]:
 
 
 def asked_line(pair) -> int:
-    name = re.search(r"(\w+)\?$", pair.question)[1]
+    name = pair.question.lead.removesuffix(":")
     return [line.split(":")[0] for line in pair.before].index(name)
 
 
@@ -123,8 +134,11 @@ def test_kinds_come_in_turn():
     ]
 
 
-def test_a_prompt_is_the_screen_an_empty_line_and_the_question():
-    assert prompt_of(("a: 1", "b: 2"), "Which?") == "a: 1\nb: 2\n\nWhich?"
+def test_a_chat_is_the_screen_an_empty_line_and_the_question_and_how_the_answer_begins():
+    assert chat_of(("a: 1", "b: 2"), Question("Which?", "It is")) == [
+        {"role": "user", "content": "a: 1\nb: 2\n\nWhich?"},
+        {"role": "assistant", "content": "It is"},
+    ]
 
 
 @pytest.mark.parametrize(
