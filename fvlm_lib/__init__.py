@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
     from fvlm_lib.data.screens import ScreenSequence as ScreenSequence
     from fvlm_lib.data.screens import read_sequence as read_sequence
     from fvlm_lib.data.screens import read_sequences as read_sequences
+    from fvlm_lib.data.text_screens import text_screens as text_screens
+    from fvlm_lib.data.text_stream import read_text_stream as read_text_stream
     from fvlm_lib.data.videos import ProceduralVideos as ProceduralVideos
     from fvlm_lib.data.videos import open_videos as open_videos
     from fvlm_lib.errors import CheckpointError as CheckpointError
@@ -56,6 +58,8 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
 _NAMES = {
     "data.record": "record",
     "data.screens": "ScreenSequence read_sequence read_sequences",
+    "data.text_screens": "text_screens",
+    "data.text_stream": "read_text_stream",
     "data.videos": "ProceduralVideos open_videos",
     "errors": "CheckpointError",
     "foveated.checkpoints": "load_checkpoint",
