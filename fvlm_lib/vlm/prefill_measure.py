@@ -1,7 +1,7 @@
 """What policies of prefill make of text screens that change: rows, time, error, and answers that are stale.
 
-Every policy reads a screen in full, then the screen after one change, and is held against the model's own prefill of the
-latter. `measure_prefill` gives one row a screen and policy, `summarize_prefill` the table with intervals.
+Every policy reads a screen in full, then the screen after one change, and is held against the model's own prefill of
+the latter. `measure_prefill` gives one row a screen and policy, `summarize_prefill` the table with intervals.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ PLACES = 20
 """Into how many parts a prompt's positions are cut for the share of rows by layer and place."""
 
 
-def compared_policies(tolerances: Sequence[float], shares: Sequence[float] = (0.04, 0.08, 0.15)) -> dict[str, Policy]:
-    """Policies to compare, by name: gated at the tolerances; and at settings that compute about as many rows, those that
-    others publish."""
-    found: dict[str, Policy] = {"exact": Exact(), "changed": Changed(), "first_k 1": FirstK(1), "first_k 16": FirstK(16)}
+def compared_policies(tolerances: Sequence[float]) -> dict[str, Policy]:
+    """Policies to compare, by name: gated at the tolerances, and what others publish at settings that compute from a
+    few rows to a fifth of them."""
+    found: dict[str, Policy] = {"exact": Exact(), "changed": Changed()}
     found |= {f"gated {tolerance:g}": Gated(tolerance) for tolerance in tolerances}
-    found |= {f"deviation {share:g}": Deviation(share) for share in shares}
-    return found | {f"budget {count}": Budget(count) for count in (8, 32)}
+    found |= {f"first_k {k}": FirstK(k) for k in (1, 16)}
+    found |= {f"deviation {share:g}": Deviation(share) for share in (0.05, 0.1, 0.2)}
+    return found | {f"budget {count}": Budget(count) for count in (8, 16, 32)}
 
 
 @torch.no_grad()
@@ -46,25 +47,28 @@ def measure_prefill(
 ) -> pd.DataFrame:
     """One row a pair and policy. Columns: kind, index, policy, tokens (of the prompt), changed (tokens), rows (share of
     all rows and layers computed anew), ms and ms_full (to the first token's logits; the model's own prefill beside), kl
-    (of the first token, nats, full || kept), agrees (both would say the same first token), right, right_full (whether it
-    is that of the right answer), stale (it is that of the answer that was right before, where that changed), reach (share
-    of rows computed by layer and place in the prompt, float32 (L · PLACES,))."""
+    (of the token that tells the right answer from the one before, nats, full || kept), agrees (both would say the
+    same), right, right_full (it is that of the right answer), asks (whether the right answer changed), stale (it is
+    that of the answer that was right before), reach (share of rows computed by layer and place in the prompt, float32
+    (L · PLACES,)).
+    """
     prefills = {name: GatedPrefill(text_model.model, policy) for name, policy in policies.items()}
     rows = []
     for index, pair in enumerate(tqdm(pairs, unit="screen", disable=not progress)):
         before, after = (_prompt(text_model, pair, lines) for lines in (pair.before, pair.after))
-        new, old = (text_model.first_token(after, answer) for answer in (pair.new, pair.old))
-        embeds = {prompt: text_model.embed(prompt) for prompt in (before, after)}
+        before, _, _ = text_model.telling_token(before, pair.old, pair.new)
+        after, new, old = text_model.telling_token(after, pair.new, pair.old)
+        embeds, embeds_before = text_model.embed(after), text_model.embed(before)
         logits, ms_full = timed(
-            lambda: text_model.model(inputs_embeds=embeds[after], logits_to_keep=1).logits[:, -1]  # noqa: B023
+            lambda: text_model.model(inputs_embeds=embeds, logits_to_keep=1).logits[:, -1]  # noqa: B023
         )
         full = logits.double().log_softmax(dim=-1)[0]  # (V,)
         said_full = int(full.argmax())
         for name, prefill in prefills.items():
             prefill.reset()
-            prefill(embeds[before], input_ids=before.input_ids, observed=before.observed)
+            prefill(embeds_before, input_ids=before.input_ids, observed=before.observed)
             done, ms = timed(
-                lambda: prefill(embeds[after], input_ids=after.input_ids, observed=after.observed)  # noqa: B023
+                lambda: prefill(embeds, input_ids=after.input_ids, observed=after.observed)  # noqa: B023
             )
             kept = done.logits.double().log_softmax(dim=-1)[0]
             said = int(kept.argmax())
@@ -102,9 +106,9 @@ def _reach(computed: Tensor) -> np.ndarray:
 
 
 def summarize_prefill(rows: pd.DataFrame, by: Sequence[str] = ("policy",), seed: int = 0) -> pd.DataFrame:
-    """One row a policy (or group of `by`), in the order of the table: n; rows, kl, agrees, right: means over screens with
-    95% intervals _low, _high (bootstrap over screens, of this one model); kl_max; stale of asks, counts; ms, median with
-    quartiles; speedup, the median of the screens' own ratios."""
+    """One row a policy (or group of `by`), in the order of the table: n; rows, kl, agrees, right: means over screens
+    with 95% intervals _low, _high (bootstrap over screens, of this one model); kl_max; stale of asks, counts; ms,
+    median with quartiles; speedup, the median of the screens' own ratios."""
     found = []
     for which, group in rows.groupby(list(by), sort=False):
         line: dict[str, object] = dict(zip(by, which, strict=True)) | {"n": len(group)}

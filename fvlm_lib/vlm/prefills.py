@@ -210,7 +210,9 @@ def continued(model: Any, begun: Begun, beams: int) -> Iterator[DynamicCache | N
         yield begun.past
         return
     own, had = model.forward, vars(model).get("forward")
-    first = iter([CausalLMOutputWithPast(logits=begun.logits[:, None].expand(beams, -1, -1), past_key_values=begun.past)])  # type: ignore[arg-type]
+    first = iter(
+        [CausalLMOutputWithPast(logits=begun.logits[:, None].expand(beams, -1, -1), past_key_values=begun.past)]
+    )  # type: ignore[arg-type]
 
     @functools.wraps(own)  # `generate` reads its signature
     def forward(*args: Any, **kwargs: Any) -> Any:

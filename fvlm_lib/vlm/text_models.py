@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fvlm_lib.foveated.assemble import read_language_model
 from fvlm_lib.vlm.chat_template import render_chat
@@ -17,7 +18,8 @@ from fvlm_lib.vlm.chat_template import render_chat
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A screen of text and a question as a model takes them: N token ids, and which of them are of the screen, bool (N,).
+    """A screen of text and a question as a model takes them: N token ids, and which of them are of the screen, bool
+    (N,).
 
     text: of which they are the tokens.
     """
@@ -68,13 +70,34 @@ class TextModel:
         ids = torch.tensor([prompt.input_ids], device=self.model.device)
         return self.model.get_input_embeddings()(ids)
 
-    def first_token(self, prompt: TextPrompt, answer: str) -> int:
-        """The id of the token that an answer begins with behind the prompt, a space between them."""
-        ids = self.tokenizer(f"{prompt.text} {answer}", add_special_tokens=False)["input_ids"]
-        plain = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-        if ids[: len(plain)] != plain:
+    def telling_token(self, prompt: TextPrompt, answer: str, other: str) -> tuple[TextPrompt, int, int]:
+        """The token by which two answers are told apart: the prompt with what both begin with, a space at least where
+        that is a token of its own, and the ids that go on to `answer` and to `other`, which may be the same.
+
+        Raises ValueError for answers that change the tokens of the prompt before them, or that are one another's
+        beginning.
+        """
+        count = len(self._ids(prompt.text))
+        found = [self._ids(f"{prompt.text} {text}") for text in (answer, other)]
+        if any(ids[:count] != self._ids(prompt.text) for ids in found):
             raise ValueError(f"the answer {answer!r} changes the tokens of the prompt before it; give another lead")
-        return ids[len(plain)]
+        ends = [ids[count:] for ids in found]
+        shared = 0
+        while shared < min(map(len, ends)) and ends[0][shared] == ends[1][shared]:
+            if answer == other and self.tokenizer.decode([ends[0][shared]]).strip():
+                break
+            shared += 1
+        if shared >= min(map(len, ends)):
+            raise ValueError(f"the answers {answer!r} and {other!r} are not told apart by a token")
+        begun = TextPrompt(
+            prompt.text + self.tokenizer.decode(ends[0][:shared]),
+            (*prompt.input_ids, *ends[0][:shared]),
+            F.pad(prompt.observed, (0, shared)),
+        )
+        return begun, ends[0][shared], ends[1][shared]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def load_text_model(name: str, device: str = "cpu") -> TextModel:
