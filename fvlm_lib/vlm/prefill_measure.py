@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -107,8 +108,8 @@ def _reach(computed: Tensor) -> np.ndarray:
 
 def summarize_prefill(rows: pd.DataFrame, by: Sequence[str] = ("policy",), seed: int = 0) -> pd.DataFrame:
     """One row a policy (or group of `by`), in the order of the table: n; rows, kl, agrees, right: means over screens
-    with 95% intervals _low, _high (bootstrap over screens, of this one model); kl_max; stale of asks, counts; ms,
-    median with quartiles; speedup, the median of the screens' own ratios."""
+    with 95% intervals _low, _high (bootstrap over screens, of this one model); kl_max; stale of asks, counts, with the
+    95% interval of their share (Wilson); ms, median with quartiles; speedup, the median of the screens' own ratios."""
     found = []
     for which, group in rows.groupby(list(by), sort=False):
         line: dict[str, object] = dict(zip(by, which, strict=True)) | {"n": len(group)}
@@ -117,7 +118,10 @@ def summarize_prefill(rows: pd.DataFrame, by: Sequence[str] = ("policy",), seed:
         estimates = bootstrap(columns, {name: ratio(name, "one") for name in means}, seed=seed)
         for name, estimate in estimates.items():
             line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        line |= {"kl_max": group["kl"].max(), "stale": int(group["stale"].sum()), "asks": int(group["asks"].sum())}
+        stale, asks = int(group["stale"].sum()), int(group["asks"].sum())
+        interval = binomtest(stale, asks).proportion_ci(method="wilson") if asks else (0.0, 1.0)
+        line |= {"stale_low": interval[0], "stale_high": interval[1], "stale": stale, "asks": asks}
+        line |= {"kl_max": group["kl"].max()}
         for suffix, quantile in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75)):
             line["ms" + suffix] = group["ms"].quantile(quantile)
         line["speedup"] = (group["ms_full"] / group["ms"]).median()
