@@ -72,10 +72,10 @@ def plot_stale_answers(ax: Axes, table: pd.DataFrame) -> Axes:
 
 
 def plot_reach(ax: Axes, reach: Iterable[np.ndarray], places: int) -> Axes:
-    """Share of rows computed by layer and place in the prompt, mean over screens; reach: of each screen (L ·
-    places,)."""
-    mean = np.mean([np.asarray(values, dtype=np.float64) for values in reach], axis=0).reshape(-1, places)  # (L,
-    places) image = ax.imshow(
+    """Share of rows computed by layer and place in the prompt, mean over screens; reach: of each screen,
+    (L · places,)."""
+    mean = np.stack([*reach]).mean(axis=0).reshape(-1, places)  # (L, places)
+    image = ax.imshow(
         np.ma.masked_equal(mean, 0), cmap=palette.FREQUENCY, vmin=0, vmax=1, aspect="auto", origin="lower",
         extent=(0, 1, 0.5, len(mean) + 0.5), interpolation="nearest",
     )  # fmt: skip
