@@ -10,6 +10,7 @@ Letters: N tokens of the prompt, D width, V vocabulary, L layers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,6 +107,20 @@ class GatedPrefill:
     def reset(self) -> None:
         """Forget the last prompt."""
         self._state = None
+
+    def fork(self, policy: Policy) -> GatedPrefill:
+        """Another one of the same model, with a copy of what is kept of the last prompt, that goes on by another policy.
+
+        Raises ValueError where one of the two policies gates and the other does not, so keeps other rows.
+        """
+        if is_gating(policy) != is_gating(self.policy):
+            raise ValueError(f"{policy} cannot go on from rows that are kept for {self.policy}")
+        other = copy.copy(self)
+        other.policy = policy
+        if self._state is not None:
+            everything = torch.arange(len(self._state.embeds), device=self.decoder.device)
+            other._state = replace(self._state, rows=moved_rows(self._state.rows, everything))
+        return other
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fvlm_lib.data.text_screens import TextScreenPair
 from fvlm_lib.language.prefill import GatedPrefill
-from fvlm_lib.reuse.policies import Policy
+from fvlm_lib.reuse.policies import Policy, is_gating
 from fvlm_lib.reuse.policies.budget import Budget
 from fvlm_lib.reuse.policies.changed import Changed
 from fvlm_lib.reuse.policies.deviation import Deviation
@@ -53,7 +53,7 @@ def measure_prefill(
     that of the answer that was right before), reach (share of rows computed by layer and place in the prompt, float32
     (L · PLACES,)).
     """
-    prefills = {name: GatedPrefill(text_model.model, policy) for name, policy in policies.items()}
+    kept = {gates: GatedPrefill(text_model.model, Gated() if gates else Exact()) for gates in (True, False)}
     rows = []
     for index, pair in enumerate(tqdm(pairs, unit="screen", disable=not progress)):
         before, after = (_prompt(text_model, pair, lines) for lines in (pair.before, pair.after))
@@ -65,14 +65,16 @@ def measure_prefill(
         )
         full = logits.double().log_softmax(dim=-1)[0]  # (V,)
         said_full = int(full.argmax())
-        for name, prefill in prefills.items():
+        for prefill in kept.values():  # the screen before is read once
             prefill.reset()
             prefill(embeds_before, input_ids=before.input_ids, observed=before.observed)
+        for name, policy in policies.items():
+            prefill = kept[is_gating(policy)].fork(policy)
             done, ms = timed(
                 lambda: prefill(embeds, input_ids=after.input_ids, observed=after.observed)  # noqa: B023
             )
-            kept = done.logits.double().log_softmax(dim=-1)[0]
-            said = int(kept.argmax())
+            found = done.logits.double().log_softmax(dim=-1)[0]
+            said = int(found.argmax())
             rows.append(
                 {
                     "kind": pair.kind,
@@ -83,7 +85,7 @@ def measure_prefill(
                     "rows": done.statistics.computed_share,
                     "ms": ms,
                     "ms_full": ms_full,
-                    "kl": max(0.0, float((full.exp() * (full - kept)).sum())),
+                    "kl": max(0.0, float((full.exp() * (full - found)).sum())),
                     "agrees": said == said_full,
                     "right": said == new,
                     "right_full": said_full == new,

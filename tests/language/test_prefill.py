@@ -352,3 +352,17 @@ def test_pairs_of_changes_in_turn():
         put(prefill, model, first)
         found = put(prefill, model, second)
         torch.testing.assert_close(found.logits, wanted(model, second), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", [Gated(0.05), Deviation(0.2), Budget(6)], ids=str)
+def test_a_fork_goes_on_by_its_own_policy_and_leaves_the_first_as_it_was(policy):
+    model = make("llama")
+    base, alone = GatedPrefill(model, Gated(0.0)), GatedPrefill(model, policy)
+    for prefill in (base, alone):
+        put(prefill, model, prompt())
+    before = [tensor.clone() for tensor in base._state.rows.tensors()]
+    found = put(base.fork(policy), model, CHANGES["middle"])
+    assert torch.equal(found.logits, put(alone, model, CHANGES["middle"]).logits)
+    assert all(map(torch.equal, before, base._state.rows.tensors()))
+    with pytest.raises(ValueError, match="cannot go on from rows that are kept for"):
+        base.fork(Exact())
