@@ -109,7 +109,7 @@ class GatedPrefill:
         self._state = None
 
     def fork(self, policy: Policy) -> GatedPrefill:
-        """Another one of the same model, with a copy of what is kept of the last prompt, that goes on by another policy.
+        """Another one of the same model that goes on from a copy of what is kept of the last prompt by another policy.
 
         Raises ValueError where one of the two policies gates and the other does not, so keeps other rows.
         """
