@@ -1,8 +1,8 @@
 """Settings of the differential encoder, as a file keeps them: read, checked, written.
 
 `config/differential.yaml` holds the setting that the batch and `predict` use; `notebooks/tune_threshold.ipynb`
-writes it. Fields and defaults are those of `differential.DifferentialVisionEncoder`, which has them checked here, but for
-two that say how a language model behind the encoder takes its tokens (`vlm/stream.py`).
+writes it. Fields and defaults are those of `differential.DifferentialVisionEncoder`, which has them checked here, but
+for two that say how a language model behind the encoder takes its tokens (`vlm/stream.py`).
 Imports nothing heavy, since the Snakefile reads settings at every start.
 """
 

@@ -1,8 +1,8 @@
 """Answers about the frames of sequences: one line each on the terminal and in a file that can be resumed.
 
 The file has one JSON object a line: first what the run is, then one a frame, with the fields of `Answer` and
-`fallbacks`, how many frames an error has sent to a full encode since the command was started. What is asked and how
-is decided elsewhere (`predict.py`); how a frame is answered is `stream.py`'s subject.
+`fallbacks`, how many frames an error has sent to a full encode or a full prefill since the command was started. What is
+asked and how is decided elsewhere (`predict.py`); how a frame is answered is `stream.py`'s subject.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from fvlm_lib.data.screens import ScreenSequence
 from fvlm_lib.json_files import kind_of, parse_object
 from fvlm_lib.outputs import json_line, json_lines
 from fvlm_lib.vision.statistics import StreamStatistics
+from fvlm_lib.vlm.prefills import PrefillTotals
 from fvlm_lib.vlm.stream import Answer, VLMStream
 
 Write = Callable[[Mapping[str, Any]], None]
 
-# a line of the terminal; what is changed is of all patches, what is reused of all tokens of the prompt
-ROW = "{:<{width}} {:>5}  {:<8}  {:>15}  {:>13}  {:>9}  {:>10}  {:>9}  {}"
+# a line of the terminal; what is changed is of all patches, what is reused of all tokens of the prompt, what is
+# computed of all rows of the language model
+ROW = "{:<{width}} {:>5}  {:<8}  {:>15}  {:>13}  {:>8}  {:>9}  {:>10}  {:>9}  {}"
 HEADER = (
-    "sequence", "frame", "path", "changed/patches", "reused/tokens", "encode ms", "prefill ms", "decode ms", "answer"
+    "sequence", "frame", "path", "changed/patches", "reused/tokens", "computed", "encode ms", "prefill ms", "decode ms",
+    "answer",
 )  # fmt: skip
 
 
@@ -39,7 +42,7 @@ def answer_sequences(
     """Answer about every frame after the first `done`, printing a line each under a header and giving its row to
     `write`. Returns the answers.
 
-    Frames of a sequence that was begun before are only encoded, so that those after them are answered as if nothing
+    Frames of a sequence that was begun before are only followed, so that those after them are answered as if nothing
     had interrupted. Raises ValueError for an image that cannot be read, unless `skip_bad`.
     """
     number = 0  # of the frame, over all sequences
@@ -63,15 +66,15 @@ def answer_sequences(
                         raise
                     row["error"] = str(error)
                 if number <= done:
-                    if frame is not None and stream.encoder:  # without one, nothing is carried on
-                        stream.encode(frame)
+                    if frame is not None:
+                        stream.follow(frame)
                     continue
                 if number == done + 1:
                     tqdm.write(ROW.format(*HEADER, width=width), file=sys.stdout)
                 if frame is not None:
                     row |= answer_row(stream.answer(frame, number))
                     texts.append(row["text"])
-                    row["fallbacks"] = stream.encoder.statistics.fallbacks if stream.encoder else 0
+                    row["fallbacks"] = stream.fallbacks
                 tqdm.write(format_row(row, width), file=sys.stdout)
                 if write:
                     write(row)
@@ -79,11 +82,15 @@ def answer_sequences(
 
 
 def answer_row(answer: Answer) -> dict[str, Any]:
-    """An answer as its line of JSON has it: times in ms, rounded to microseconds."""
+    """An answer as its line of JSON has it: times in ms, rounded to microseconds, other numbers to six digits."""
     row = asdict(answer)
     del row["token_ids"]
     row["new_tokens"] = len(answer.token_ids)
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    return {key: _rounded(key, value) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _rounded(key: str, value: float) -> float:
+    return round(value, 3) if key.endswith("_ms") else float(f"{value:.6g}")
 
 
 def printable(text: str) -> str:
@@ -101,6 +108,7 @@ def format_row(row: dict[str, Any], width: int) -> str:
         row["path"],
         f"{row['changed_patches']}/{row['num_patches']}",
         f"{row['reused_tokens']}/{row['prompt_tokens']}",
+        f"{row['prefill_rows']:.1%}",
         *(f"{row[f'{name}_ms']:.0f}" for name in ("encode", "prefill", "decode")),
         printable(row["text"]),
         width=width,
@@ -180,9 +188,14 @@ def _difference(key: str, made: Any, wanted: Any) -> str:
     return f"{key} is {shown[0]}, now it is {shown[1]}"
 
 
-def format_statistics(statistics: StreamStatistics) -> str:
-    """Totals of an encoder for the terminal, one line."""
-    paths = ", ".join(f"{count} {path}" for path, count in statistics.frames.items() if count)
+def format_statistics(statistics: StreamStatistics, prefills: PrefillTotals) -> str:
+    """Totals of an encoder and of the prefills for the terminal, a line each."""
     return (
-        f"{statistics.total_frames} frames: {paths}; {statistics.mean_change_ratio:.2%} of patches changed on average"
+        f"{statistics.total_frames} frames: {_paths(statistics.frames)}; {statistics.mean_change_ratio:.2%} of patches "
+        f"changed on average\n{sum(prefills.frames.values())} prefills: {_paths(prefills.frames)}; "
+        f"{prefills.mean_rows:.2%} of rows computed on average"
     )
+
+
+def _paths(frames: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {path}" for path, count in frames.items() if count)

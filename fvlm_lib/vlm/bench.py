@@ -21,8 +21,8 @@ from fvlm_lib.data.screens import ScreenSequence
 from fvlm_lib.vlm.answers import printable
 from fvlm_lib.vlm.stream import Answer, VLMStream
 
-FRAME = "{:<{width}} {:>5}  {:<8}  {:>15}  {:>20}  {:>20}  {}"
-FRAME_HEADER = ("sequence", "frame", "path", "changed/patches", "kept, ms", "full, ms", "answers")
+FRAME = "{:<{width}} {:>5}  {:<8}  {:>15}  {:>8}  {:>20}  {:>20}  {}"
+FRAME_HEADER = ("sequence", "frame", "path", "changed/patches", "computed", "kept, ms", "full, ms", "answers")
 _TIMES = ("preprocess_ms", "encode_ms", "prefill_ms", "decode_ms", "first_token_ms")
 
 
@@ -35,8 +35,9 @@ def measure_answers(
 ) -> pd.DataFrame:
     """Answer about every frame of every sequence by both streams in turn; one row a frame, each also to `report`.
 
-    Columns: sequence, frame, path, changed, total (patches), prompt_tokens, reused_tokens, text, text_full,
-    same_text (token for token), and for each time of an `Answer` its ms and ms of the full way, `_full` behind.
+    Columns: sequence, frame, path, changed, total (patches), prompt_tokens, reused_tokens, prefill_path, prefill_rows,
+    text, text_full, same_text (token for token), and for each time of an `Answer` its ms and ms of the full way,
+    `_full` behind.
     Both are warmed up on the first frame; which goes first changes from frame to frame.
     """
     for stream in (differential, full):
@@ -62,6 +63,8 @@ def _row(answer: Answer, full: Answer) -> dict[str, Any]:
         "total": answer.num_patches,
         "prompt_tokens": answer.prompt_tokens,
         "reused_tokens": answer.reused_tokens,
+        "prefill_path": answer.prefill_path,
+        "prefill_rows": answer.prefill_rows,
         "text": answer.text,
         "text_full": full.text,
         "same_text": answer.token_ids == full.token_ids,
@@ -83,7 +86,7 @@ def summarize_answers(rows: pd.DataFrame) -> pd.DataFrame:
 
     Groups: of each sequence the first frame and the later ones apart; of all together also the later frames on
     which nothing had changed. Columns: n; first_token_ms and first_token_ms_full; speedup, the median of the frames'
-    own ratios; decode_ms and decode_ms_full; same_text, in how many frames both said the same.
+    own ratios; prefill_rows; decode_ms and decode_ms_full; same_text, in how many frames both said the same.
     """
     later = rows["frame"] > 0
     groups = {(name, "first"): (rows["sequence"] == name) & ~later for name in rows["sequence"].unique()}
@@ -105,6 +108,7 @@ def _summary(rows: pd.DataFrame) -> dict[str, float]:
         "first_token_ms": rows["first_token_ms"],
         "first_token_ms_full": rows["first_token_ms_full"],
         "speedup": rows["first_token_ms_full"] / rows["first_token_ms"],
+        "prefill_rows": rows["prefill_rows"],
         "decode_ms": rows["decode_ms"],
         "decode_ms_full": rows["decode_ms_full"],
     }
@@ -122,7 +126,16 @@ def format_frame(row: dict[str, Any], width: int) -> str:
         for suffix in ("", "_full")
     ]
     changed, same = f"{row['changed']}/{row['total']}", "same text" if row["same_text"] else "texts differ"
-    return FRAME.format(printable(row["sequence"]), row["frame"], row["path"], changed, *ways, same, width=width)
+    return FRAME.format(
+        printable(row["sequence"]),
+        row["frame"],
+        row["path"],
+        changed,
+        f"{row['prefill_rows']:.1%}",
+        *ways,
+        same,
+        width=width,
+    )
 
 
 def format_answers(summary: pd.DataFrame) -> str:
@@ -139,6 +152,7 @@ def format_answers(summary: pd.DataFrame) -> str:
             "first token, ms": shown(row, "first_token_ms", 0),
             "full, ms": shown(row, "first_token_ms_full", 0),
             "times faster": shown(row, "speedup", 2),
+            "rows computed": f"{row['prefill_rows']:.1%}",
             "decode, ms": shown(row, "decode_ms", 0),
             "full decode, ms": shown(row, "decode_ms_full", 0),
             "same text": f"{row['same_text']}/{row['n']}",

@@ -1,8 +1,8 @@
 """How the prompt of one frame after the other comes to its first token: in full, from the exact prefix on, or updated.
 
 Three ways, told apart by their policy (`reuse/policies`). "full" keeps nothing. "exact" keeps keys and values up to the
-first embedding that differs, and leaves the rest of the prompt to `generate`. Any other is a `GatedPrefill`, which gives
-logits and a cache, and `continued` has `generate` go on from there. What a frame is, this module does not know.
+first embedding that differs, and leaves the rest of the prompt to `generate`. Any other is a `GatedPrefill`, which
+gives logits and a cache, and `continued` has `generate` go on from there. What a frame is, this module does not know.
 """
 
 from __future__ import annotations
@@ -200,9 +200,10 @@ class Kept:
 def continued(model: Any, begun: Begun, beams: int) -> Iterator[DynamicCache | None]:
     """While inside, `generate` goes on from a prompt that is begun; gives the `past_key_values` to call it with.
 
-    Where all of the prompt has been run, the first call of the model's `forward` returns the logits that are known, with
-    the cache, for every beam; `generate` is given no cache, so it takes that call for the prefill, and nothing is run.
-    The model's own `forward` is restored whatever happens.
+    Where all of the prompt has been run, the first call of the model's `forward` returns the logits that are known,
+    with the cache, for every beam; `generate` is given no cache, so it takes that call for the prefill, and nothing is
+    run. (To run the last position again, which needs no such stand-in, measured 90 ms more on two cores, on top of 200
+    for an update of 269 tokens in SmolLM2-135M.) The model's own `forward` is restored whatever happens.
     """
     if beams > 1 and begun.past.get_seq_length():
         begun.past.batch_repeat_interleave(beams)
@@ -210,9 +211,8 @@ def continued(model: Any, begun: Begun, beams: int) -> Iterator[DynamicCache | N
         yield begun.past
         return
     own, had = model.forward, vars(model).get("forward")
-    first = iter(
-        [CausalLMOutputWithPast(logits=begun.logits[:, None].expand(beams, -1, -1), past_key_values=begun.past)]
-    )  # type: ignore[arg-type]
+    logits = begun.logits[:, None].expand(beams, -1, -1)  # (beams, 1, V)
+    first = iter([CausalLMOutputWithPast(logits=logits, past_key_values=begun.past)])  # type: ignore[arg-type]
 
     @functools.wraps(own)  # `generate` reads its signature
     def forward(*args: Any, **kwargs: Any) -> Any:

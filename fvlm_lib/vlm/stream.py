@@ -1,9 +1,9 @@
 """A vision-language model on a stream: one answer a frame, keeping from frame to frame what did not change.
 
-Two things are kept. The vision tokens, by a `DifferentialVisionEncoder`; and what the language model made of the prompt,
-in one of the ways of `prefills.py`. A causal language model gives every position before the first changed embedding the
-same keys and values as for the frame before, so the cache may be cropped there and only the rest be run, which is exact;
-or the whole prompt is updated, where the change reaches.
+Two things are kept. The vision tokens, by a `DifferentialVisionEncoder`; and what the language model made of the
+prompt, in one of the ways of `prefills.py`. A causal language model gives every position before the first changed
+embedding the same keys and values as for the frame before, so the cache may be cropped there and only the rest be run,
+which is exact; or the whole prompt is updated, where the change reaches.
 """
 
 from __future__ import annotations
@@ -156,6 +156,12 @@ class VLMStream:
             self.encoder.reset_cache()
         self._prefill.reset()
         self._changed: Tensor | None = _NONE
+
+    @property
+    def fallbacks(self) -> int:
+        """How many frames an error has sent to a full encode, and how many to a full prefill, in all."""
+        encodes = self.encoder.statistics.fallbacks if self.encoder else 0
+        return encodes + self.prefill_totals.frames["fallback"]
 
     @torch.no_grad()
     def encode(self, frame: np.ndarray) -> tuple[Tensor, dict[str, Any]]:

@@ -77,7 +77,8 @@ NUMBERS = {
     "predict": {"sequence-limit": FROM_1, "max-new-tokens": FROM_1, "min-new-tokens": FROM_0, "num-beams": FROM_1,
                 "temperature": AT_LEAST_0, "top-p": {"0": "must be above 0", "2": "must be at most 1", **NUMBER},
                 "seed": FROM_0, "diff-threshold": UP_TO_1, "diff-max-changed-patches": FROM_0,
-                "diff-patch-size": FROM_1, "diff-tolerance": AT_LEAST_0, "device": DEVICE},
+                "diff-patch-size": FROM_1, "diff-tolerance": AT_LEAST_0, "prefill-tolerance": AT_LEAST_0,
+                "device": DEVICE},
 }  # fmt: skip
 
 
@@ -361,6 +362,19 @@ CASES = [
         "contradict each other",
         "--diff-tolerance",
     ),
+    Case(
+        "predict: a tolerance of an exact prefill",
+        asked("predict", *PREDICT, "--prefill", "exact", "--prefill-tolerance", "0.1"),
+        "contradict each other",
+        "--prefill exact and --prefill-tolerance",
+    ),
+    Case(
+        "predict: a prefill by two names",
+        asked("predict", *PREDICT, "--disable-prefix-reuse", "--prefill", "gated"),
+        "not allowed with argument",
+        "--prefill",
+    ),
+    Case("predict --prefill", asked("predict", *PREDICT, "--prefill", "some"), "invalid choice", "--prefill"),
     Case("predict --resume of nothing", asked("predict", *PREDICT, "--resume"), "--resume needs --output"),
     Case(
         "predict --resume of a benchmark",

@@ -97,6 +97,16 @@ def _prompt(folder: Path, prompt: str, **decoding: Any) -> Any:
     return VLMStream(load_vlm(str(RIGHT)), prompt, decoding=Decoding(**decoding))
 
 
+def _prefill(folder: Path, prefill: Any, tolerance: float | None = None) -> Any:
+    return VLMStream(load_vlm(str(RIGHT)), "What?", prefill=prefill, prefill_tolerance=tolerance)
+
+
+def _gated(folder: Path, keys: tuple[str, ...], value: Any) -> Any:
+    _copy(folder)
+    edited(folder / "config.json", *keys, value=value)
+    return VLMStream(load_vlm(str(folder)), "What is it?", prefill="gated")
+
+
 def _case(name: str, run: Callable[..., Any], says: str, names: str = "", **options: Any) -> Case:
     return Case(name, functools.partial(run, **options), says, names)
 
@@ -173,6 +183,25 @@ CASES = [
     _case("two images asked", _prompt, "the prompt has 2 image tokens", prompt="<image> <image>"),
     _case("a prompt beyond the context", _prompt, "are more than the 2048 positions", prompt="word " * 2000),
     _case("an answer beyond the context", _prompt, "up to 5000 of the answer", prompt="What?", max_new_tokens=5000),
+    _case(
+        "a prefill that there is none of",
+        _prefill,
+        "it must be one of full, exact",
+        "prefill is 'some'",
+        prefill="some",
+    ),
+    _case(
+        "a tolerance of nothing", _prefill, "prefill is 'exact'", "prefill_tolerance", prefill="exact", tolerance=0.1
+    ),
+    _case("a tolerance below 0", _prefill, "must be at least 0", "prefill_tolerance", prefill="gated", tolerance=-0.1),
+    _case(
+        "gated, of positions that depend on the length",
+        _gated,
+        "its rotary positions are dynamic",
+        "use the exact prefix",
+        keys=("text_config", "rope_parameters"),
+        value={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    ),
     *(
         _case(f"decoding {options}", _prompt, says, prompt="What?", **options)
         for options, says in (

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fvlm_lib.data.screens import ScreenSequence
 from fvlm_lib.outputs import json_line
+from fvlm_lib.schema import FITS
 from fvlm_lib.vlm import predict, vlms
 from fvlm_lib.vlm.answers import open_output
 from fvlm_lib.vlm.assemble import random_llama
@@ -60,19 +61,20 @@ def test_a_line_a_frame_on_the_terminal_and_in_the_file(call, sequence, tmp_path
     for row in answers:
         assert set(row) == TIMES | {
             "sequence", "frame", "file", "text", "path", "changed_patches", "num_patches", "prompt_tokens",
-            "reused_tokens", "new_tokens", "fallbacks",
+            "reused_tokens", "prefill_path", "prefill_rows", "new_tokens", "fallbacks",
         }  # fmt: skip
         assert all(row[time] > 0 for time in TIMES)
         assert row["num_patches"] == 256
     printed = capsys.readouterr()
     header, *lines = printed.out.splitlines()
-    assert len(lines) == 6 + 1
+    assert len(lines) == 6 + 2
     assert header.split()[:5] == ["sequence", "frame", "path", "changed/patches", "reused/tokens"]
-    for line, row in zip(lines[:-1], answers, strict=True):  # under their names
+    for line, row in zip(lines[:6], answers, strict=True):  # under their names
         assert line[header.index("path") :].startswith(row["path"])
         changed = f" {row['changed_patches']}/256"
         assert line[: header.index("changed/patches") + len("changed/patches")].endswith(changed)
-    assert printed.out.splitlines()[-1].startswith("6 frames: 1 full, 5 partial;")
+    assert lines[6].startswith("6 frames: 1 full, 5 partial;")
+    assert lines[7].startswith("6 prefills: 1 full, 5 exact;")
     assert "frame/s" in printed.err  # the progress bar
 
 
@@ -95,12 +97,20 @@ def test_every_way_of_naming_frames(call, sequence, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("lines", [1, 2, 4, 8])
-@pytest.mark.parametrize("torn", [False, True])
-def test_a_resumed_run_writes_what_an_uninterrupted_one_does(call, sequence, tmp_path, lines, torn):
+@pytest.mark.parametrize(
+    ("torn", "prefill"),
+    [
+        (False, ["--disable-prefix-reuse"]),
+        (True, ["--disable-prefix-reuse"]),
+        (False, ["--prefill", "gated", "--prefill-tolerance", 0.3]),
+        (True, ["--prefill", "gated", "--disable-differential"]),
+    ],
+)
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(call, sequence, tmp_path, lines, torn, prefill):
     shutil.copytree(sequence, tmp_path / "root" / "a")
     shutil.copytree(sequence, tmp_path / "root" / "b")
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
-    asked = ["--sequence-root", tmp_path / "root", "--temperature", 1.5, "--disable-prefix-reuse"]
+    asked = ["--sequence-root", tmp_path / "root", "--temperature", 1.5, *prefill]
     assert call(*asked, "--output", whole) == 0
     written = whole.read_text().splitlines(keepends=True)
     part.write_text("".join(written[:lines]) + (written[lines][:25] if torn else ""))
@@ -204,7 +214,7 @@ def test_ctrl_c_keeps_what_is_written(call, sequence, tmp_path, capsys, monkeypa
 
 
 def test_the_ways_to_fit_a_frame_are_those_of_the_models():
-    assert get_args(vlms.Fit) == predict.FITS
+    assert get_args(vlms.Fit) == FITS
 
 
 def test_fast_vlm_says_that_its_tower_has_no_partial_updates(call, vlm_folders, sequence, tmp_path, capsys):
@@ -236,6 +246,45 @@ def test_the_settings_file_and_options_over_it(call, sequence, tmp_path, capsys)
     other.write_text("diff_threshold: 0.1\n")
     call("--image-dir", sequence, "--output", "b.jsonl", "--diff-config", other)
     assert rows(Path("b.jsonl"))[0]["run"]["differential"]["diff_threshold"] == 0.1
+
+
+def test_a_gated_prefill_by_option_and_by_file(call, sequence, tmp_path, capsys):
+    def used(*asked: object, file: str = "") -> tuple[dict, list[dict]]:
+        settings, out = tmp_path / "settings.yaml", tmp_path / "answers.jsonl"
+        settings.write_text(file or "metric: max\n")
+        out.unlink(missing_ok=True)
+        assert call("--image-dir", sequence, "--output", out, "--diff-config", settings, *asked) == 0
+        first, *answers = rows(out)
+        return {key: first["run"][key] for key in ("prefill", "prefill_tolerance")}, answers
+
+    run, exact = used()
+    assert run == {"prefill": "exact", "prefill_tolerance": None}
+    run, gated = used("--prefill", "gated", "--prefill-tolerance", 0, "--diff-print-stats")
+    assert run == {"prefill": "gated", "prefill_tolerance": 0.0}
+    assert [row["prefill_path"] for row in gated] == ["full"] + ["partial"] * 5
+    assert [row["text"] for row in gated] == [row["text"] for row in exact]
+    *_, encodes, prefills = capsys.readouterr().out.splitlines()
+    assert encodes.startswith("6 frames: 1 full, 5 partial; ")
+    assert prefills.startswith("6 prefills: 1 full, 5 partial; ")
+    shares = [row["prefill_rows"] for row in gated]
+    assert float(prefills.split("; ")[1].split("%")[0]) == pytest.approx(100 * sum(shares) / 6, abs=0.006)
+    assert used(file="prefill: gated\n")[0] == {"prefill": "gated", "prefill_tolerance": 0.02}
+    file = "prefill: gated\nprefill_tolerance: 0.5\n"
+    assert used(file=file)[0] == {"prefill": "gated", "prefill_tolerance": 0.5}
+    assert used("--prefill-tolerance", 0.25, file=file)[0] == {"prefill": "gated", "prefill_tolerance": 0.25}
+    assert used("--prefill", "exact", file=file)[0] == {"prefill": "exact", "prefill_tolerance": None}
+    assert used("--disable-prefix-reuse", file=file)[0] == {"prefill": "full", "prefill_tolerance": None}
+
+
+def test_a_benchmark_says_which_rows_were_computed(call, sequence, capsys):
+    assert call("--image-dir", sequence, "--benchmark", "--prefill", "gated", "--prefill-tolerance", 0.1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    last = json.loads(lines[-1])
+    assert (last["prefill"], last["prefill_tolerance"]) == ("gated", 0.1)
+    shares = {row["frames"]: row["prefill_rows"] for row in last["results"] if row["sequence"] == "all"}
+    assert shares["first"] == 1.0 and 0 < shares["later"] < 1
+    header, first = lines[1:3]
+    assert first[: header.index("computed") + len("computed")].endswith(" 100.0%")
 
 
 def test_the_exact_settings_agree_with_the_full_path(call, sequence, capsys, tmp_path):
@@ -335,7 +384,19 @@ def refusal(call, capsys, *arguments, **options) -> str:
         (["--diff-propagate", "none", "--diff-tolerance", "0"], "--diff-propagate none and --diff-tolerance"),
         (["--top-p", "0.5"], "--temperature 0 and --top-p"),
         (["--sequence-limit", "2"], "--sequence-limit and any but --sequence-root"),
-        (["--benchmark", "--disable-differential", "--disable-prefix-reuse"], "--benchmark and"),
+        (
+            ["--benchmark", "--disable-differential", "--disable-prefix-reuse"],
+            "--benchmark and --disable-differential with --prefill full",
+        ),
+        (
+            ["--disable-prefix-reuse", "--prefill", "gated"],
+            "--prefill: not allowed with argument --disable-prefix-reuse",
+        ),
+        (["--prefill", "changed"], "--prefill: invalid choice: 'changed'"),
+        (["--prefill", "exact", "--prefill-tolerance", "0"], "--prefill exact and --prefill-tolerance contradict"),
+        (["--disable-prefix-reuse", "--prefill-tolerance", "0"], "--prefill full and --prefill-tolerance contradict"),
+        (["--prefill-tolerance", "0"], "of a gated prefill, but it is exact; add --prefill gated"),
+        (["--prefill", "gated", "--prefill-tolerance", "-1"], "--prefill-tolerance is -1; it must be at least 0"),
         (["--benchmark", "--resume", "--output", "x"], "--resume and --benchmark"),
         (["--resume"], "--resume needs --output"),
         (["--num-beams", "0"], "--num-beams is 0; it must be at least 1"),
