@@ -7,6 +7,7 @@ model that computes something else is refused by name. This module knows nothing
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fvlm_lib.reuse.attention import attention
-from fvlm_lib.reuse.blocks import Block, Rotation, few_rows_block, joined
-from fvlm_lib.reuse.packing import packable
+from fvlm_lib.reuse.blocks import Block, Rotation, joined
+from fvlm_lib.reuse.fastest import PackWeights, few_rows_blocks
 
 ADVICE = "use the exact prefix for it (prefill 'exact')"
 _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -54,10 +55,10 @@ class Decoder:
         return self.lm_head(self.final_norm(x))
 
 
-def open_decoder(model: nn.Module, pack_weights: bool | None = None) -> Decoder:
+def open_decoder(model: nn.Module, pack_weights: PackWeights | None = None, pack_memory: int | None = None) -> Decoder:
     """The parts of a causal language model, or of the one in a vision-language model; shares its weights.
 
-    pack_weights: as in `vision.towers.open_tower`.
+    pack_weights, pack_memory: None for the model's own layers, else as in `fastest.few_rows_blocks`.
     Raises TypeError, naming the model and what does not fit, for one that is no pre-norm decoder with rotary positions:
     other parts, sliding windows, other layer types, positions that depend on the prompt's length, or other arithmetic.
     """
@@ -84,10 +85,8 @@ def open_decoder(model: nn.Module, pack_weights: bool | None = None) -> Decoder:
     _check_arithmetic(decoder, inner)
     if pack_weights is None:
         return decoder
-    packed = pack_weights and packable(blocks)
-    return Decoder(
-        **{**vars(decoder), "blocks": tuple(few_rows_block(block, packed) for block in blocks), "packed": packed}
-    )
+    blocks, packed, _ = few_rows_blocks(blocks, pack_weights, pack_memory)
+    return dataclasses.replace(decoder, blocks=blocks, packed=packed)
 
 
 def _inner(model: Any) -> Any:

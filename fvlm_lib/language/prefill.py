@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from fvlm_lib.language.alignment import align_ids, align_rows
 from fvlm_lib.language.decoders import Decoder, open_decoder
 from fvlm_lib.reuse.blocks import turn
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.kept import Journal, KeptRows, empty_rows, moved_rows
 from fvlm_lib.reuse.policies import POLICIES, Policy, is_gating
 from fvlm_lib.reuse.policies.full import Full
@@ -87,7 +88,7 @@ class GatedPrefill:
     model: a causal language model of transformers, or a vision-language model with one (`decoders.open_decoder`).
     policy: which rows are computed anew after a change, by name with its defaults or as an object. "gated" with
         tolerance 0 equals a full prefill to rounding, whatever changed; "exact" and "full" do by what they compute.
-    pack_weights: see `vision.towers.open_tower`.
+    pack_weights, pack_memory: None for the model's own layers, else as in `fastest.few_rows_blocks`.
 
     Memory of N tokens, in elements: 2 L N G d keys and values, N D embeddings, and for policies that gate
     L N (2 D + 3 H d + H) more; H query heads and G key heads of d channels. For 1,000 tokens of Qwen2.5-3B (L 36,
@@ -97,11 +98,18 @@ class GatedPrefill:
     Raises TypeError for a model that does not fit, ValueError for a policy that there is none of.
     """
 
-    def __init__(self, model: nn.Module, policy: str | Policy = "gated", *, pack_weights: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: str | Policy = "gated",
+        *,
+        pack_weights: PackWeights | None = None,
+        pack_memory: int | None = None,
+    ) -> None:
         if isinstance(policy, str) and policy not in POLICIES:
             raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
         self.policy: Policy = POLICIES[policy]() if isinstance(policy, str) else policy
-        self.decoder: Decoder = open_decoder(model, pack_weights)
+        self.decoder: Decoder = open_decoder(model, pack_weights, pack_memory)
         self._state: _State | None = None
 
     def reset(self) -> None:

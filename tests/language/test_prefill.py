@@ -366,3 +366,11 @@ def test_a_fork_goes_on_by_its_own_policy_and_leaves_the_first_as_it_was(policy)
     assert all(map(torch.equal, before, base._state.rows.tensors()))
     with pytest.raises(ValueError, match="cannot go on from rows that are kept for"):
         base.fork(Exact())
+
+
+@pytest.mark.parametrize("pack_weights", [False, True, "auto"])
+def test_products_of_few_rows_change_nothing_but_rounding(pack_weights):
+    model = make("llama", torch.float32)
+    prefill = GatedPrefill(model, Gated(0.0), pack_weights=pack_weights)
+    for ids in (prompt(), CHANGES["middle"], CHANGES["scrolled"]):
+        torch.testing.assert_close(put(prefill, model, ids).logits, wanted(model, ids), rtol=0, atol=1e-4)
