@@ -374,3 +374,17 @@ def test_products_of_few_rows_change_nothing_but_rounding(pack_weights):
     prefill = GatedPrefill(model, Gated(0.0), pack_weights=pack_weights)
     for ids in (prompt(), CHANGES["middle"], CHANGES["scrolled"]):
         torch.testing.assert_close(put(prefill, model, ids).logits, wanted(model, ids), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_as_the_models_own(dtype):
+    """To the model in float64 of the same weights; its own prefill in half precision is as far away."""
+    half = make("llama", dtype)
+    exact = make("llama", dtype).double()
+    prefill = GatedPrefill(half, Gated(0.0))
+    for ids in (prompt(), CHANGES["middle"], CHANGES["scrolled"], CHANGES["inserted"]):
+        reference = wanted(exact, ids)
+        errors = [
+            (logits.double() - reference).norm() for logits in (put(prefill, half, ids).logits, wanted(half, ids))
+        ]
+        assert errors[0] < 3 * errors[1] + 0.02 * reference.norm()
