@@ -78,6 +78,10 @@ DIFFERENTIAL = [
     *expand(f"{RESULTS}/predict/{{sequence}}--{{vlm}}.parquet", sequence=BATCH.sequences, vlm=BATCH.vlms),
     *expand(f"{PLOTS}/predict/{{sequence}}--{{vlm}}.png", sequence=BATCH.sequences, vlm=BATCH.vlms),
 ]
+PREFILL = [
+    *expand(f"{RESULTS}/prefill/{{model}}.parquet", model=BATCH.prefill),
+    *expand(f"{PLOTS}/prefill/{{model}}.png", model=BATCH.prefill),
+]
 
 
 wildcard_constraints:
@@ -85,6 +89,7 @@ wildcard_constraints:
     sequence="|".join(map(re.escape, BATCH.sequences)) or "none",
     tower="|".join(map(re.escape, BATCH.towers)) or "none",
     vlm="|".join(map(re.escape, BATCH.vlms)) or "none",
+    model="|".join(map(re.escape, BATCH.prefill)) or "none",
     scatteritem=r"\d+-of-\d+",
 
 
@@ -123,6 +128,7 @@ rule all:
         expand(f"{PLOTS}/gap/{{id}}.png", id=BATCH.checkpoints),
         AGGREGATED,
         DIFFERENTIAL,
+        PREFILL,
         PAPER_FILES,
 
 
@@ -225,6 +231,26 @@ rule predict:
     threads: lambda wc: BATCH.vlms[wc.vlm].get("threads", 1)
     shell:
         notebook_job("predict", sequence="{wildcards.sequence}", vlm="{wildcards.vlm}")
+
+
+def prefill_run(wc):
+    """What the notebook on the prefill of one language model is given, as JSON."""
+    outputs = {"result": f"{RESULTS}/prefill/{wc.model}.parquet", "figure": f"{PLOTS}/prefill/{wc.model}.png"}
+    return json.dumps({**BATCH.prefill[wc.model], **outputs})
+
+
+rule prefill:
+    input:
+        lambda wc: files(BATCH.prefill[wc.model]["model"]),
+    output:
+        result=f"{RESULTS}/prefill/{{model}}.parquet",
+        figure=f"{PLOTS}/prefill/{{model}}.png",
+    params:
+        run=prefill_run,
+        code=lambda wc: HASHES["prefill"],
+    threads: lambda wc: BATCH.prefill[wc.model].get("threads", 1)
+    shell:
+        notebook_job("prefill", model="{wildcards.model}")
 
 
 rule scaling:

@@ -28,6 +28,8 @@ COMMANDS = {
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
     "bench-policies": ("screens.policy_bench", "time encoding policies on a recording, and how wrong they are"),
+    "text": ("vlm.text", "ask a language model about every screen of a text stream"),
+    "bench-prefill": ("vlm.prefill_bench", "measure policies of prefill on text screens that change"),
     "bench-updates": ("screens.update_bench", "time partial updates by number of changed patches"),
     "bench-panel": ("panels.bench", "time the redraw of the tuning panel"),
 }

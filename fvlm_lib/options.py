@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from fvlm_lib.schema import Count, CountOrNone, Device, Seed, Threads, adapter, sentence
+from fvlm_lib.schema import Count, CountOrNone, Device, Positive, Seed, Threads, adapter, sentence
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,6 +95,33 @@ def add_repeats(parser: argparse.ArgumentParser, repeats: int = 20, warmup: int 
     add = parser.add_argument
     add("--repeats", type=option(Count), default=repeats, help="rounds that are timed; default %(default)s")
     add("--warmup", type=option(CountOrNone), default=warmup, help="rounds before them; default %(default)s")
+
+
+def add_pack(parser: argparse.ArgumentParser) -> None:
+    """`--pack` and `--pack-memory`, which `pack_options` reads."""
+    parser.add_argument(
+        "--pack",
+        nargs="?",
+        choices=["auto", "yes", "no"],
+        const="yes",
+        default="no",
+        help="weights packed for products of few rows; auto: as measuring for a second finds; default %(default)s, and "
+        "yes where nothing follows",
+    )
+    parser.add_argument(
+        "--pack-memory",
+        type=option(Positive),
+        metavar="GB",
+        help="memory that packed weights may take, for --pack auto; default a quarter of what is free",
+    )
+
+
+def pack_options(args: argparse.Namespace) -> dict[str, Any]:
+    """`pack_weights` and `pack_memory`, as `towers.open_tower` takes them. Raises ValueError where they contradict."""
+    if args.pack_memory is not None and args.pack != "auto":
+        raise ValueError(f"--pack-memory is of --pack auto, and --pack is {args.pack}; leave one out")
+    memory = None if args.pack_memory is None else int(1e9 * args.pack_memory)
+    return {"pack_weights": "auto" if args.pack == "auto" else args.pack == "yes", "pack_memory": memory}
 
 
 # ---- behind the options ------------------------------------------------------------------------------

@@ -39,11 +39,12 @@ PaperNames = dict[str, tuple[str, str | None]]
 class Batch:
     """One batch: `checkpoints` id -> folder; `training` id -> what the config adds to its training.json;
     `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
-    `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of
-    screenshots; `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of
-    the notebook that asks that model about every frame; `settings`: what the notebooks on changed patches and on
-    answers are run with; `paper`: parameters of the notebook of the paper's figures; `output`: the folder that gets
-    results, plots and papermill_runs (`folders.folders`), None for the top level."""
+    `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of screenshots;
+    `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of the notebook that
+    asks that model about every frame; `settings`: what the notebooks on changed patches and on answers are run with;
+    `prefill` id -> parameters of the notebook on a language model's prefill; `paper`: parameters of the notebook of the
+    paper's figures; `output`: the folder that gets results, plots and papermill_runs (`folders.folders`), None for the
+    top level."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -54,6 +55,7 @@ class Batch:
     sequences: dict[str, str] = field(default_factory=dict)
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
     vlms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prefill: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: DifferentialSettings = field(default_factory=DifferentialSettings)
     paper: dict[str, Any] = field(default_factory=dict)
     output: str | None = None
@@ -129,7 +131,7 @@ def read_batch_file(path: str | Path, files: bool = True) -> Batch:
 def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     """Check a batch's config. Raises ValueError naming the key or id that is wrong and what would be right."""
     found = check(Config, config, name)
-    if not (found.checkpoints or found.differential.sequences):
+    if not (found.checkpoints or found.differential.sequences or found.prefill):
         raise ValueError(f"{name} lists no checkpoints; it needs `checkpoints:` with `id: folder` lines")
     if found.checkpoints and found.gap is None:
         raise ValueError(
@@ -160,6 +162,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         sequences=dict(found.differential.sequences),
         towers={id: dict(tower) for id, tower in (differential.get("towers") or {}).items()},
         vlms={id: dict(vlm) for id, vlm in (differential.get("vlms") or {}).items()},
+        prefill={id: dict(model) for id, model in (config.get("prefill") or {}).items()},
         settings=_in(f"{name}: differential", lambda: read_settings(settings)) if settings else DifferentialSettings(),
         paper=dict(config.get("paper") or {}),
         output=found.output,
@@ -218,6 +221,8 @@ def check_files(batch: Batch, name: str = "the config") -> None:
             _in(f"{where}.settings", partial(read_settings, tower["settings"]))
     for id, vlm in batch.vlms.items():
         _check_model(f"{name}: differential.vlms.{id}.model", vlm["model"], ())
+    for id, prefill in batch.prefill.items():
+        _check_model(f"{name}: prefill.{id}.model", prefill["model"], ())
     if not batch.gap:
         return
     data_stamp(batch.gap["data"], name)

@@ -22,6 +22,7 @@ NOTEBOOKS = {
     "changes": "notebooks/changed_patches.ipynb",
     "differential": "notebooks/differential_benchmark.ipynb",
     "predict": "notebooks/predict_sequence.ipynb",
+    "prefill": "notebooks/gated_prefill.ipynb",
     "paper": "notebooks/paper_figures.ipynb",
 }
 RUNS = {
@@ -30,6 +31,7 @@ RUNS = {
     "changes": "changes_{sequence}",
     "differential": "differential_{sequence}--{tower}",
     "predict": "predict_{sequence}--{vlm}",
+    "prefill": "prefill_{model}",
     "paper": "paper_figures",
 }
 
@@ -70,5 +72,6 @@ def batch_runs(batch: Batch) -> dict[str, str]:
         "changes": [{"sequence": name} for name in batch.sequences],
         "differential": [{"sequence": s, "tower": t} for s, t in product(batch.sequences, batch.towers)],
         "predict": [{"sequence": s, "vlm": v} for s, v in product(batch.sequences, batch.vlms)],
+        "prefill": [{"model": id} for id in batch.prefill],
     }
     return {run_name(rule, wildcards): rule for rule, several in ids.items() for wildcards in several}

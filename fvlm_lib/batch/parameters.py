@@ -59,6 +59,7 @@ Samples = Annotated[int, Field(strict=True, ge=2, le=1_000_000_000)]  # an inter
 NumFine = Annotated[list[FinePasses], Field(min_length=1), Distinct]
 ImageSize = Annotated[tuple[Pixels, Pixels], AsTuple]
 Tolerances = Annotated[list[Tolerance], Distinct]
+NumLines = Annotated[int, Field(strict=True, ge=4, le=60)]  # of a text screen, as `data/text_screens.py` draws it
 Shown = Annotated[int, Field(strict=True, ge=1, le=50)]
 
 # ---- checkpoints and how they are evaluated ------------------------------------------------------------
@@ -189,6 +190,27 @@ class Differential:
     vlms: dict[Half, Vlm] = field(default_factory=dict)
 
 
+# ---- language models, and the text screens that they are measured on -----------------------------------
+
+
+@settings
+class Prefill:
+    """A language model whose prefill is measured on text screens that change (notebooks/gated_prefill.ipynb)."""
+
+    model: Name
+    """Folder, hub id or .gguf file of a causal language model."""
+    num_screens: Samples = 20
+    """Of each kind of change."""
+    num_lines: NumLines = 40
+    """`name: value` lines of a screen."""
+    tolerances: Tolerances = field(default_factory=lambda: [0.2, 0.1, 0.05, 0.02, 0.01, 0.0])
+    """Of gated updates."""
+    seed: Seed = 0
+    """Of the screens and of the bootstrap."""
+    threads: Threads = 1
+    """CPU threads."""
+
+
 # ---- the paper -----------------------------------------------------------------------------------------
 
 Style = Literal["neurips", "iclr", "icml", "cvpr", "acl"]
@@ -250,6 +272,8 @@ class Config:
     """Parts that the samples of one checkpoint are scored in, each a job of its own."""
     scaling: Scaling = Scaling()
     differential: Differential = Differential()
+    prefill: dict[Id, Prefill] = field(default_factory=dict)
+    """id: a language model, and the text screens that its prefill is measured on."""
     paper: Paper = Paper()
     output: Name | None = None
     """A folder for results, plots and papermill_runs of this batch; null is the project's own."""

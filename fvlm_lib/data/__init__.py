@@ -1,4 +1,4 @@
-"""What models watch: recorded screens, captioned videos from disk, procedural ones.
+"""What models watch: recorded screens, captioned videos from disk, procedural ones, texts over time.
 
-Knows files and pixels; nothing of patches, towers or models.
+Knows files, pixels and texts; nothing of patches, towers or models.
 """

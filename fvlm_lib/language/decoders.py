@@ -7,6 +7,7 @@ model that computes something else is refused by name. This module knows nothing
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fvlm_lib.reuse.attention import attention
-from fvlm_lib.reuse.blocks import Block, Rotation, few_rows_block, joined
-from fvlm_lib.reuse.packing import packable
+from fvlm_lib.reuse.blocks import Block, Rotation, joined
+from fvlm_lib.reuse.fastest import PackWeights, few_rows_blocks
 
 ADVICE = "use the exact prefix for it (prefill 'exact')"
 _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -29,8 +30,8 @@ _PROBE_TOKENS = 6
 class Decoder:
     """A decoder taken apart: embeddings (1, N, D) -> blocks -> final_norm -> lm_head.
 
-    rotary: (x, position_ids) -> cos and sin (1, N, d), the model's own; position_ids (1, N), or (3, 1, N) for multimodal
-    ones. max_positions: length of the context in tokens.
+    rotary: (x, position_ids) -> cos and sin (1, N, d), the model's own; position_ids (1, N), or (3, 1, N) for
+    multimodal ones. max_positions: length of the context in tokens.
     """
 
     name: str
@@ -54,10 +55,10 @@ class Decoder:
         return self.lm_head(self.final_norm(x))
 
 
-def open_decoder(model: nn.Module, pack_weights: bool | None = None) -> Decoder:
+def open_decoder(model: nn.Module, pack_weights: PackWeights | None = None, pack_memory: int | None = None) -> Decoder:
     """The parts of a causal language model, or of the one in a vision-language model; shares its weights.
 
-    pack_weights: as in `vision.towers.open_tower`.
+    pack_weights, pack_memory: None for the model's own layers, else as in `fastest.few_rows_blocks`.
     Raises TypeError, naming the model and what does not fit, for one that is no pre-norm decoder with rotary positions:
     other parts, sliding windows, other layer types, positions that depend on the prompt's length, or other arithmetic.
     """
@@ -84,10 +85,8 @@ def open_decoder(model: nn.Module, pack_weights: bool | None = None) -> Decoder:
     _check_arithmetic(decoder, inner)
     if pack_weights is None:
         return decoder
-    packed = pack_weights and packable(blocks)
-    return Decoder(
-        **{**vars(decoder), "blocks": tuple(few_rows_block(block, packed) for block in blocks), "packed": packed}
-    )
+    blocks, packed, _ = few_rows_blocks(blocks, pack_weights, pack_memory)
+    return dataclasses.replace(decoder, blocks=blocks, packed=packed)
 
 
 def _inner(model: Any) -> Any:
@@ -102,6 +101,9 @@ def _misfit(inner: Any, config: Any) -> str | None:
     kinds = {*(getattr(config, "layer_types", None) or ["full_attention"])}
     if others := kinds - {"full_attention"}:
         return f"it has layers of the type {', '.join(sorted(others))}"
+    window = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
+    if window is not None and window < config.max_position_embeddings:
+        return f"its attention has a sliding window of {window} tokens"
     if rotation := next((kind for kind in _OTHER_ROTATIONS if kind == inner.rotary_emb.rope_type), None):
         return f"its rotary positions are {rotation}, so they depend on the length of the prompt"
     for layer in inner.layers:
@@ -111,8 +113,6 @@ def _misfit(inner: Any, config: Any) -> str | None:
         parts = {name for name, _ in layer.self_attn.named_children()} - {"q_norm", "k_norm", "rotary_emb"}
         if parts != _ATTENTION_PARTS:
             return f"its attention has the parts {', '.join(sorted(parts))}, not {', '.join(sorted(_ATTENTION_PARTS))}"
-        if getattr(layer.self_attn, "sliding_window", None):
-            return f"its attention has a sliding window of {layer.self_attn.sliding_window} tokens"
     return None
 
 
@@ -155,6 +155,6 @@ def _check_arithmetic(decoder: Decoder, inner: Any) -> None:
     allowed = 0.1 if torch.finfo(decoder.dtype).bits == 16 else 1e-3
     if not error < allowed:
         raise TypeError(
-            f"the language model {decoder.name} computes something else than a pre-norm decoder (its hidden states differ "
-            f"by {error:.2g}, relative L2); {ADVICE}"
+            f"the language model {decoder.name} computes something else than a pre-norm decoder (its hidden states "
+            f"differ by {error:.2g}, relative L2); {ADVICE}"
         )

@@ -1,15 +1,16 @@
 """A prompt's prefill, kept from one prompt to the next: the first full, each later one an update of what changed.
 
 Rows are kept in every layer, as `reuse/kept.py` has them. A prompt that changes in some tokens is updated in place; one
-that gains, loses or moves tokens has their rows moved along, keys and queries turned by the difference in position, as
-rotary positions allow. Which rows are then computed anew is a policy's matter (`reuse/policies`). Where tokens come from,
-text or images, this module does not know.
+that gains, loses or moves tokens has their rows moved along, keys and queries turned to their new positions, as rotary
+ones allow. Which rows are then computed anew is a policy's matter (`reuse/policies`). Where tokens come from, text or
+images, this module does not know.
 
 Letters: N tokens of the prompt, D width, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +22,9 @@ from transformers import DynamicCache
 from fvlm_lib.language.alignment import align_ids, align_rows
 from fvlm_lib.language.decoders import Decoder, open_decoder
 from fvlm_lib.reuse.blocks import turn
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.kept import Journal, KeptRows, empty_rows, moved_rows
 from fvlm_lib.reuse.policies import POLICIES, Policy, is_gating
-from fvlm_lib.reuse.policies.exact import Exact
 from fvlm_lib.reuse.policies.full import Full
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.reuse.walk import walk_gated, walk_rows
@@ -87,26 +88,47 @@ class GatedPrefill:
     model: a causal language model of transformers, or a vision-language model with one (`decoders.open_decoder`).
     policy: which rows are computed anew after a change, by name with its defaults or as an object. "gated" with
         tolerance 0 equals a full prefill to rounding, whatever changed; "exact" and "full" do by what they compute.
-    pack_weights: see `vision.towers.open_tower`.
+    pack_weights, pack_memory: None for the model's own layers, else as in `fastest.few_rows_blocks`.
 
     Memory of N tokens, in elements: 2 L N G d keys and values, N D embeddings, and for policies that gate
-    L N (2 D + 3 H d + H) more; H query heads and G key heads of d channels. For 1,000 tokens of Qwen2.5-3B (L 36, D 2048,
-    H 16, G 2, d 128) that is 389 million elements, 0.78 GB in bfloat16, of which keys and values are 0.04 GB. An update
-    takes the memory of the replaced rows again until it is done, one in which tokens move that of all.
+    L N (2 D + 3 H d + H) more; H query heads and G key heads of d channels. For 1,000 tokens of Qwen2.5-3B (L 36,
+    D 2048, H 16, G 2, d 128) that is 390 million elements, 0.78 GB in bfloat16, of which keys and values are 0.04 GB.
+    An update takes the memory of the replaced rows again until it is done, one in which tokens move that of all.
 
     Raises TypeError for a model that does not fit, ValueError for a policy that there is none of.
     """
 
-    def __init__(self, model: nn.Module, policy: str | Policy = "gated", *, pack_weights: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: str | Policy = "gated",
+        *,
+        pack_weights: PackWeights | None = None,
+        pack_memory: int | None = None,
+    ) -> None:
         if isinstance(policy, str) and policy not in POLICIES:
             raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
         self.policy: Policy = POLICIES[policy]() if isinstance(policy, str) else policy
-        self.decoder: Decoder = open_decoder(model, pack_weights)
+        self.decoder: Decoder = open_decoder(model, pack_weights, pack_memory)
         self._state: _State | None = None
 
     def reset(self) -> None:
         """Forget the last prompt."""
         self._state = None
+
+    def fork(self, policy: Policy) -> GatedPrefill:
+        """Another one of the same model that goes on from a copy of what is kept of the last prompt by another policy.
+
+        Raises ValueError where one of the two policies gates and the other does not, so keeps other rows.
+        """
+        if is_gating(policy) != is_gating(self.policy):
+            raise ValueError(f"{policy} cannot go on from rows that are kept for {self.policy}")
+        other = copy.copy(self)
+        other.policy = policy
+        if self._state is not None:
+            everything = torch.arange(len(self._state.embeds), device=self.decoder.device)
+            other._state = replace(self._state, rows=moved_rows(self._state.rows, everything))
+        return other
 
     @property
     def nbytes(self) -> int:
@@ -128,9 +150,9 @@ class GatedPrefill:
         inputs_embeds: (1, N, D). input_ids: N token ids, by which moved tokens are found; without them a prompt of
             another length keeps what is alike at its two ends (`alignment.align_rows`).
         position_ids: (1, N), or (3, 1, N) multimodal ones; None is 0 to N - 1.
-        changed: bool (N,), the tokens that changed, which every policy but a budget computes; None is those whose
-            embedding is another. Others whose embedding differs have moved, too, and a policy that gates looks by how
-            much. New tokens are always computed, and the last one if anything is.
+        changed: bool (N,), the tokens that count as changed, for policies that gate: of the others whose embedding
+            differs they see by how much. None is all whose embedding differs, as it always is for other policies. New
+            tokens are always computed, and the last one if anything is.
         observed: bool (N,), tokens of an image or of the screen's text, for the policies that treat them apart; None is
             none.
 
@@ -177,7 +199,9 @@ class GatedPrefill:
         moved = found & (old.positions[..., 0, places] != positions[..., 0, :]).reshape(-1, count).any(dim=0)
         stays = count == len(old.embeds) and torch.equal(source, torch.arange(count, device=source.device))
         differs = ~found | (embeds != old.embeds[places]).any(dim=1)
-        given = differs if changed is None else (changed.to(embeds.device) | ~found)
+        given = differs.clone()
+        if changed is not None and is_gating(self.policy):  # which sees by itself how much the others differ
+            given = changed.to(embeds.device) | ~found
         changed_tokens = int(given.sum())
         touched = differs | given | moved
         if stays and not touched.any() and not old.owed:
@@ -186,13 +210,11 @@ class GatedPrefill:
             return self._prefilled("cached", empty, 0, 0)
         given[-1] = True  # its logits are the first token's
         in_place = stays and not moved.any()
-        if old.owed and in_place:
-            start = 0
-        elif stays:
-            start = int(touched.nonzero()[0]) if touched.any() else 0
-        else:  # a row that stands behind another one than before sees other rows
-            shifted = source != torch.arange(count, device=source.device)
-            start = int((touched | shifted).nonzero()[0]) if (touched | shifted).any() else count - 1
+        # a row that stands behind another one than before sees other rows
+        touched |= source != torch.arange(count, device=source.device)
+        touched[-1] = True
+        start = 0 if old.owed else int(touched.nonzero()[0])
+        given[start] |= not (in_place or is_gating(self.policy))
         journal = Journal()
         rows = old.rows if in_place else self._moved(old, source, positions, moved)
         try:
@@ -230,7 +252,7 @@ class GatedPrefill:
         observed: Tensor | None = None,
         correct: bool = True,
     ) -> tuple[Tensor, Tensor, int]:
-        """The last block's output (1, D) at the last position, which rows were computed (L, N), and how many are owed."""
+        """The last block's output (1, D) at the last position, which rows were computed (L, N), how many are owed."""
         blocks = self.decoder.blocks
         cos, sin = self.decoder.rotation(positions)
         if rows.gates:
@@ -245,8 +267,6 @@ class GatedPrefill:
             return walked.x[-1:], computed, walked.owed
         observed = given if observed is None else observed.to(given.device)
         chosen: Tensor = policy.rows(given, observed)  # type: ignore[union-attr]
-        if not correct and isinstance(policy, Exact):
-            chosen = chosen | (torch.arange(len(given), device=given.device) >= start)
         picked = chosen.nonzero().squeeze(1)
         x = walk_rows(blocks, rows, embeds[picked], picked, journal, causal=True, rotation=(cos[picked], sin[picked]))
         return x[-1:], chosen.expand(len(blocks), -1), 0
@@ -292,8 +312,8 @@ class GatedPrefill:
             position_ids = torch.arange(count)[None]
         if position_ids.is_floating_point() or tuple(position_ids.shape) not in ((1, count), (3, 1, count)):
             raise ValueError(
-                f"position_ids is {position_ids.dtype} of shape {tuple(position_ids.shape)}; it must be of whole numbers, "
-                f"(1, {count}) or (3, 1, {count})"
+                f"position_ids is {position_ids.dtype} of shape {tuple(position_ids.shape)}; it must be of whole "
+                f"numbers, (1, {count}) or (3, 1, {count})"
             )
         if self._state and self._state.positions.ndim != position_ids.ndim:
             raise ValueError(

@@ -1,15 +1,16 @@
 """Linear layers whose products of few rows run fast on a CPU.
 
 BLAS is made for many rows: of 4 to 50 rows, a product runs at an eighth to a half of what the machine can do.
-Two ways out, of which the caller picks one, both measured on products of 1024 x 4096 and back:
+Two ways out:
 
 * transposed: x W^T as (W x^T)^T, which reads the weights as they lie. Any dtype, no memory.
 * packed: the weights are brought once into the blocked layout that oneDNN otherwise makes in every call, through
   the operators that torch's inductor uses when it freezes weights. Float32; the copy takes as much memory as
   the weights, and does not follow later changes of them.
 
-Outside the numbers of rows where they are faster, both use the layers as they are. Of towers this module
-knows nothing.
+Which way is taken for how many rows is either measured on the machine (`products.Routes`), or the caller picks one of
+the two, and outside the numbers of rows where it is faster, by measurements of products of 1024 x 4096 and back on one
+machine, the layers are used as they are. Of towers this module knows nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fvlm_lib.reuse.products import Routes, Way
 
 logger = logging.getLogger(__name__)
 
@@ -29,31 +33,65 @@ ROWS_HINT = 64
 
 PACKED_ROWS = range(3, 385)
 TRANSPOSED_ROWS = range(8, 50)
-"""Numbers of rows for which these products measured faster than those of nn.Linear."""
+"""Numbers of rows for which these products are taken where nothing was measured."""
 
 
 class FewRowsLinears:
     """One or several nn.Linear of the same input: (..., in) -> a list of (..., out).
 
-    pack: pack their weights as one; then there are no gradients.
+    pack: pack their weights as one; then there are no gradients. `routes` says the way for each number of rows, once it
+    is set.
     """
 
     def __init__(self, *linears: Any, pack: bool) -> None:
         self.linears = linears
         self.sizes = [linear.weight.shape[0] for linear in self.linears]
+        self.routes: Routes | None = None
         self.packed: Tensor | None = None
+        self.bias: Tensor | None = None
         if pack:
-            weight = torch.cat([linear.weight.detach() for linear in self.linears])
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
-            biased = self.linears[0].bias is not None
-            self.bias = torch.cat([linear.bias.detach() for linear in self.linears]) if biased else None
+            self.pack()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, and of their packed copy if there is one."""
+        return sum(linear.weight.nbytes for linear in self.linears)
+
+    def pack(self) -> None:
+        """Make the packed copy."""
+        weight = torch.cat([linear.weight.detach() for linear in self.linears])
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+        biased = self.linears[0].bias is not None
+        self.bias = torch.cat([linear.bias.detach() for linear in self.linears]) if biased else None
+
+    def unpack(self) -> None:
+        """Let go of the packed copy."""
+        self.packed = self.bias = None
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         rows = x.numel() // x.shape[-1]
-        if self.packed is not None and rows in PACKED_ROWS:
+        way, padded = self._route(rows, x)
+        if way == "plain" and padded == rows:
+            return [linear(x) for linear in self.linears]
+        flat = x.reshape(rows, x.shape[-1])
+        if padded > rows:
+            flat = F.pad(flat, (0, 0, 0, padded - rows))
+        return [out[:rows].unflatten(0, x.shape[:-1]) if x.ndim != 2 else out[:rows] for out in self.by(way, flat)]
+
+    def _route(self, rows: int, x: Tensor) -> tuple[Way, int]:
+        if self.routes is not None:
+            route = self.routes(rows)
+            return route.way, route.rows
+        if self.packed is not None:
+            return "packed" if rows in PACKED_ROWS else "plain", rows
+        return "transposed" if rows in TRANSPOSED_ROWS and x.device.type == "cpu" else "plain", rows
+
+    def by(self, way: Way, x: Tensor) -> list[Tensor]:
+        """The products of x (n, in) by one way; "packed" needs the packed copy."""
+        if way == "packed":
             out = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
             return list(out.split(self.sizes, dim=-1))
-        if self.packed is None and rows in TRANSPOSED_ROWS and x.ndim == 2 and x.device.type == "cpu":
+        if way == "transposed":
             columns = x.T
             return [
                 linear.weight.mm(columns).T

@@ -31,8 +31,8 @@ class Half:
     """What a policy is told at one half of a block, of n rows.
 
     layer: of the block, from 0, of num_layers. given: bool (n,), the rows that changed before the first block, and
-    those that must be right. moved: (n,) how far the half's input has moved, relative L2; infinite where attention's
-    normaliser changed fourfold. computed: bool (n,), the rows that the half before computed; None at the very first.
+    those that must be right. moved: (n,) how far the half's input has moved, relative L2; infinite for a row that was
+    never computed. computed: bool (n,), the rows that the half before computed; None at the very first.
     deviation: of a second half, the L2 distance (n,) of the keys and values that the first half made from those that
     they replaced, 0 where it made none.
     """
@@ -150,12 +150,12 @@ def walk_gated(
                 places[rows] > places[:, None] if causal else None,
             )  # fmt: skip
             attended = joined(attended)[0]
-            attended[rows], logsumexp[:, :, rows] = attend(rows)  # their queries are new
+            anew = (first | lost).nonzero().squeeze(1)  # those whose queries are new, and what rounding has eaten
+            attended[anew], logsumexp[:, :, anew] = attend(anew)
         else:
-            (attended, logsumexp), lost = attend(torch.arange(len(x), device=x.device)), torch.zeros_like(first)
+            attended, logsumexp = attend(torch.arange(len(x), device=x.device))
         distance = gate.gain * torch.linalg.vector_norm(attended - used, dim=-1)
-        distance = distance / torch.linalg.vector_norm(x, dim=-1)
-        distance = torch.nan_to_num(distance, nan=0.0).masked_fill(lost, torch.inf)
+        distance = torch.nan_to_num(distance / torch.linalg.vector_norm(x, dim=-1), nan=0.0)
         deviation = functools.partial(_deviation, old_k, old_v, k, v, rows, len(x))
         second = policy.second(half(distance, first, deviation))
         if tolerance is not None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.schema import Metric, Propagate, Reference, Tolerance, check
 from fvlm_lib.screens.loaded_towers import LoadedTower
 from fvlm_lib.stats import Statistic, bootstrap, ratio
@@ -47,11 +48,15 @@ class Policy:
     patch_size: int | None = None
     skip_small_updates: bool = False
     partial_updates: bool = True
-    pack_weights: bool = False
+    pack_weights: PackWeights = False
+    pack_memory: int | None = None
 
 
 def policies(
-    tolerances: Sequence[float], pack_weights: bool = False, settings: DifferentialSettings | None = None
+    tolerances: Sequence[float],
+    pack_weights: PackWeights = False,
+    settings: DifferentialSettings | None = None,
+    pack_memory: int | None = None,
 ) -> list[Policy]:
     """The policies to compare: whole-frame caching by exact match, as inference servers do; published
     pseudocode (mean difference to the last frame, small changes skipped); partial updates, `none` and `gated`.
@@ -61,7 +66,7 @@ def policies(
     settings = settings or DifferentialSettings()
     updated = Policy(
         "none", settings.diff_threshold, settings.metric, settings.reference, pack_weights=pack_weights,
-        max_changed_patches=settings.max_changed_patches, patch_size=settings.patch_size,
+        pack_memory=pack_memory, max_changed_patches=settings.max_changed_patches, patch_size=settings.patch_size,
     )  # fmt: skip
     found = [
         Policy("exact match", diff_threshold=0.0, max_changed_patches=0, partial_updates=False),
@@ -168,6 +173,7 @@ def _encoder(tower: LoadedTower, policy: Policy, patch: int) -> DifferentialVisi
         image_mean=tower.mean,
         image_std=tower.std,
         pack_weights=policy.pack_weights,
+        pack_memory=policy.pack_memory,
     )
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from fvlm_lib.data.screens import read_sequence
-from fvlm_lib.options import Parser, add_threads, option, run
+from fvlm_lib.options import Parser, add_pack, add_threads, option, pack_options, run
 from fvlm_lib.outputs import check_output, note_replaced, whole
 from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--settings", type=Path, metavar="FILE.yaml", help="which patches changed, and how many may; default: defaults")
     add("--frames", type=option(Count), metavar="N", help="only the first N")
-    add("--pack", action="store_true", help="pack weights for products of few rows")
+    add_pack(parser)
     add_threads(parser, 1)
     add("--output", type=Path, metavar="FILE.parquet", help="table to write, a row a frame and policy")
     args = parser.parse_args(argv)
@@ -56,6 +56,7 @@ def _measure(args: argparse.Namespace) -> None:
         if args.output.suffix != ".parquet":
             raise ValueError(f"--output is {args.output}; it is a table, so its name must end in .parquet")
         check_output(args.output)
+    packing = pack_options(args)
     settings = read_settings(args.settings) if args.settings else DifferentialSettings()
     recording = read_sequence(args.recording)
     recording = recording.head(args.frames) if args.frames else recording
@@ -68,7 +69,7 @@ def _measure(args: argparse.Namespace) -> None:
     from fvlm_lib.screens.measure import measure_policies, policies, summarize_policies
 
     torch.set_num_threads(args.threads)
-    rows = measure_policies(load_tower(args.tower), recording, policies(args.tolerances, args.pack, settings))
+    rows = measure_policies(load_tower(args.tower), recording, policies(args.tolerances, settings=settings, **packing))
     table = summarize_policies(rows).drop(columns="tower").set_index("policy")
     print(f"{args.tower}, float32, {args.threads} thread(s); {recording.name}, {len(recording)} frames; ms a frame")
     print(table.round(4).to_markdown())

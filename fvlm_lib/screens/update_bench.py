@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fvlm_lib.options import Parser, add_repeats, add_threads, option, run
+from fvlm_lib.options import Parser, add_pack, add_repeats, add_threads, option, pack_options, run
 from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         default=DEFAULT_TOLERANCE,
         help="of gated updates, relative L2; 0 is exact; default %(default)s",
     )
-    add("--pack", action="store_true", help="pack weights for products of few rows")
+    add_pack(parser)
     add_repeats(parser, warmup=2)
     add_threads(parser, 2)
     args = parser.parse_args(argv)
@@ -124,9 +124,10 @@ def _measure(args: argparse.Namespace) -> None:
     from fvlm_lib.vision.towers import open_tower
     from fvlm_lib.vision.updates import encode_frame
 
+    packing = pack_options(args)
     torch.set_num_threads(args.threads)
     loaded = load_tower(args.tower)
-    tower = open_tower(loaded.model, pack_weights=args.pack)
+    tower = open_tower(loaded.model, **packing)
     total = math.prod(patch_grid(*loaded.image_size, tower.patch_size))
     if wrong := [count for count in (*args.counts, *args.gated) if count > total]:
         raise ValueError(f"{wrong[0]} patches cannot change; the tower has {total}")
@@ -160,10 +161,19 @@ def _measure(args: argparse.Namespace) -> None:
     shares = {name: (count + 1) / (total + 1) for name, count in changed.items()}
     table["floor_ms"] = pd.Series({name: max(reading, full * share) for name, share in shares.items()})
     table["of_floor"] = table["floor_ms"] / table["ms"]
-    print(f"{args.tower}, float32, {args.threads} threads, weights {'packed' if tower.packed else 'not packed'}")
+    packed = f"packed ({args.pack})" if tower.packed else "not packed"
+    print(f"{args.tower}, float32, {args.threads} threads, weights {packed}")
+    if tower.products:
+        print(f"packed copies: {tower.products.packed_bytes / 1e6:.0f} MB")
     print(f"cache: {cache.nbytes / 1e6:.0f} MB, with gates {gated_cache.nbytes / 1e6 if gated_cache else 0:.0f} MB")
     print(table.round(3).to_markdown())
-    facts = {"benchmark": "updates", "tower": args.tower, "packed": tower.packed, "threads": args.threads}
+    facts = {
+        "benchmark": "updates",
+        "tower": args.tower,
+        "packed": tower.packed,
+        "pack": args.pack,
+        "threads": args.threads,
+    }
     rows = json.loads(table.round(4).to_json(orient="index"))
     print(json.dumps(facts | rows))
 

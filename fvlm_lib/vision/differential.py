@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
 from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
@@ -48,7 +49,7 @@ class DifferentialVisionEncoder:
         last frame, as published pseudocode does, which lets slow drift through.
     propagate, tolerance: what a partial update does about tokens that did not change (`updates.update`).
     image_mean, image_std: what frames were normalised with, in units of [0, 1]; None for frames in [0, 1].
-    pack_weights: see `towers.open_tower`.
+    pack_weights, pack_memory: see `towers.open_tower`.
     device: where frames are encoded; None is where the tower is.
 
     Raises ValueError for arguments that cannot be right, and where the grid cannot be inferred.
@@ -70,7 +71,8 @@ class DifferentialVisionEncoder:
         tolerance: float | None = None,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
-        pack_weights: bool = False,
+        pack_weights: PackWeights = False,
+        pack_memory: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         settings = DifferentialSettings(  # which checks them, as it does in a file
@@ -83,11 +85,11 @@ class DifferentialVisionEncoder:
             tolerance=tolerance,
         )
         check(CountOrNone, context_radius, "context_radius")
-        for name, value in (("skip_small_updates", skip_small_updates), ("pack_weights", pack_weights)):
-            check(bool, value, name)
+        check(bool, skip_small_updates, "skip_small_updates")
+        check(PackWeights, pack_weights, "pack_weights")
         if patch_size is not None and grid_size is not None:
             raise ValueError("patch_size and grid_size are both given; one follows from the other")
-        self.vision = open_vision(model_or_tower, pack_weights)
+        self.vision = open_vision(model_or_tower, pack_weights, pack_memory)
         self.tracker = ChangeTracker(settings.diff_threshold, metric, reference, image_mean, image_std)
         self.max_changed_patches = settings.max_changed_patches
         self.context_radius = context_radius

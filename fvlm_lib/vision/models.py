@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.vision.towers import Tower, open_tower
 
 
@@ -46,10 +47,11 @@ class Vision:
         return torch.cat([tokens, self.newline.to(tokens).expand(tokens.shape[0], 1, -1)], dim=1)
 
 
-def open_vision(model: nn.Module, pack_weights: bool = False) -> Vision:
+def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory: int | None = None) -> Vision:
     """Find a model's vision tower, projector and feature layer; a tower alone gives its own tokens.
 
-    LLaVA-OneVision's images are taken as one crop each. Raises ValueError for models that join several layers."""
+    LLaVA-OneVision's images are taken as one crop each. pack_weights, pack_memory: see `towers.open_tower`.
+    Raises ValueError for models that join several layers."""
     inner: Any = getattr(model, "model", model)
     config: Any = getattr(model, "config", None)
     call = _image_call(inner)
@@ -62,7 +64,7 @@ def open_vision(model: nn.Module, pack_weights: bool = False) -> Vision:
         raise ValueError(f"vision_feature_layer is {layer}; models that join several layers are not supported")
     drops_cls = call is not None and getattr(config, "vision_feature_select_strategy", "full") == "default"
     try:
-        tower = open_tower(module, layer, pack_weights=pack_weights)
+        tower = open_tower(module, layer, pack_weights=pack_weights, pack_memory=pack_memory)
     except TypeError:
         tower = None
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)

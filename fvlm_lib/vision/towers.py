@@ -26,9 +26,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from fvlm_lib.reuse.blocks import Block, few_rows_block, joined
+from fvlm_lib.reuse.blocks import Block, joined
+from fvlm_lib.reuse.fastest import PackWeights, Products, few_rows_blocks
 from fvlm_lib.reuse.kept import KeptRows
-from fvlm_lib.reuse.packing import packable
 
 # ---- towers ------------------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ class Tower:
     embeddings: frames -> (N, P, D), with positions. Affine in the pixels: what a patch adds to its row of the
     blank frame's embeddings is project_patches: (n, C, patch_h, patch_w) -> (n, D).
     image_size: (height, width) of the frames, None if any multiple of the patch size will do.
-    packed: whether the blocks' weights are packed.
+    packed: whether weights of the blocks are packed. products: how long their products take, if that was measured.
     """
 
     embeddings: Callable[[Tensor], Tensor]
@@ -53,6 +53,7 @@ class Tower:
     num_channels: int
     image_size: tuple[int, int] | None
     packed: bool = False
+    products: Products | None = None
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """The first block's input (N, P, D) of frames (N, C, height, width)."""
@@ -64,7 +65,8 @@ def open_tower(
     read_layer: int | None = None,
     *,
     interpolate_pos_encoding: bool = False,
-    pack_weights: bool | None = None,
+    pack_weights: PackWeights | None = None,
+    pack_memory: int | None = None,
 ) -> Tower:
     """The parts of a transformers vision model; shares its weights, so training it trains the model.
 
@@ -73,10 +75,11 @@ def open_tower(
     `last_hidden_state`, behind the final norm except for CLIP, which has none there.
     interpolate_pos_encoding: let CLIP and SigLIP take frames of any size, as their argument of that name
     does; SigLIP 2 and DINOv2 always do.
-    pack_weights: None for the model's own layers. False and True are for updates on a CPU, in which products
+    pack_weights: None for the model's own layers. The others are for updates on a CPU, in which products
     have few rows (see `packing.py`): False takes no memory, True packs copies of the blocks' weights, as much
     memory again, that do not follow later training; CPU and float32 only, elsewhere a warning is logged and
-    `Tower.packed` is False.
+    `Tower.packed` is False. "auto" measures for about a second what is fastest for how many rows, and packs
+    what gains by it, within `pack_memory` bytes (see `fastest.few_rows_blocks`).
 
     SigLIP 2 takes frames here and patchifies them itself; its (pixel_values, pixel_attention_mask,
     spatial_shapes) inputs pad several resolutions to one length, and a single frame needs no padding.
@@ -94,9 +97,10 @@ def open_tower(
         blocks = tower.blocks[: read_layer % (layers + 1)]
         tower = dataclasses.replace(tower, blocks=blocks, final_norm=nn.Identity())
     if pack_weights is not None:
-        packed = pack_weights and packable(tower.blocks)
-        blocks = tuple(few_rows_block(block, packed) for block in tower.blocks)
-        tower = dataclasses.replace(tower, blocks=blocks, packed=packed)
+        blocks, packed, products = few_rows_blocks(tower.blocks, pack_weights, pack_memory)
+        tower = dataclasses.replace(tower, blocks=blocks, packed=packed, products=products)
+    elif pack_memory is not None:
+        raise ValueError(f"pack_memory is {pack_memory}, but pack_weights is None; it goes with 'auto'")
     return tower
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +25,18 @@ from fvlm_lib.reuse.policies.exact import Exact
 from fvlm_lib.reuse.policies.full import Full
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.schema import Tolerance, check
-from fvlm_lib.vlm.vlms import VLM
 
 logger = logging.getLogger(__name__)
+
+
+class NamedModel(Protocol):
+    """A model of transformers that generates text, and the name that errors call it by."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,9 @@ class Begun:
     hidden: Tensor | None = None
 
 
-def nothing_run(vlm: VLM) -> Begun:
+def nothing_run(model: Any) -> Begun:
     """A prompt of which nothing has been run."""
-    return Begun(DynamicCache(config=vlm.model.config), "full", 1.0, 0)
+    return Begun(DynamicCache(config=model.config), "full", 1.0, 0)
 
 
 @dataclass
@@ -60,10 +69,10 @@ class PrefillTotals:
     )
     rows: float = 0.0
 
-    def add(self, path: str, rows: float, count: int = 1) -> None:
+    def add(self, begun: Begun, count: int = 1) -> None:
         """Count one; with `count` -1, it is none any more."""
-        self.frames[path] += count
-        self.rows += count * rows
+        self.frames[begun.path] += count
+        self.rows += count * begun.rows
 
     @property
     def mean_rows(self) -> float:
@@ -91,9 +100,9 @@ def open_policy(prefill: str | Policy, tolerance: float | None = None) -> Policy
     return prefill
 
 
-def open_prefill(vlm: VLM, policy: Policy) -> Prefix | Kept:
+def open_prefill(model: NamedModel, policy: Policy) -> Prefix | Kept:
     """What carries out a policy. Raises ValueError for a language model that it does not fit."""
-    return Prefix(vlm, isinstance(policy, Exact)) if isinstance(policy, Full | Exact) else Kept(vlm, policy)
+    return Prefix(model, isinstance(policy, Exact)) if isinstance(policy, Full | Exact) else Kept(model, policy)
 
 
 class Prefix:
@@ -102,13 +111,13 @@ class Prefix:
     Raises ValueError for a language model with sliding windows, whose cache cannot be cropped.
     """
 
-    def __init__(self, vlm: VLM, keep: bool) -> None:
-        if keep and any(DynamicCache(config=vlm.model.config).is_sliding):
+    def __init__(self, model: NamedModel, keep: bool) -> None:
+        if keep and any(DynamicCache(config=model.model.config).is_sliding):
             raise ValueError(
-                f"the language model of {vlm.name} attends in sliding windows, so its prefix cannot be reused; "
+                f"the language model of {model.name} attends in sliding windows, so its prefix cannot be reused; "
                 "compute all of every prompt (prefill 'full', --prefill full)"
             )
-        self._config, self._keep = vlm.model.config, keep
+        self._config, self._keep = model.model.config, keep
         self.reset()
 
     def reset(self) -> None:
@@ -116,15 +125,18 @@ class Prefix:
         self._embeds: Tensor | None = None  # (1, N, D), what the cache was filled with
         self._past = DynamicCache(config=self._config)
 
-    def begin(self, embeds: Tensor, changed: Tensor | None, observed: Tensor) -> Begun:
+    def begin(
+        self, embeds: Tensor, changed: Tensor | None, observed: Tensor, input_ids: Sequence[int] | None = None
+    ) -> Begun:
         """The cache cropped at the first of the embeddings (1, N, D) that differs from the last prompt's.
 
         The last position always runs: its logits are the first token's.
         """
         keep, count, last = 0, embeds.shape[1], self._embeds
         self._embeds = None  # until `end`, the cache is that of no prompt
-        if last is not None and last.shape == embeds.shape:
-            same = (last == embeds).all(dim=-1)[0]  # (N,)
+        if last is not None:
+            least = min(count, last.shape[1])
+            same = (last[:, :least] == embeds[:, :least]).all(dim=-1)[0]  # (least,)
             keep = min(int(same.long().cumprod(dim=0).sum()), count - 1)
         if keep == 0:
             self.reset()
@@ -150,18 +162,20 @@ class Prefix:
 class Kept:
     """A `GatedPrefill` behind what a stream needs. Raises ValueError for a language model that it refuses."""
 
-    def __init__(self, vlm: VLM, policy: Policy) -> None:
-        self._vlm = vlm
+    def __init__(self, model: NamedModel, policy: Policy) -> None:
+        self._model = model.model
         try:
-            self.gated = GatedPrefill(vlm.model, policy)
+            self.gated = GatedPrefill(model.model, policy)
         except TypeError as error:
-            raise ValueError(f"{vlm.name}: {error}") from None
+            raise ValueError(f"{model.name}: {error}") from None
 
     def reset(self) -> None:
         """Forget the last prompt."""
         self.gated.reset()
 
-    def begin(self, embeds: Tensor, changed: Tensor | None, observed: Tensor) -> Begun:
+    def begin(
+        self, embeds: Tensor, changed: Tensor | None, observed: Tensor, input_ids: Sequence[int] | None = None
+    ) -> Begun:
         """Run the whole prompt, of embeddings (1, N, D), by an update of the last; arguments as of `GatedPrefill`.
 
         Raises ValueError for embeddings that are not finite. Any other error is logged, what is kept is forgotten, and
@@ -170,11 +184,11 @@ class Kept:
         if not embeds.isfinite().all():
             raise ValueError("the prompt's embeddings have values that are NaN or infinite; all must be finite")
         try:
-            done = self.gated(embeds, changed=changed, observed=observed)
+            done = self.gated(embeds, input_ids=input_ids, changed=changed, observed=observed)
         except Exception:
             logger.exception("the update of the prefill failed; the frame is answered in full")
             self.reset()
-            return replace(nothing_run(self._vlm), path="fallback")
+            return replace(nothing_run(self._model), path="fallback")
         found = done.statistics
         return Begun(
             done.past_key_values, found.path, found.computed_share, found.reused_tokens, done.logits, done.hidden

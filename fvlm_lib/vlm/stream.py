@@ -26,7 +26,7 @@ from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings, encoder_options
 from fvlm_lib.vision.statistics import FrameStatistics
 from fvlm_lib.vlm.check import Check, CheckTotals, Said, compare, first_hidden
-from fvlm_lib.vlm.decoding import GREEDY, Decoding, FirstToken, generate, say_greedily
+from fvlm_lib.vlm.generation import GREEDY, Decoding, generate, say_greedily
 from fvlm_lib.vlm.prefills import Begun, Kept, PrefillTotals, nothing_run, open_policy, open_prefill
 from fvlm_lib.vlm.vlms import VLM
 
@@ -191,7 +191,7 @@ class VLMStream:
             changed[observed] = self._changed.to(changed.device)
         begun = self._prefill.begin(embeds, changed, observed)
         self._changed = _NONE
-        self.prefill_totals.add(begun.path, begun.rows)
+        self.prefill_totals.add(begun)
         return embeds, begun
 
     @torch.no_grad()
@@ -200,7 +200,7 @@ class VLMStream:
         self._seen += 1
         keeps = isinstance(self._prefill, Kept)  # on an exact prefix, what later answers say does not depend
         tokens, fields = self.encode(frame)
-        embeds, begun = self._begin(tokens) if keeps else (self._embed(tokens), nothing_run(self.vlm))
+        embeds, begun = self._begin(tokens) if keeps else (self._embed(tokens), nothing_run(self.vlm.model))
         if self.max_kl is None or not self._is_checked():
             return
         kept, full = self._greedily(embeds, begun, num_tokens=1), self.in_full(frame, num_tokens=1)
@@ -219,7 +219,7 @@ class VLMStream:
         if self.encoder:
             self.encoder.statistics.frames[path] -= 1
         if begun:
-            self.prefill_totals.add(begun.path, begun.rows, -1)
+            self.prefill_totals.add(begun, -1)
 
     @torch.no_grad()
     def answer(self, frame: np.ndarray, number: int = 0) -> Answer:
@@ -251,42 +251,35 @@ class VLMStream:
         num_tokens: of the answer at most; None is as `decoding` has it.
         """
         tokens = self._vision.own(self.vlm.pixel_values(frame, self.fit))
-        return self._greedily(self._embed(tokens), nothing_run(self.vlm), num_tokens)
+        return self._greedily(self._embed(tokens), nothing_run(self.vlm.model), num_tokens)
 
     def _greedily(self, embeds: Tensor, begun: Begun, num_tokens: int | None = None) -> Said:
         most = num_tokens or self.decoding.max_new_tokens
-        return say_greedily(self.vlm, embeds, begun, most, self.decoding.min_new_tokens)
+        return say_greedily(self.vlm.model, embeds, begun, most, self.decoding.min_new_tokens)
 
     @torch.no_grad()
     def _answer(self, frame: np.ndarray, number: int, watched: bool = False) -> tuple[Answer, Begun, Said | None]:
         """The answer, what it was begun from, and if it is watched what is said greedily."""
         tokens, fields = self.encode(frame)
         (embeds, begun), begin_ms = timed(lambda: self._begin(tokens))
-        clock, said = FirstToken(), None
-        try:
-            if watched and not self.decoding.is_greedy:  # whose tokens tell nothing of the kept state
-                said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past)))
-            torch.manual_seed(self.decoding.seed + number)
-            start = now()
-            with first_hidden(self.vlm.model, begun.hidden) if watched else contextlib.nullcontext([]) as hidden:
-                output = generate(self.vlm, embeds, begun, self.decoding, clock)
-            end = now()
-        except BaseException:
-            self._prefill.abandon()
-            raise
-        self._prefill.end(embeds, output.past_key_values)
-        token_ids = output.sequences[0].tolist()
+        said = None
+        if watched and not self.decoding.is_greedy:  # whose tokens tell nothing of the kept state
+            said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past)))
+        start = now()
+        options, seed = self.decoding.options(), self.decoding.seed + number
+        with first_hidden(self.vlm.model, begun.hidden) if watched else contextlib.nullcontext([]) as hidden:
+            done = generate(self.vlm.model, self._prefill, embeds, begun, options, seed)
         if watched and said is None:
-            said = Said(hidden[0], token_ids)
+            said = Said(hidden[0], done.token_ids)
         answer = Answer(
-            text=self.vlm.processor.tokenizer.decode(token_ids, skip_special_tokens=True),
-            token_ids=token_ids,
+            text=self.vlm.processor.tokenizer.decode(done.token_ids, skip_special_tokens=True),
+            token_ids=done.token_ids,
             prompt_tokens=embeds.shape[1],
             reused_tokens=begun.reused_tokens,
             prefill_path=begun.path,
             prefill_rows=begun.rows,
-            prefill_ms=begin_ms + 1e3 * (clock.time - start),
-            decode_ms=1e3 * (end - clock.time),
+            prefill_ms=begin_ms + 1e3 * (done.first - start),
+            decode_ms=1e3 * (done.end - done.first),
             **fields,
         )
         return answer, begun, said

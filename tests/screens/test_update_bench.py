@@ -24,6 +24,9 @@ def test_a_row_for_each_count_and_a_last_line_of_json(tmp_path, capsys):
     assert last["full"]["ratio"] == 1
     assert last["16 changed, none"]["floor_ms"] >= last["1 changed, none"]["floor_ms"] > 0
     assert "2 changed, gated 0.02" in last
+    assert update_bench.main([*arguments, "--counts", "1", "--gated", "--pack", "auto", "--pack-memory", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "packed copies: 0 MB" in printed and json.loads(printed.splitlines()[-1])["pack"] == "auto"
     assert update_bench.main([*arguments, "--counts", "17"]) == 2
     assert "17 patches cannot change; the tower has 16" in capsys.readouterr().err
 
@@ -33,6 +36,9 @@ def test_a_row_for_each_count_and_a_last_line_of_json(tmp_path, capsys):
     [
         (["--counts", "0"], "--counts is 0; it must be at least 1"),
         (["--counts", "1", "577"], "577 patches cannot change; the tower has 256"),
+        (["--pack-memory", "1"], "--pack-memory is of --pack auto, and --pack is no; leave one out"),
+        (["--pack", "auto", "--pack-memory", "0"], "--pack-memory is 0; it must be above 0"),
+        (["--pack", "some"], "--pack: invalid choice: 'some'"),
         (["--gated", "0"], "--gated is 0; it must be at least 1"),
         (["--tolerance", "nan"], "--tolerance is nan; it must be a finite number"),
         (["--tolerance", "-0.1"], "--tolerance is -0.1; it must be at least 0"),

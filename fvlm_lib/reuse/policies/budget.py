@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fvlm_lib.reuse.walk import Half
@@ -17,7 +16,8 @@ class Budget:
     `tolerance` (relative L2), the ones that moved most. What waits keeps its movement, and is what is still owed.
 
     So a frame's time is bounded, however much changes. The top r policy of Eventful Transformers (Dutson, Li and Gupta,
-    ICCV 2023), with a tolerance below which nothing is owed. Rows that are given have no precedence.
+    ICCV 2023), with a tolerance below which nothing is owed. Rows that are given have no precedence; those that were
+    never computed, of new tokens, do not wait.
     """
 
     max_rows: int = 64
@@ -39,6 +39,7 @@ class Budget:
         above = moved > self.tolerance
         if int(above.sum()) <= self.max_rows:
             return above
-        chosen = torch.zeros_like(above)
-        chosen[moved.topk(self.max_rows).indices] = True
+        chosen = moved.isinf()
+        count = max(self.max_rows - int(chosen.sum()), 0)
+        chosen[moved.masked_fill(chosen, 0.0).topk(count).indices] = True
         return chosen
