@@ -267,7 +267,10 @@ class VLMStream:
             said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past)))
         start = now()
         options, seed = self.decoding.options(), self.decoding.seed + number
-        with first_hidden(self.vlm.model, begun.hidden) if watched else contextlib.nullcontext([]) as hidden:
+        watching: contextlib.AbstractContextManager[list[Tensor]] = contextlib.nullcontext([])
+        if watched:
+            watching = first_hidden(self.vlm.model, begun.hidden)
+        with watching as hidden:
             done = generate(self.vlm.model, self._prefill, embeds, begun, options, seed)
         if watched and said is None:
             said = Said(hidden[0], done.token_ids)
