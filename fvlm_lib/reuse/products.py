@@ -72,7 +72,7 @@ class Times:
         """The fastest routes by these ways. Between two measured numbers of rows, times are interpolated."""
         most = self.rows[-1]
         between: dict[Way, list[float]] = {way: _interpolated(self.rows, self.seconds[way]) for way in ways}
-        found = []
+        found: list[Route] = []
         for rows in range(most, 0, -1):
             seconds, way = min((seconds[rows], way) for way, seconds in between.items())
             route = Route(way, rows, seconds)

@@ -185,4 +185,5 @@ def format_statistics(statistics: StreamStatistics) -> str:
     paths = ", ".join(f"{count} {path}" for path, count in statistics.frames.items() if count)
     return (
         f"{statistics.total_frames} frames: {paths}; {statistics.mean_change_ratio:.2%} of patches changed on average"
+        + (f"; {statistics.owed} tokens are owed" if statistics.owed else "")
     )
