@@ -24,7 +24,7 @@ from fvlm_lib.reuse.policies.deviation import Deviation
 from fvlm_lib.reuse.policies.exact import Exact
 from fvlm_lib.reuse.policies.first_k import FirstK
 from fvlm_lib.reuse.policies.gated import Gated
-from fvlm_lib.stats import bootstrap, ratio
+from fvlm_lib.stats import Estimate, bootstrap, ratio
 from fvlm_lib.timing import timed
 from fvlm_lib.vlm.text_models import TextModel, TextPrompt
 
@@ -110,14 +110,18 @@ def _reach(computed: Tensor) -> np.ndarray:
 
 def summarize_prefill(rows: pd.DataFrame, by: Sequence[str] = ("policy",), seed: int = 0) -> pd.DataFrame:
     """One row a policy (or group of `by`), in the order of the table: n; rows, kl, agrees, right: means over screens
-    with 95% intervals _low, _high (bootstrap over screens, of this one model); kl_max; stale of asks, counts, with the
-    95% interval of their share (Wilson); ms, median with quartiles; speedup, the median of the screens' own ratios."""
+    with 95% intervals _low, _high (bootstrap over screens, of this one model; NaN where there is but one); kl_max;
+    stale of asks, counts, with the 95% interval of their share (Wilson); ms, median with quartiles; speedup, the median
+    of the screens' own ratios."""
     found = []
     for which, group in rows.groupby(list(by), sort=False):
         line: dict[str, object] = dict(zip(by, which, strict=True)) | {"n": len(group)}
         means = ("rows", "kl", "agrees", "right", "right_full")
         columns = {name: group[name].to_numpy(float) for name in means} | {"one": np.ones(len(group))}
-        estimates = bootstrap(columns, {name: ratio(name, "one") for name in means}, seed=seed)
+        if len(group) > 1:
+            estimates = bootstrap(columns, {name: ratio(name, "one") for name in means}, seed=seed)
+        else:
+            estimates = {name: Estimate(columns[name].mean(), np.nan, np.nan) for name in means}
         for name, estimate in estimates.items():
             line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         stale, asks = int(group["stale"].sum()), int(group["asks"].sum())
