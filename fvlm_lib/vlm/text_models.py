@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from fvlm_lib.foveated.assemble import read_language_model
 from fvlm_lib.vlm.chat_template import render_chat
 
-
 _MARK = "<message of the user>"
 
 
