@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,14 +83,19 @@ def answer_sequences(
 
 
 def answer_row(answer: Answer) -> dict[str, Any]:
-    """An answer as its line of JSON has it: times in ms, rounded to microseconds, other numbers to six digits."""
+    """An answer as its line of JSON has it: times in ms, rounded to microseconds, other numbers to six digits, null
+    where one is not finite; of a check, its fields with check_ before their names."""
     row = asdict(answer)
-    del row["token_ids"]
+    del row["token_ids"], row["check"]
     row["new_tokens"] = len(answer.token_ids)
+    if answer.check:
+        row |= {f"check_{name}": value for name, value in asdict(answer.check).items()}
     return {key: _rounded(key, value) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def _rounded(key: str, value: float) -> float:
+def _rounded(key: str, value: float) -> float | None:
+    if not math.isfinite(value):
+        return None  # which JSON has no number for
     return round(value, 3) if key.endswith("_ms") else float(f"{value:.6g}")
 
 
@@ -110,9 +116,19 @@ def format_row(row: dict[str, Any], width: int) -> str:
         f"{row['reused_tokens']}/{row['prompt_tokens']}",
         f"{row['prefill_rows']:.1%}",
         *(f"{row[f'{name}_ms']:.0f}" for name in ("encode", "prefill", "decode")),
-        printable(row["text"]),
+        printable(row["text"]) + _check(row),
         width=width,
     )
+
+
+def _check(row: dict[str, Any]) -> str:
+    """What a check found, in words, behind the answer."""
+    if "check_kl" not in row:
+        return ""
+    same = "same text" if row["check_same_text"] else "another text"
+    done = ", so answered in full" if row["check_failed"] else ""
+    kl = "not finite" if row["check_kl"] is None else f"{row['check_kl']:.2g}"
+    return f"  (checked: KL {kl}, {same}{done})"
 
 
 def name_width(sequences: Sequence[ScreenSequence]) -> int:

@@ -1,4 +1,7 @@
-"""An answer generated from a prompt that has been begun, timed to its first token and to its end."""
+"""How a prompt that is begun is answered: by sampling, by beams or greedily, timed to its first token and to its end.
+
+How it is begun is `prefills.py`'s subject.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,50 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from fvlm_lib.schema import Beams, CountOrNone, NewTokens, Seed, Temperature, TopP, settings
 from fvlm_lib.timing import now
+from fvlm_lib.vlm.check import Said, first_hidden
 from fvlm_lib.vlm.prefills import Begun, Kept, Prefix, continued
+
+
+@settings
+class Decoding:
+    """How answers are decoded. Raises ValueError naming an option with a value that cannot be."""
+
+    max_new_tokens: NewTokens = 32
+    min_new_tokens: CountOrNone = 0
+    temperature: Temperature = 0.0
+    """0 is greedy."""
+    top_p: TopP = 1.0
+    """Of sampling: the smallest set of tokens with so much of the probability."""
+    num_beams: Beams = 1
+    seed: Seed = 0
+    """Of sampling, frame by frame, so that a frame's answer does not depend on those before it."""
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}"
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether each token is the likeliest one."""
+        return self.temperature == 0 and self.num_beams == 1
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of transformers' `generate`."""
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens,
+            "num_beams": self.num_beams,
+        }
+        if self.temperature == 0:
+            return options | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return options | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+
+
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True)
@@ -32,22 +77,36 @@ def generate(
     torch.manual_seed(seed)
     clock = _FirstToken()
     try:
-        with continued(model, begun, options["num_beams"]) as past:
-            output = model.generate(
-                inputs_embeds=embeds,
-                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
-                past_key_values=past,
-                logits_processor=[clock],
-                return_dict_in_generate=True,
-                pad_token_id=_pad_token_id(model),
-                **options,
-            )
+        output = _generate(model, embeds, begun, options, [clock])
         end = now()
     except BaseException:
         prefill.abandon()
         raise
     prefill.end(embeds, output.past_key_values)
     return Generated(output.sequences[0].tolist(), clock.time, end)
+
+
+def say_greedily(model: Any, embeds: Tensor, begun: Begun, max_new_tokens: int, min_new_tokens: int = 0) -> Said:
+    """What is said by the likeliest tokens, and the hidden state of the first; what is begun is used up."""
+    decoding = Decoding(max_new_tokens, min(min_new_tokens, max_new_tokens))
+    with first_hidden(model, begun.hidden) as hidden:
+        output = _generate(model, embeds, begun, decoding.options(), [])
+    return Said(hidden[0], output.sequences[0].tolist())
+
+
+def _generate(
+    model: Any, embeds: Tensor, begun: Begun, options: dict[str, Any], logits_processor: list[LogitsProcessor]
+) -> Any:
+    with continued(model, begun, options["num_beams"]) as past:
+        return model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            past_key_values=past,
+            logits_processor=logits_processor,
+            return_dict_in_generate=True,
+            pad_token_id=_pad_token_id(model),
+            **options,
+        )
 
 
 class _FirstToken(LogitsProcessor):

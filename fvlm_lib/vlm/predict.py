@@ -124,7 +124,8 @@ def run_predict(args: argparse.Namespace) -> None:
         args.max_new_tokens, args.min_new_tokens, args.temperature, args.top_p or 1.0, args.num_beams, args.seed
     )
     prefill = prefill_options(settings)
-    stream = VLMStream(vlm, args.prompt, encoder, **prefill, fit=args.fit, decoding=decoding)
+    checks = {"check_every": args.check_every, "max_kl": args.max_kl}
+    stream = VLMStream(vlm, args.prompt, encoder, **prefill, **checks, fit=args.fit, decoding=decoding)
     if encoder and not args.diff_config and SETTINGS_FILE.exists():
         _note(f"the differential settings are those of {SETTINGS_FILE}, under the options")
     for note in notes(vlm, encoder, _first_size(sequences), args.fit):
@@ -137,6 +138,7 @@ def run_predict(args: argparse.Namespace) -> None:
         "differential": {**encoder_options(settings), "skip_small_updates": args.diff_skip_small} if encoder else None,
         "prefill": settings.prefill,
         "prefill_tolerance": getattr(stream.policy, "tolerance", None),
+        **checks,
         "device": device,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
     }
@@ -149,6 +151,8 @@ def run_predict(args: argparse.Namespace) -> None:
             if args.output:
                 write, done = stack.enter_context(open_output(args.output, run, sequences, args.resume))
             _note(note_of_empty(answer_sequences(sequences, stream, write, done, args.skip_bad)))
+    if args.check_every:
+        print(stream.check_totals)
     if args.diff_print_stats and encoder:
         print(format_statistics(encoder.statistics, stream.prefill_totals))
 

@@ -149,6 +149,20 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     kept.add_argument("--diff-max-rows", type=option(Count), metavar="N", help="of budget propagation; default 64")
     kept.add_argument("--diff-reference", choices=["encoded", "previous"], help="what patches are compared with")
     kept.add_argument("--diff-print-stats", action="store_true", help="totals of paths and changes at the end")
+    checked = parser.add_argument_group("how far off that is")
+    checked.add_argument(
+        "--check-every",
+        type=option(Count),
+        metavar="N",
+        help="compute each N-th frame of a sequence in full, too: KL divergence of the first token (nats), agreement "
+        "of the greedy text, error of the last hidden state, in its row and at the end",
+    )
+    checked.add_argument(
+        "--max-kl",
+        type=option(Tolerance),
+        metavar="X",
+        help="answer a checked frame whose KL is above from a full computation, and go on from there",
+    )
     add_device(parser)
     parser.add_argument(
         "--dtype",
@@ -201,6 +215,11 @@ def _check(args: argparse.Namespace) -> None:
         ),
         (args.top_p is not None and args.temperature == 0, ["--temperature 0", "--top-p"]),
         (args.resume and args.benchmark, ["--resume", "--benchmark"]),
+        (args.check_every and args.benchmark, ["--check-every", "--benchmark"]),
+        (
+            args.check_every and args.disable_differential and args.prefill == "full",
+            ["--check-every", "--disable-differential with --prefill full"],
+        ),
         (args.skip_bad and args.benchmark, ["--skip-bad", "--benchmark"]),
         (
             args.benchmark and args.disable_differential and args.prefill == "full",
@@ -211,6 +230,8 @@ def _check(args: argparse.Namespace) -> None:
     for holds, names in contradictions:
         if holds:
             raise ValueError(f"{' and '.join(names)} contradict each other; leave one out")
+    if args.max_kl is not None and not args.check_every:
+        raise ValueError("--max-kl is of checked frames; add --check-every N")
     if args.resume and not args.output:
         raise ValueError("--resume needs --output, the file to go on with")
     if args.output:

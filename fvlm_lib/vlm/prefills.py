@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +55,11 @@ class Begun:
     hidden: Tensor | None = None
 
 
+def nothing_run(model: Any) -> Begun:
+    """A prompt of which nothing has been run."""
+    return Begun(DynamicCache(config=model.config), "full", 1.0, 0)
+
+
 @dataclass
 class PrefillTotals:
     """Of all prompts since the stream was made: `frames` counts by path, `rows` sums the shares computed."""
@@ -64,10 +69,10 @@ class PrefillTotals:
     )
     rows: float = 0.0
 
-    def add(self, begun: Begun) -> None:
-        """Count one."""
-        self.frames[begun.path] += 1
-        self.rows += begun.rows
+    def add(self, begun: Begun, count: int = 1) -> None:
+        """Count one; with `count` -1, it is none any more."""
+        self.frames[begun.path] += count
+        self.rows += count * begun.rows
 
     @property
     def mean_rows(self) -> float:
@@ -127,16 +132,16 @@ class Prefix:
 
         The last position always runs: its logits are the first token's.
         """
-        keep, count = 0, embeds.shape[1]
-        if self._embeds is not None:
-            least = min(count, self._embeds.shape[1])
-            same = (self._embeds[:, :least] == embeds[:, :least]).all(dim=-1)[0]  # (least,)
+        keep, count, last = 0, embeds.shape[1], self._embeds
+        self._embeds = None  # until `end`, the cache is that of no prompt
+        if last is not None:
+            least = min(count, last.shape[1])
+            same = (last[:, :least] == embeds[:, :least]).all(dim=-1)[0]  # (least,)
             keep = min(int(same.long().cumprod(dim=0).sum()), count - 1)
         if keep == 0:
             self.reset()
         else:
             self._past.crop(keep - self._past.get_seq_length())
-        self._embeds = None  # until `end`, the cache is that of no prompt
         return Begun(self._past, "exact" if keep else "full", 1 - keep / count, keep)
 
     def end(self, embeds: Tensor, past: DynamicCache) -> None:
@@ -158,7 +163,7 @@ class Kept:
     """A `GatedPrefill` behind what a stream needs. Raises ValueError for a language model that it refuses."""
 
     def __init__(self, model: NamedModel, policy: Policy) -> None:
-        self._config = model.model.config
+        self._model = model.model
         try:
             self.gated = GatedPrefill(model.model, policy)
         except TypeError as error:
@@ -183,7 +188,7 @@ class Kept:
         except Exception:
             logger.exception("the update of the prefill failed; the frame is answered in full")
             self.reset()
-            return Begun(DynamicCache(config=self._config), "fallback", 1.0, 0)
+            return replace(nothing_run(self._model), path="fallback")
         found = done.statistics
         return Begun(
             done.past_key_values, found.path, found.computed_share, found.reused_tokens, done.logits, done.hidden

@@ -8,59 +8,28 @@ which is exact; or the whole prompt is updated, where the change reaches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessor
 
 from fvlm_lib.reuse.policies import Policy
-from fvlm_lib.schema import Beams, CountOrNone, Fit, NewTokens, Seed, Temperature, TopP, check, settings
+from fvlm_lib.schema import Count, Fit, Tolerance, check
 from fvlm_lib.timing import now, timed
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings, encoder_options
 from fvlm_lib.vision.statistics import FrameStatistics
-from fvlm_lib.vlm.prefills import Begun, Kept, PrefillTotals, continued, open_policy, open_prefill
+from fvlm_lib.vlm.check import Check, CheckTotals, Said, compare, first_hidden
+from fvlm_lib.vlm.generation import GREEDY, Decoding, generate, say_greedily
+from fvlm_lib.vlm.prefills import Begun, Kept, PrefillTotals, nothing_run, open_policy, open_prefill
 from fvlm_lib.vlm.vlms import VLM
 
-
-@settings
-class Decoding:
-    """How answers are decoded. Raises ValueError naming an option with a value that cannot be."""
-
-    max_new_tokens: NewTokens = 32
-    min_new_tokens: CountOrNone = 0
-    temperature: Temperature = 0.0
-    """0 is greedy."""
-    top_p: TopP = 1.0
-    """Of sampling: the smallest set of tokens with so much of the probability."""
-    num_beams: Beams = 1
-    seed: Seed = 0
-    """Of sampling, frame by frame, so that a frame's answer does not depend on those before it."""
-
-    def __post_init__(self) -> None:
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}"
-            )
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of transformers' `generate`."""
-        options: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "min_new_tokens": self.min_new_tokens,
-            "num_beams": self.num_beams,
-        }
-        if self.temperature == 0:
-            return options | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return options | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
-
-
-GREEDY = Decoding()
 _NONE = torch.zeros((), dtype=torch.bool)  # no token changed
 
 
@@ -73,7 +42,7 @@ class Answer:
     prefill_path: "full" (there was nothing to go on from), "exact" (the prefix was kept), "partial", "cached" (nothing
     changed) or "fallback" (an error in the update, run in full). prefill_rows: rows computed, of all rows and layers.
     Times in ms: preprocess (the processor), encode (vision tower and projector), prefill (to the first token's
-    logits), decode (the rest).
+    logits), decode (the rest); of the answer alone, without what a check took. check: None where there was none.
     """
 
     text: str
@@ -89,6 +58,7 @@ class Answer:
     encode_ms: float
     prefill_ms: float
     decode_ms: float
+    check: Check | None = None
 
     @property
     def first_token_ms(self) -> float:
@@ -105,6 +75,9 @@ class VLMStream:
         (relative L2, 0 is exact, None the policy's default); or another policy of `reuse/policies`, by name or as an
         object. To all but the first two, the image tokens whose patches were encoded from this frame are given as
         changed; how much the others moved is for the policy to see.
+    check_every: each so many frames after a `reset`, one is also computed in full, by the model's own encode and
+        prefill (`check.Check`). max_kl: where the first token's distribution is then off by more (nats), the frame is
+        answered from nothing kept, and the stream goes on from there; None is never.
 
     Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), one that is longer with an image and an
     answer than the language model has positions, a prefill that there is none of, and a language model that it does not
@@ -122,12 +95,21 @@ class VLMStream:
         prefill_tolerance: float | None = None,
         fit: Fit = "processor",
         decoding: Decoding = GREEDY,
+        check_every: int | None = None,
+        max_kl: float | None = None,
     ) -> None:
         check(Fit, fit, "fit")
+        check(Count | None, check_every, "check_every")
+        check(Tolerance | None, max_kl, "max_kl")
+        if max_kl is not None and check_every is None:
+            raise ValueError(
+                "max_kl is of checks, but check_every is None; give how many frames are from one to the next"
+            )
         self.vlm, self.encoder, self.fit, self.decoding = vlm, encoder, fit, decoding
+        self.check_every, self.max_kl = check_every, max_kl
         self.policy = open_policy(prefill, prefill_tolerance)
         self._prefill = open_prefill(vlm, self.policy)
-        self.prefill_totals = PrefillTotals()
+        self.prefill_totals, self.check_totals = PrefillTotals(), CheckTotals()
         self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
         self._check_positions()
@@ -152,6 +134,10 @@ class VLMStream:
 
     def reset(self) -> None:
         """Forget the frames seen, as between unrelated sequences; the totals stay."""
+        self._seen = 0  # frames
+        self._forget()
+
+    def _forget(self) -> None:
         if self.encoder:
             self.encoder.reset_cache()
         self._prefill.reset()
@@ -190,9 +176,12 @@ class VLMStream:
             return None
         return F.pad(stats.encoded.flatten(), (0, newline))
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.vlm.embed(self.prompt_ids, tokens)
+
     def _begin(self, tokens: Tensor) -> tuple[Tensor, Begun]:
         """The prompt's embeddings (1, N, D), and what was run of them."""
-        embeds = self.vlm.embed(self.prompt_ids, tokens)
+        embeds = self._embed(tokens)
         place = self.prompt_ids.index(self.vlm.model.config.image_token_id)
         observed = torch.zeros(embeds.shape[1], dtype=torch.bool, device=embeds.device)
         observed[place : place + tokens.shape[1]] = True
@@ -208,53 +197,92 @@ class VLMStream:
     @torch.no_grad()
     def follow(self, frame: np.ndarray) -> None:
         """Take note of a frame without answering, so that later ones are answered as if it had been."""
-        tokens, _ = self.encode(frame)
-        if isinstance(self._prefill, Kept):  # of an exact prefix, what later answers say does not depend
-            self._begin(tokens)
+        self._seen += 1
+        keeps = isinstance(self._prefill, Kept)  # on an exact prefix, what later answers say does not depend
+        tokens, fields = self.encode(frame)
+        embeds, begun = self._begin(tokens) if keeps else (self._embed(tokens), nothing_run(self.vlm.model))
+        if self.max_kl is None or not self._is_checked():
+            return
+        kept, full = self._greedily(embeds, begun, num_tokens=1), self.in_full(frame, num_tokens=1)
+        if compare(self.vlm.model.lm_head, kept, full, self.max_kl).failed:
+            self._discount(fields["path"], begun if keeps else None)
+            tokens, _ = self.encode(frame)
+            if keeps:
+                self._begin(tokens)
+
+    def _is_checked(self) -> bool:
+        return self.check_every is not None and self._seen % self.check_every == 0
+
+    def _discount(self, path: str, begun: Begun | None) -> None:
+        """Forget all that is kept, and a frame in the totals, since it is computed again."""
+        self._forget()
+        if self.encoder:
+            self.encoder.statistics.frames[path] -= 1
+        if begun:
+            self.prefill_totals.add(begun, -1)
 
     @torch.no_grad()
     def answer(self, frame: np.ndarray, number: int = 0) -> Answer:
         """What the model says about a frame uint8 (H, W, 3); `number`, added to the seed, is the frame's own."""
+        self._seen += 1
+        if not self._is_checked():
+            return self._answer(frame, number)[0]
+        answer, begun, kept = self._answer(frame, number, watched=True)
+        assert kept is not None
+        full, ms = timed(lambda: self.in_full(frame))
+        found = replace(compare(self.vlm.model.lm_head, kept, full, self.max_kl), ms=ms)
+        if found.failed:
+            self._discount(answer.path, begun)
+            answer, _, _ = self._answer(frame, number)
+        self.check_totals.add(found)
+        return replace(answer, check=found)
+
+    def watch(self, frame: np.ndarray, number: int = 0) -> tuple[Answer, Said]:
+        """An answer without a check, and what a check would hold against `in_full`."""
+        self._seen += 1
+        answer, _, said = self._answer(frame, number, watched=True)
+        assert said is not None
+        return answer, said
+
+    @torch.no_grad()
+    def in_full(self, frame: np.ndarray, num_tokens: int | None = None) -> Said:
+        """What the model says greedily by its own encode and prefill, whatever is kept, which stays as it is.
+
+        num_tokens: of the answer at most; None is as `decoding` has it.
+        """
+        tokens = self._vision.own(self.vlm.pixel_values(frame, self.fit))
+        return self._greedily(self._embed(tokens), nothing_run(self.vlm.model), num_tokens)
+
+    def _greedily(self, embeds: Tensor, begun: Begun, num_tokens: int | None = None) -> Said:
+        most = num_tokens or self.decoding.max_new_tokens
+        return say_greedily(self.vlm.model, embeds, begun, most, self.decoding.min_new_tokens)
+
+    @torch.no_grad()
+    def _answer(self, frame: np.ndarray, number: int, watched: bool = False) -> tuple[Answer, Begun, Said | None]:
+        """The answer, what it was begun from, and if it is watched what is said greedily."""
         tokens, fields = self.encode(frame)
+        (embeds, begun), begin_ms = timed(lambda: self._begin(tokens))
+        said = None
+        if watched and not self.decoding.is_greedy:  # whose tokens tell nothing of the kept state
+            said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past)))
         start = now()
-        embeds, begun = self._begin(tokens)
-        torch.manual_seed(self.decoding.seed + number)
-        clock = _FirstToken()
-        try:
-            with continued(self.vlm.model, begun, self.decoding.num_beams) as past:
-                output = self.vlm.model.generate(
-                    inputs_embeds=embeds,
-                    attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
-                    past_key_values=past,
-                    logits_processor=[clock],
-                    return_dict_in_generate=True,
-                    pad_token_id=self._pad_token_id(),
-                    **self.decoding.options(),
-                )
-            end = now()
-        except BaseException:
-            self._prefill.abandon()
-            raise
-        self._prefill.end(embeds, output.past_key_values)
-        token_ids = output.sequences[0].tolist()
-        return Answer(
-            text=self.vlm.processor.tokenizer.decode(token_ids, skip_special_tokens=True),
-            token_ids=token_ids,
+        options, seed = self.decoding.options(), self.decoding.seed + number
+        with first_hidden(self.vlm.model, begun.hidden) if watched else contextlib.nullcontext([]) as hidden:
+            done = generate(self.vlm.model, self._prefill, embeds, begun, options, seed)
+        if watched and said is None:
+            said = Said(hidden[0], done.token_ids)
+        answer = Answer(
+            text=self.vlm.processor.tokenizer.decode(done.token_ids, skip_special_tokens=True),
+            token_ids=done.token_ids,
             prompt_tokens=embeds.shape[1],
             reused_tokens=begun.reused_tokens,
             prefill_path=begun.path,
             prefill_rows=begun.rows,
-            prefill_ms=1e3 * (clock.time - start),
-            decode_ms=1e3 * (end - clock.time),
+            prefill_ms=begin_ms + 1e3 * (done.first - start),
+            decode_ms=1e3 * (done.end - done.first),
             **fields,
         )
-
-    def _pad_token_id(self) -> int | None:
-        """What finished beams are filled up with; the end token where the model names none."""
-        config = self.vlm.model.generation_config
-        end = config.eos_token_id
-        end = end[0] if isinstance(end, list) else end
-        return end if config.pad_token_id is None else config.pad_token_id
+        return answer, begun, said
 
 
 def open_encoder(
@@ -279,14 +307,3 @@ def open_encoder(
     if skip_small_updates and encoder.vision.tower:
         raise ValueError(f"--diff-skip-small is for towers without partial updates; that of {vlm.name} has them")
     return encoder
-
-
-class _FirstToken(LogitsProcessor):
-    """Notes when the first logits were there."""
-
-    time = 0.0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self.time:
-            self.time = now()
-        return scores

@@ -78,7 +78,7 @@ NUMBERS = {
                 "temperature": AT_LEAST_0, "top-p": {"0": "must be above 0", "2": "must be at most 1", **NUMBER},
                 "seed": FROM_0, "diff-threshold": UP_TO_1, "diff-max-changed-patches": FROM_0,
                 "diff-patch-size": FROM_1, "diff-tolerance": AT_LEAST_0, "diff-max-rows": FROM_1,
-                "prefill-tolerance": AT_LEAST_0,
+                "prefill-tolerance": AT_LEAST_0, "check-every": FROM_1, "max-kl": AT_LEAST_0,
                 "device": DEVICE},
 }  # fmt: skip
 
@@ -374,6 +374,18 @@ CASES = [
         asked("predict", *PREDICT, "--disable-prefix-reuse", "--prefill", "gated"),
         "not allowed with argument",
         "--prefill",
+    ),
+    Case(
+        "predict: allowed without a check",
+        asked("predict", *PREDICT, "--max-kl", "0.1"),
+        "add --check-every",
+        "--max-kl",
+    ),
+    Case(
+        "predict: a benchmark with checks",
+        asked("predict", *PREDICT, "--check-every", "2", "--benchmark"),
+        "contradict each other",
+        "--check-every and --benchmark",
     ),
     Case("predict --prefill", asked("predict", *PREDICT, "--prefill", "some"), "invalid choice", "--prefill"),
     Case("predict --resume of nothing", asked("predict", *PREDICT, "--resume"), "--resume needs --output"),

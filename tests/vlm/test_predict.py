@@ -276,6 +276,48 @@ def test_a_gated_prefill_by_option_and_by_file(call, sequence, tmp_path, capsys)
     assert used("--disable-prefix-reuse", file=file)[0] == {"prefill": "full", "prefill_tolerance": None}
 
 
+CHECK = {"check_kl", "check_hidden_error", "check_same_text", "check_failed", "check_ms"}
+
+
+def test_checks_in_the_rows_and_at_the_end(call, sequence, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    asked = ["--image-dir", sequence, "--diff-propagate", "none", "--check-every", 3]
+    assert call(*asked, "--output", out) == 0
+    first, *answers = rows(out)
+    assert (first["run"]["check_every"], first["run"]["max_kl"]) == (3, None)
+    assert [CHECK & {*row} for row in answers] == [set(), set(), CHECK] * 2
+    largest = max(row["check_kl"] for row in answers[2::3])
+    assert largest > 0 and not any(row["check_failed"] for row in answers[2::3])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("2 checks: KL ") and f"{largest:.2g} at most (nats)" in lines[-1]
+    assert [" text)" in line for line in lines[1:-1]] == [False, False, True] * 2
+    allowed = tmp_path / "allowed.jsonl"
+    assert call(*asked, "--output", allowed, "--max-kl", largest / 2) == 0
+    failed = [row for row in rows(allowed)[1:] if row.get("check_failed")]
+    assert failed and {row["path"] for row in failed} == {"full"}
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(", so answered in full)" in line for line in lines) == len(failed)
+    assert lines[-1].endswith(f"; {len(failed)} failed")
+
+
+@pytest.mark.parametrize("prefill", ["exact", "gated"])
+def test_a_resumed_run_is_checked_as_an_uninterrupted_one(call, sequence, tmp_path, prefill):
+    """A frame that failed before the interrupt left another state behind."""
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    asked = ["--image-dir", sequence, "--diff-propagate", "none", "--check-every", 2, "--max-kl", 0]
+    asked += ["--prefill", prefill]
+    assert call(*asked, "--output", whole) == 0
+    part.write_text("".join(whole.read_text().splitlines(keepends=True)[:4]))
+    assert call(*asked, "--output", part, "--resume") == 0
+    varies = {"check_ms"} | ({"reused_tokens", "prefill_rows", "prefill_path"} if prefill == "exact" else set())
+    found, expected = ([{k: v for k, v in row.items() if k not in varies} for row in rows(f)] for f in (part, whole))
+    assert found[1:] == [
+        {key: pytest.approx(value, abs=1e-6) if key.startswith("check_") else value for key, value in row.items()}
+        for row in expected[1:]
+    ]
+    assert any(row.get("check_failed") for row in expected[1:4])
+
+
 def test_a_benchmark_says_which_rows_were_computed(call, sequence, capsys):
     assert call("--image-dir", sequence, "--benchmark", "--prefill", "gated", "--prefill-tolerance", 0.1) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -404,6 +446,14 @@ def refusal(call, capsys, *arguments, **options) -> str:
         (["--prefill-tolerance", "0"], "of a gated prefill, but it is exact; add --prefill gated"),
         (["--prefill", "gated", "--prefill-tolerance", "-1"], "--prefill-tolerance is -1; it must be at least 0"),
         (["--benchmark", "--resume", "--output", "x"], "--resume and --benchmark"),
+        (["--benchmark", "--check-every", "2"], "--check-every and --benchmark"),
+        (
+            ["--check-every", "2", "--disable-differential", "--prefill", "full"],
+            "--check-every and --disable-differential with --prefill full",
+        ),
+        (["--check-every", "0"], "--check-every is 0; it must be at least 1"),
+        (["--max-kl", "0.1"], "--max-kl is of checked frames; add --check-every N"),
+        (["--check-every", "2", "--max-kl", "-1"], "--max-kl is -1; it must be at least 0"),
         (["--resume"], "--resume needs --output"),
         (["--num-beams", "0"], "--num-beams is 0; it must be at least 1"),
         (["--temperature", "-1"], "--temperature is -1; it must be at least 0"),
