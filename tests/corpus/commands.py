@@ -56,6 +56,8 @@ NEEDED = {
     "bench-updates": ["--tower", "nowhere"],
     "bench-panel": ["--folder", "nowhere"],
     "predict": ["--model", "nowhere", "--image-dir", "nowhere"],
+    "text": ["--model", "nowhere", "--stream", "nowhere"],
+    "bench-prefill": ["--model", "nowhere"],
 }
 NUMBERS = {
     "gap": {"num-samples": FROM_2, "batch-size": FROM_1, "num-fine": FROM_1, "floor-samples": FROM_0, "seed": FROM_0,
@@ -80,6 +82,9 @@ NUMBERS = {
                 "diff-patch-size": FROM_1, "diff-tolerance": AT_LEAST_0, "diff-max-rows": FROM_1,
                 "prefill-tolerance": AT_LEAST_0, "check-every": FROM_1, "max-kl": AT_LEAST_0,
                 "device": DEVICE},
+    "text": {"prefill-tolerance": AT_LEAST_0, "max-new-tokens": FROM_1, "temperature": AT_LEAST_0, "num-beams": FROM_1,
+             "seed": FROM_0, "check-every": FROM_1, "max-kl": AT_LEAST_0, "device": DEVICE},
+    "bench-prefill": {"screens": FROM_1, "lines": FROM_1, "tolerances": AT_LEAST_0, "seed": FROM_0, "threads": FROM_1},
 }  # fmt: skip
 
 
