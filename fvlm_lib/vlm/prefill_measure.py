@@ -49,9 +49,9 @@ def measure_prefill(
     """One row a pair and policy. Columns: kind, index, policy, tokens (of the prompt), changed (tokens), rows (share of
     all rows and layers computed anew), ms and ms_full (to the first token's logits; the model's own prefill beside), kl
     (of the token that tells the right answer from the one before, nats, full || kept), agrees (both would say the
-    same), right, right_full (it is that of the right answer), asks (whether the right answer changed), stale (it is
-    that of the answer that was right before), reach (share of rows computed by layer and place in the prompt, float32
-    (L · PLACES,)).
+    same), right, right_full (it is that of the right answer), asks (the right answer changed, and the full prefill
+    gives it), stale (of those, it is that of the answer that was right before), reach (share of rows computed by layer
+    and place in the prompt, float32 (L · PLACES,)).
     """
     kept = {gates: GatedPrefill(text_model.model, Gated() if gates else Exact()) for gates in (True, False)}
     rows = []
@@ -65,6 +65,7 @@ def measure_prefill(
         )
         full = logits.double().log_softmax(dim=-1)[0]  # (V,)
         said_full = int(full.argmax())
+        tells = pair.answer_changes and said_full == new  # a model that is wrong by itself tells nothing
         for prefill in kept.values():  # the screen before is read once
             prefill.reset()
             prefill(embeds_before, input_ids=before.input_ids, observed=before.observed)
@@ -89,8 +90,8 @@ def measure_prefill(
                     "agrees": said == said_full,
                     "right": said == new,
                     "right_full": said_full == new,
-                    "stale": pair.answer_changes and said == old,
-                    "asks": pair.answer_changes,
+                    "stale": tells and said == old,
+                    "asks": tells,
                     "reach": _reach(done.statistics.computed),
                 }
             )
