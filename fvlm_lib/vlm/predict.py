@@ -113,9 +113,12 @@ def run_predict(args: argparse.Namespace) -> None:
 
     from fvlm_lib.devices import pick_device
     from fvlm_lib.vlm.answers import answer_sequences, format_statistics, note_of_empty, open_output
+    from fvlm_lib.vlm.calibrate import check_frames, run_calibration
     from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
     from fvlm_lib.vlm.vlms import load_vlm
 
+    if args.calibrate:
+        check_frames(sequences)
     device = pick_device(args.device)
     dtype = getattr(torch, args.dtype, torch.float32 if device == "cpu" else None)
     vlm = load_vlm(args.model, device, dtype)
@@ -124,7 +127,7 @@ def run_predict(args: argparse.Namespace) -> None:
         args.max_new_tokens, args.min_new_tokens, args.temperature, args.top_p or 1.0, args.num_beams, args.seed
     )
     prefill = prefill_options(settings)
-    checks = {"check_every": args.check_every, "max_kl": args.max_kl}
+    checks = {"check_every": args.check_every, "max_kl": args.max_kl if args.check_every else None}
     stream = VLMStream(vlm, args.prompt, encoder, **prefill, **checks, fit=args.fit, decoding=decoding)
     if encoder and not args.diff_config and SETTINGS_FILE.exists():
         _note(f"the differential settings are those of {SETTINGS_FILE}, under the options")
@@ -142,7 +145,14 @@ def run_predict(args: argparse.Namespace) -> None:
         "device": device,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
     }
-    if args.benchmark:
+    if args.calibrate:
+        about = {key: run[key] for key in ("model", "prompt", "fit", "decoding", "differential", "device", "dtype")}
+        run_calibration(
+            vlm, args.prompt, sequences, settings, args.max_kl, args.calibrate_output, about,
+            keep_prefill=args.prefill in ("full", "exact"), skip_small_updates=args.diff_skip_small,
+            fit=args.fit, decoding=decoding,
+        )  # fmt: skip
+    elif args.benchmark:
         full = VLMStream(vlm, args.prompt, prefill="full", fit=args.fit, decoding=decoding)
         benchmark(stream, full, sequences, run, args.output)
     else:

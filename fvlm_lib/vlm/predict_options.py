@@ -42,6 +42,11 @@ _SETTINGS = {
     "prefill": "prefill",
     "prefill_tolerance": "prefill_tolerance",
 }
+# what --calibrate chooses, or has no use for
+_NOT_CALIBRATED = (
+    "disable_differential", "diff_tolerance", "prefill_tolerance", "diff_print_stats", "check_every", "benchmark",
+    "resume", "output", "skip_bad",
+)  # fmt: skip
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -161,7 +166,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--max-kl",
         type=option(Tolerance),
         metavar="X",
-        help="answer a checked frame whose KL is above from a full computation, and go on from there",
+        help="of --check-every: answer a frame whose KL is above from a full computation, and go on from there; of "
+        "--calibrate: what is allowed on any frame",
+    )
+    checked.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="instead of answers, find the fastest tolerances of the vision encode and the prefill that hold on these "
+        "frames (--max-kl); a line each, and a last line of JSON",
+    )
+    checked.add_argument(
+        "--calibrate-output", type=Path, metavar="FILE.yaml", help="settings file to write what was found to"
     )
     add_device(parser)
     parser.add_argument(
@@ -225,13 +240,27 @@ def _check(args: argparse.Namespace) -> None:
             args.benchmark and args.disable_differential and args.prefill == "full",
             ["--benchmark", "--disable-differential with --prefill full"],
         ),
+        *(
+            (args.calibrate and given(getattr(args, name)), ["--calibrate", f"--{name.replace('_', '-')}"])
+            for name in _NOT_CALIBRATED
+        ),
+        (args.calibrate and args.temperature > 0, ["--calibrate", "--temperature"]),
+        (args.calibrate and args.num_beams > 1, ["--calibrate", "--num-beams"]),
         (args.sequence_limit is not None and not args.sequence_root, ["--sequence-limit", "any but --sequence-root"]),
     ]
     for holds, names in contradictions:
         if holds:
             raise ValueError(f"{' and '.join(names)} contradict each other; leave one out")
-    if args.max_kl is not None and not args.check_every:
+    if args.max_kl is not None and not (args.check_every or args.calibrate):
         raise ValueError("--max-kl is of checked frames; add --check-every N")
+    if args.calibrate and args.max_kl is None:
+        raise ValueError("--calibrate needs --max-kl, the divergence of a first token that is allowed, such as 0.01")
+    if args.calibrate_output:
+        if not args.calibrate:
+            raise ValueError("--calibrate-output is of --calibrate; add it")
+        check_output(args.calibrate_output, "--calibrate-output")
+        if args.calibrate_output.exists():
+            raise ValueError(f"{args.calibrate_output} exists; name another --calibrate-output, or remove it")
     if args.resume and not args.output:
         raise ValueError("--resume needs --output, the file to go on with")
     if args.output:
