@@ -15,7 +15,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def calibrate(
     skip_small_updates: bool = False,
     fit: Fit = "processor",
     decoding: Decoding = GREEDY,
+    packing: Mapping[str, Any] | None = None,
     tolerances: Sequence[float] = TOLERANCES,
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -70,7 +71,8 @@ def calibrate(
     `max_kl` nats.
 
     settings: what is not calibrated. Where `propagate` is not "gated", or the tower has no partial updates, the vision
-    encode stays as it is; with keep_prefill, the prefill does. report: gets each row of the table as it comes.
+    encode stays as it is; with keep_prefill, the prefill does. packing: `pack_weights` and `pack_memory` of both.
+    report: gets each row of the table as it comes.
 
     Raises ValueError for fewer than two frames of one sequence, of which the first is always computed in full, and for
     a language model that cannot be gated.
@@ -87,8 +89,9 @@ def calibrate(
 
     def holds(vision: float | None, prefill: float | None) -> bool:
         chosen = _with(settings, vision, prefill)
-        encoder = open_encoder(vlm, chosen, skip_small_updates)
-        stream = VLMStream(vlm, prompt, encoder, **prefill_options(chosen), fit=fit, decoding=decoding)
+        options = dict(packing or {})
+        encoder = open_encoder(vlm, chosen, skip_small_updates, **options)
+        stream = VLMStream(vlm, prompt, encoder, **prefill_options(chosen), **options, fit=fit, decoding=decoding)
         names = [
             "as set" if tolerance is None else f"{tolerance:g}" if way == "gated" else way
             for tolerance, way in ((vision, chosen.propagate), (prefill, chosen.prefill))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from fvlm_lib.data.screens import ScreenSequence, read_sequence, read_sequences
-from fvlm_lib.options import Parser, add_device, add_seed, option
+from fvlm_lib.options import Parser, add_device, add_pack, add_seed, option
 from fvlm_lib.outputs import check_output
 from fvlm_lib.schema import (
     FITS,
@@ -178,6 +178,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     checked.add_argument(
         "--calibrate-output", type=Path, metavar="FILE.yaml", help="settings file to write what was found to"
     )
+    add_pack(parser)
     add_device(parser)
     parser.add_argument(
         "--dtype",

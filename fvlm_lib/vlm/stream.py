@@ -79,7 +79,7 @@ class VLMStream:
     check_every: each so many frames after a `reset`, one is also computed in full, by the model's own encode and
         prefill (`check.Check`). max_kl: where the first token's distribution is then off by more (nats), the frame is
         answered from nothing kept, and the stream goes on from there; None is never.
-    pack_weights: of the language model, for all policies but the first two; see `fastest.few_rows_blocks`.
+    pack_weights, pack_memory: of the language model, for all policies but the first two; see `GatedPrefill`.
 
     Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), one that is longer with an image and an
     answer than the language model has positions, a prefill that there is none of, and a language model that it does not
@@ -100,13 +100,14 @@ class VLMStream:
         check_every: int | None = None,
         max_kl: float | None = None,
         pack_weights: PackWeights | None = None,
+        pack_memory: int | None = None,
     ) -> None:
         check(Fit, fit, "fit")
         check_options(check_every, max_kl)
         self.vlm, self.encoder, self.fit, self.decoding = vlm, encoder, fit, decoding
         self.check_every, self.max_kl = check_every, max_kl
         self.policy = open_policy(prefill, prefill_tolerance)
-        self._prefill = open_prefill(vlm, self.policy, pack_weights)
+        self._prefill = open_prefill(vlm, self.policy, pack_weights, pack_memory)
         self.prefill_totals, self.check_totals = PrefillTotals(), CheckTotals()
         self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
@@ -285,7 +286,12 @@ class VLMStream:
 
 
 def open_encoder(
-    vlm: VLM, settings: DifferentialSettings, skip_small_updates: bool = False
+    vlm: VLM,
+    settings: DifferentialSettings,
+    skip_small_updates: bool = False,
+    *,
+    pack_weights: PackWeights = False,
+    pack_memory: int | None = None,
 ) -> DifferentialVisionEncoder:
     """The differential encoder of a model's vision tower, for frames as its processor normalises them.
 
@@ -300,6 +306,8 @@ def open_encoder(
         vlm.model,
         **options,
         skip_small_updates=skip_small_updates,
+        pack_weights=pack_weights,
+        pack_memory=pack_memory,
         image_mean=images.image_mean if images.do_normalize else None,
         image_std=images.image_std if images.do_normalize else None,
     )
