@@ -80,8 +80,8 @@ def test_the_shipped_model_is_small_and_says_how_it_was_trained(shipped):
 
 
 def test_the_shipped_model_looks_values_up(shipped):
-    for kind, share in accuracy(*shipped, lines=40, count=10, seed=77)["right"].items():
-        assert share >= (0.9 if kind in ("asked", "other", "insert", "scroll") else 0), kind
+    measured = accuracy(*shipped, lines=40, count=10, seed=77)["right"]
+    assert min(measured[kind] for kind in ("asked", "other", "insert", "scroll")) >= 0.9
 
 
 def test_the_user_s_message_alone_is_answered_with_the_lead(shipped):

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -239,7 +238,7 @@ def batch_of(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, most:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/text_model.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=22, help="of training; the rate falls to 0 over them")
+    parser.add_argument("--minutes", type=float, default=20, help="of training; the rate falls to 0 over them")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -282,8 +281,9 @@ def save(
 ) -> None:
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
+    settings = f"--minutes {options.minutes:g} --rate {options.rate:g} --seed {options.seed}"
     about = {
-        "command": "python tests/text_model.py " + " ".join(sys.argv[1:]),
+        "command": f"python tests/text_model.py {settings}",
         "seed": options.seed,
         "steps": step,
         "tokens": seen,

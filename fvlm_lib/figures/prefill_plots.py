@@ -52,8 +52,8 @@ def plot_policies(ax: Axes, table: pd.DataFrame) -> Axes:
 
 
 def plot_stale_answers(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Of the screens whose right answer changed, in how many the one that was right before is given, a bar a policy
-    with its 95% interval (Wilson)."""
+    """Of the screens whose right answer changed and is given by a full prefill, in how many the one that was right
+    before is given, a bar a policy with its 95% interval (Wilson)."""
     places = np.arange(len(table))[::-1]
     for place, (_, row) in zip(places, table.iterrows(), strict=True):
         _, colour, _ = KINDS[row["policy"].split()[0]]

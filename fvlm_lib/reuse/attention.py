@@ -19,8 +19,8 @@ def attention(
     """Attention (1, H, n, d) of queries (1, H, n, d) over keys and values (1, G, N, d), and its log-normaliser
     (1, H, n, 1).
 
-    Written out, because that gives the normaliser, and on a CPU is no slower than the fused kernel. Of half precision it
-    is computed in float32, as fused kernels do.
+    Written out, because that gives the normaliser, and on a CPU is no slower than the fused kernel. Of half precision
+    it is computed in float32, as fused kernels do.
     """
     if queries.dtype in (torch.float16, torch.bfloat16):
         single = attention(queries.float(), keys.float(), values.float(), scaling, rows)

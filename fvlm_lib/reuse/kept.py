@@ -86,15 +86,20 @@ def empty_rows(blocks: Sequence[Block], x: Tensor, gated: bool) -> KeptRows:
 
 
 class Journal:
-    """Writes rows, (..., rows, columns), into tensors so that they can be undone."""
+    """Writes rows, (..., rows, columns), into tensors so that they can be undone; not those of new tensors, whose old
+    rows are nobody's."""
 
-    def __init__(self) -> None:
+    def __init__(self, new: bool = False) -> None:
+        self.new = new
         self.written: list[tuple[Tensor, Tensor | None, Tensor]] = []
 
     def write(self, tensor: Tensor, rows: Tensor | None, new: Tensor) -> Tensor:
         """tensor[..., rows, :] = new, all rows for None; returns the old rows."""
+        if rows is not None and len(rows) == tensor.shape[-2]:  # all, and copies of wholes are faster
+            rows = None
         old = tensor.clone() if rows is None else tensor.index_select(-2, rows)
-        self.written.append((tensor, rows, old))
+        if not self.new:
+            self.written.append((tensor, rows, old))
         _set(tensor, rows, new)
         return old
 

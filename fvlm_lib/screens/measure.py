@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
 from fvlm_lib.reuse.fastest import PackWeights
-from fvlm_lib.schema import Metric, Propagate, Reference, Tolerance, check
+from fvlm_lib.schema import Count, Metric, Propagate, Reference, Tolerance, check
 from fvlm_lib.screens.loaded_towers import LoadedTower
 from fvlm_lib.stats import Statistic, bootstrap, ratio
 from fvlm_lib.timing import timed
@@ -44,6 +44,7 @@ class Policy:
     reference: Reference = "encoded"
     propagate: Propagate = "none"
     tolerance: float | None = None
+    max_rows: int | None = None
     max_changed_patches: int | None = None
     patch_size: int | None = None
     skip_small_updates: bool = False
@@ -57,12 +58,15 @@ def policies(
     pack_weights: PackWeights = False,
     settings: DifferentialSettings | None = None,
     pack_memory: int | None = None,
+    max_rows: Sequence[int] = (),
 ) -> list[Policy]:
     """The policies to compare: whole-frame caching by exact match, as inference servers do; published
-    pseudocode (mean difference to the last frame, small changes skipped); partial updates, `none` and `gated`.
+    pseudocode (mean difference to the last frame, small changes skipped); partial updates, `none` and `gated`, and for
+    each of `max_rows` the top r of Eventful Transformers (`budget`), which knows no tolerance and no limit.
     Of the settings, the partial updates take what says which patches changed, and their limit. Raises ValueError for a
     tolerance that cannot be."""
     check(list[Tolerance], list(tolerances), "tolerances")
+    check(list[Count], list(max_rows), "max_rows")
     settings = settings or DifferentialSettings()
     updated = Policy(
         "none", settings.diff_threshold, settings.metric, settings.reference, pack_weights=pack_weights,
@@ -76,9 +80,15 @@ def policies(
         ),
         updated,
     ]  # fmt: skip
-    return found + [
+    found += [
         replace(updated, name=f"gated {tolerance:g}", propagate="gated", tolerance=tolerance)
         for tolerance in tolerances
+    ]
+    return found + [
+        replace(
+            updated, name=f"budget {rows}", propagate="budget", max_rows=rows, tolerance=0.0, max_changed_patches=None
+        )
+        for rows in max_rows
     ]
 
 
@@ -170,6 +180,7 @@ def _encoder(tower: LoadedTower, policy: Policy, patch: int) -> DifferentialVisi
         reference=policy.reference,
         propagate=policy.propagate,
         tolerance=policy.tolerance,
+        max_rows=policy.max_rows,
         image_mean=tower.mean,
         image_std=tower.std,
         pack_weights=policy.pack_weights,

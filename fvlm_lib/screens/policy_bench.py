@@ -42,6 +42,14 @@ def main(argv: list[str] | None = None) -> int:
         metavar="X",
         help="of gated updates, relative L2; 0 is exact; default 0.1 0.02 0",
     )
+    add(
+        "--max-rows",
+        type=option(Count),
+        nargs="*",
+        default=[64],
+        metavar="R",
+        help="of budget updates, tokens a half layer (the top r of Eventful Transformers); default 64",
+    )
     add("--settings", type=Path, metavar="FILE.yaml", help="which patches changed, and how many may; default: defaults")
     add("--frames", type=option(Count), metavar="N", help="only the first N")
     add_pack(parser)
@@ -69,7 +77,11 @@ def _measure(args: argparse.Namespace) -> None:
     from fvlm_lib.screens.measure import measure_policies, policies, summarize_policies
 
     torch.set_num_threads(args.threads)
-    rows = measure_policies(load_tower(args.tower), recording, policies(args.tolerances, settings=settings, **packing))
+    rows = measure_policies(
+        load_tower(args.tower),
+        recording,
+        policies(args.tolerances, settings=settings, max_rows=args.max_rows, **packing),
+    )
     table = summarize_policies(rows).drop(columns="tower").set_index("policy")
     print(f"{args.tower}, float32, {args.threads} thread(s); {recording.name}, {len(recording)} frames; ms a frame")
     print(table.round(4).to_markdown())

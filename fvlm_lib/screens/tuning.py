@@ -122,6 +122,8 @@ def trace_settings(
     index = 0
     for run in compared:
         limit = default_limit(run.grid) if settings.max_changed_patches is None else settings.max_changed_patches
+        if settings.propagate == "budget":  # encodes no frame in full because of its changes
+            limit = run.grid[0] * run.grid[1]
         reference = run.shown[0]  # the content that the next frame's patches are compared with
         for number, shown in enumerate(run.shown):
             difference = run.between(settings.metric, reference, shown)

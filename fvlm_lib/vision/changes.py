@@ -29,16 +29,19 @@ DEFAULT_CHANGED_SHARE = 0.25
 """Of a frame's patches, up to which a partial update is made; beyond it a gated one saves little or nothing."""
 
 
-def choose_path(changed: int | None, limit: int, *, can_update: bool = True, skip_small_updates: bool = False) -> Path:
+def choose_path(
+    changed: int | None, limit: int, *, can_update: bool = True, skip_small_updates: bool = False, owed: int = 0
+) -> Path:
     """What to do with a frame of which `changed` patches changed (None: there is nothing to compare with).
 
     limit: most patches that a partial update is made for. can_update: whether the tower has partial updates;
     if not, `skip_small_updates` says whether up to `limit` changed patches leave the tokens as they are.
+    owed: what updates of earlier frames left to be computed, which a frame without changes goes on with.
     """
     if changed is None:
         return "full"
     if changed == 0:
-        return "cached"
+        return "partial" if owed and can_update else "cached"
     if changed > limit or not (can_update or skip_small_updates):
         return "full"
     return "partial" if can_update else "skipped"

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fvlm_lib.reuse.fastest import PackWeights
+from fvlm_lib.reuse.policies.budget import Budget
+from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE, Gated
+from fvlm_lib.reuse.walk import GatingPolicy
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
 from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
@@ -25,7 +28,7 @@ from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vision.statistics import FrameStatistics, StreamStatistics
 from fvlm_lib.vision.towers import PatchCache
-from fvlm_lib.vision.updates import check_frame, encode_frame, update
+from fvlm_lib.vision.updates import check_frame, encode_frame, update_by
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,11 @@ class DifferentialVisionEncoder:
         the tokens as they are.
     reference: "encoded" compares each patch with the pixels its token was computed from; "previous" with the
         last frame, as published pseudocode does, which lets slow drift through.
-    propagate, tolerance: what a partial update does about tokens that did not change (`updates.update`).
+    propagate, tolerance: what a partial update does about tokens that did not change (`updates.update`). "budget"
+        bounds a frame's time instead: at either half of a layer at most `max_rows` tokens (None: 64) are computed, of
+        those that moved by more than the tolerance the ones that moved most, changed patches and global tokens among
+        them; the rest is owed, and paid by the next frames, also those on which nothing changes. No frame but the first
+        and one of another size is then encoded in full. `policies.budget.Budget`
     image_mean, image_std: what frames were normalised with, in units of [0, 1]; None for frames in [0, 1].
     pack_weights, pack_memory: see `towers.open_tower`.
     device: where frames are encoded; None is where the tower is.
@@ -69,6 +76,7 @@ class DifferentialVisionEncoder:
         reference: Reference = "encoded",
         propagate: Propagate = "gated",
         tolerance: float | None = None,
+        max_rows: int | None = None,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         pack_weights: PackWeights = False,
@@ -83,6 +91,7 @@ class DifferentialVisionEncoder:
             reference=reference,
             propagate=propagate,
             tolerance=tolerance,
+            max_rows=max_rows,
         )
         check(CountOrNone, context_radius, "context_radius")
         check(bool, skip_small_updates, "skip_small_updates")
@@ -96,6 +105,7 @@ class DifferentialVisionEncoder:
         self.skip_small_updates = skip_small_updates
         self.propagate: Propagate = propagate
         self.tolerance = settings.tolerance if propagate == "gated" else None
+        self.policy = _policy(settings)
         self.device = torch.device(device) if device else None
         self._patch_size = _known_patch_size(self.vision, settings.patch_size, grid_size)
         self._grid_size = grid_size
@@ -109,6 +119,7 @@ class DifferentialVisionEncoder:
         self._cache: PatchCache | None = None
         self._features: Tensor | None = None  # what the tower gave, before the projector
         self._tokens: Tensor | None = None  # what the caller gets, never the tensor itself
+        self._owed = 0  # tokens of all layers that updates left to be computed
         self.tracker.reset()
 
     def reset_statistics(self) -> None:
@@ -146,7 +157,7 @@ class DifferentialVisionEncoder:
         if images.shape[0] > 1:
             tokens = self.vision.own(images)
             everything = torch.ones(grid, dtype=torch.bool)
-            stats = FrameStatistics("full", num_patches, num_patches, tokens.shape[0] * tokens.shape[1], everything)
+            stats = FrameStatistics("full", num_patches, num_patches, tokens.shape[0] * tokens.shape[1], everything, 0)
             self.statistics.frames["full"] += images.shape[0]
             return (tokens, stats) if return_stats else tokens
         if self.vision.tower:
@@ -154,19 +165,20 @@ class DifferentialVisionEncoder:
         patch_size = self._frame_patch_size(images)
         mask = self.tracker.changed(images, patch_size)  # None: nothing to compare with
         changed = None if mask is None else int(mask.sum())
-        limit = default_limit(grid) if self.max_changed_patches is None else self.max_changed_patches
+        limit = self._limit(grid)
         path = choose_path(
             changed,
             limit,
             can_update=self._cache is not None,
             skip_small_updates=self.skip_small_updates and self.vision.tower is None,
+            owed=self._owed,
         )
-        computed = 0
+        computed = owed = 0
         try:
             if path == "full":
                 computed = self._encode_full(images)
             elif path == "partial":
-                mask, computed = self._update(images, mask)
+                mask, computed, owed = self._update(images, mask)
         except Exception:
             logger.exception("differential encoding failed; the frame is encoded in full")
             self.reset_cache()
@@ -176,13 +188,20 @@ class DifferentialVisionEncoder:
             mask = torch.full(grid, path in ("full", "fallback"), device=images.device)
         self.tracker.encoded(images, patch_size, mask)
         self.statistics.frames[path] += 1
+        self._owed = self.statistics.owed = owed
         if changed is not None:
             self.statistics.changed_patches += changed
             self.statistics.num_patches += num_patches
         assert self._tokens is not None
         tokens = self._tokens.clone()  # never a live reference
-        stats = FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask)
+        stats = FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)
         return (tokens, stats) if return_stats else tokens
+
+    def _limit(self, grid: tuple[int, int]) -> int:
+        """Changed patches up to which a frame of this grid is updated."""
+        if self.propagate == "budget":
+            return grid[0] * grid[1]
+        return default_limit(grid) if self.max_changed_patches is None else self.max_changed_patches
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
@@ -207,10 +226,10 @@ class DifferentialVisionEncoder:
             self._cache, self._features, self._tokens = cache, features, self.vision.finish(features).clone()
         return self._tokens.shape[1]
 
-    def _update(self, images: Tensor, mask: Tensor) -> tuple[Tensor, int]:
+    def _update(self, images: Tensor, mask: Tensor) -> tuple[Tensor, int, int]:
         """Recompute the changed patches' tokens, and project only those that are new.
 
-        Returns the mask of patches that were taken from this frame, and the number of new tokens.
+        Returns the mask of patches that were taken from this frame, the number of new tokens, and how many are owed.
         """
         tower, cache = self.vision.tower, self._cache
         assert tower is not None and cache is not None and self._features is not None and self._tokens is not None
@@ -218,12 +237,13 @@ class DifferentialVisionEncoder:
             kernel = 2 * self.context_radius + 1
             mask = F.max_pool2d(mask[None, None].float(), kernel, 1, self.context_radius)[0, 0] > 0
         patches = extract_patches(images.to(self.vision.dtype), mask, tower.patch_size)
-        features = self.vision.select(update(tower, cache, patches, mask, self.tolerance))
+        owed = update_by(self.policy, tower, cache, patches, mask)
+        features = self.vision.select(cache.read())
         new = (features != self._features).any(dim=-1)[0]  # (tokens,)
         if new.any():
             self._tokens[:, : new.numel()][:, new] = self.vision.project(features[:, new])
         self._features = features
-        return mask, int(new.sum())
+        return mask, int(new.sum()), owed
 
     # ---- standing in for a model's own call ----------------------------------------------------------
 
@@ -236,6 +256,14 @@ class DifferentialVisionEncoder:
         """
         with replace_image_call(model, self.encode):
             yield self
+
+
+def _policy(settings: DifferentialSettings) -> GatingPolicy:
+    """Which tokens an update computes besides the given ones; of a cache without gates it is not asked."""
+    tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
+    if settings.propagate != "budget":
+        return Gated(tolerance)
+    return Budget(tolerance=tolerance) if settings.max_rows is None else Budget(settings.max_rows, tolerance)
 
 
 def _known_patch_size(

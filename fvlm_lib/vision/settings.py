@@ -16,6 +16,7 @@ import yaml
 
 from fvlm_lib.outputs import whole
 from fvlm_lib.schema import (
+    Count,
     CountOrNone,
     Metric,
     Pixels,
@@ -41,7 +42,7 @@ HEADER = """\
 class DifferentialSettings:
     """How a `DifferentialVisionEncoder` decides what changed and what it does about it; None is its own default.
 
-    Raises ValueError, naming the field, for a value that it cannot have.
+    Raises ValueError, naming the field, for a value that it cannot have, and for two that contradict each other.
     """
 
     diff_threshold: Share = 0.05
@@ -55,13 +56,24 @@ class DifferentialSettings:
     reference: Reference = "encoded"
     """compare with the pixels a token was computed from, or with the previous frame"""
     propagate: Propagate = "gated"
-    """recompute what feels the change by more than `tolerance`, or none of it"""
+    """gated: recompute what feels the change by more than `tolerance`; budget: `max_rows` of it at most; none"""
     tolerance: Tolerance | None = None
     """relative L2; 0 is exact, null the encoder's default"""
+    max_rows: Count | None = None
+    """tokens that `propagate: budget` computes at a time; null is its default, 64"""
     prefill: Prefill = "exact"
     """of the language model: full, exact (from the first changed token on), or gated"""
     prefill_tolerance: Tolerance | None = None
     """of a gated prefill, relative L2; 0 is exact, null its default"""
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.propagate != "budget":
+            raise ValueError(f"max_rows is {self.max_rows} and propagate '{self.propagate}'; it goes with 'budget'")
+        if self.max_changed_patches is not None and self.propagate == "budget":
+            raise ValueError(
+                f"max_changed_patches is {self.max_changed_patches} and propagate 'budget', which encodes no frame in "
+                "full because of its changes; leave one out"
+            )
 
 
 def encoder_options(settings: DifferentialSettings) -> dict[str, Any]:

@@ -20,7 +20,9 @@ class FrameStatistics(ModelOutput):
     partial updates), "fallback" (an error in the differential path, encoded in full).
     changed_patches, num_patches: in a frame that was compared with nothing, all have changed.
     computed_tokens: tokens, global ones included, whose value is new.
-    encoded: bool (grid_h, grid_w), the patches whose token was computed from this frame's pixels.
+    encoded: bool (grid_h, grid_w), the patches whose token was computed from this frame's pixels, or is owed.
+    owed: with propagate="budget", tokens at all halves of all layers that had moved by more than the tolerance and were
+    not computed; they are when their turn comes. 0 otherwise.
     """
 
     path: Path
@@ -29,6 +31,7 @@ class FrameStatistics(ModelOutput):
     num_patches: int = None  # type: ignore[assignment]
     computed_tokens: int = None  # type: ignore[assignment]
     encoded: Tensor = None  # type: ignore[assignment]
+    owed: int = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -36,7 +39,7 @@ class StreamStatistics:
     """Totals over all frames since the encoder was made, or since `reset_statistics`.
 
     `frames` counts by path. changed_patches, num_patches: summed over frames that were compared with one
-    before; their quotient is the mean change ratio.
+    before; their quotient is the mean change ratio. owed: after the last frame, as in `FrameStatistics`.
     """
 
     frames: dict[str, int] = field(
@@ -44,6 +47,7 @@ class StreamStatistics:
     )
     changed_patches: int = 0
     num_patches: int = 0
+    owed: int = 0
 
     @property
     def total_frames(self) -> int:

@@ -35,7 +35,7 @@ def encode_frame(tower: Tower, pixel_values: Tensor, propagate: Propagate = "non
         rows.keys, rows.values, rows.gates, tower.num_global_tokens,
         blank=tower.embeddings(torch.zeros_like(pixel_values))[0], embedded=x, output=torch.empty_like(x),
     )  # fmt: skip
-    _walk(tower, cache, torch.ones(len(x), dtype=torch.bool, device=x.device), Gated(0.0), Journal())
+    _walk(tower, cache, torch.ones(len(x), dtype=torch.bool, device=x.device), Gated(0.0), Journal(new=True))
     return cache
 
 

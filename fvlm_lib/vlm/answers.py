@@ -206,9 +206,10 @@ def _difference(key: str, made: Any, wanted: Any) -> str:
 
 def format_statistics(statistics: StreamStatistics, prefills: PrefillTotals) -> str:
     """Totals of an encoder and of the prefills for the terminal, a line each."""
+    owed = f"; {statistics.owed} tokens are owed" if statistics.owed else ""
     return (
         f"{statistics.total_frames} frames: {_paths(statistics.frames)}; {statistics.mean_change_ratio:.2%} of patches "
-        f"changed on average\n{sum(prefills.frames.values())} prefills: {_paths(prefills.frames)}; "
+        f"changed on average{owed}\n{sum(prefills.frames.values())} prefills: {_paths(prefills.frames)}; "
         f"{prefills.mean_rows:.2%} of rows computed on average"
     )
 

@@ -16,7 +16,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def calibrate(
     skip_small_updates: bool = False,
     fit: Fit = "processor",
     decoding: Decoding = GREEDY,
+    packing: Mapping[str, Any] | None = None,
     tolerances: Sequence[float] = TOLERANCES,
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -75,7 +76,8 @@ def calibrate(
     `max_kl` nats.
 
     settings: what is not calibrated. Where `propagate` is not "gated", or the tower has no partial updates, the vision
-    encode stays as it is; with keep_prefill, the prefill does. report: gets each row of the table as it comes.
+    encode stays as it is; with keep_prefill, the prefill does. packing: `pack_weights` and `pack_memory` of both.
+    report: gets each row of the table as it comes.
 
     Raises ValueError for fewer than two frames of one sequence, of which the first is always computed in full, and for
     a language model that cannot be gated.
@@ -91,8 +93,9 @@ def calibrate(
     found: list[DifferentialSettings] = []
 
     def opened(chosen: DifferentialSettings) -> VLMStream:
-        encoder = open_encoder(vlm, chosen, skip_small_updates)
-        return VLMStream(vlm, prompt, encoder, **prefill_options(chosen), fit=fit, decoding=decoding)
+        options = dict(packing or {})
+        encoder = open_encoder(vlm, chosen, skip_small_updates, **options)
+        return VLMStream(vlm, prompt, encoder, **prefill_options(chosen), **options, fit=fit, decoding=decoding)
 
     def holds(vision: float | None, prefill: float | None) -> bool:
         chosen = _with(settings, vision, prefill)

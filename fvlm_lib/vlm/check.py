@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fvlm_lib.schema import Count, Tolerance, check
+
 
 @dataclass(frozen=True)
 class Said:
@@ -74,6 +76,14 @@ def compare(lm_head: Any, kept: Said, full: Said, max_kl: float | None = None) -
     error = float((kept.hidden.double() - reference).norm() / reference.norm())
     failed = max_kl is not None and not kl <= max_kl  # NaN fails, too
     return Check(kl, error, kept.token_ids == full.token_ids, failed)
+
+
+def check_options(check_every: int | None, max_kl: float | None) -> None:
+    """Raise ValueError where a stream's settings of checks cannot be, or one is without the other."""
+    check(Count | None, check_every, "check_every")
+    check(Tolerance | None, max_kl, "max_kl")
+    if max_kl is not None and check_every is None:
+        raise ValueError("max_kl is of checks, but check_every is None; give how many frames are from one to the next")
 
 
 def first_token_kl(full: Tensor, kept: Tensor) -> float:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvlm_lib import options
 from fvlm_lib.data.screens import ScreenSequence, read_frame
-from fvlm_lib.options import said
+from fvlm_lib.options import pack_options, said
 from fvlm_lib.outputs import json_lines
 from fvlm_lib.vision.settings import encoder_options, prefill_options
 from fvlm_lib.vlm.predict_options import SETTINGS_FILE, open_sequences, open_settings, parse_arguments
@@ -119,16 +119,17 @@ def run_predict(args: argparse.Namespace) -> None:
 
     if args.calibrate:
         check_frames(sequences)
+    packing = pack_options(args)
     device = pick_device(args.device)
     dtype = getattr(torch, args.dtype, torch.float32 if device == "cpu" else None)
     vlm = load_vlm(args.model, device, dtype)
-    encoder = None if args.disable_differential else open_encoder(vlm, settings, args.diff_skip_small)
+    encoder = None if args.disable_differential else open_encoder(vlm, settings, args.diff_skip_small, **packing)
     decoding = Decoding(
         args.max_new_tokens, args.min_new_tokens, args.temperature, args.top_p or 1.0, args.num_beams, args.seed
     )
     prefill = prefill_options(settings)
     checks = {"check_every": args.check_every, "max_kl": args.max_kl if args.check_every else None}
-    stream = VLMStream(vlm, args.prompt, encoder, **prefill, **checks, fit=args.fit, decoding=decoding)
+    stream = VLMStream(vlm, args.prompt, encoder, **prefill, **checks, **packing, fit=args.fit, decoding=decoding)
     if encoder and not args.diff_config and SETTINGS_FILE.exists():
         _note(f"the differential settings are those of {SETTINGS_FILE}, under the options")
     for note in notes(vlm, encoder, _first_size(sequences), args.fit):
@@ -142,6 +143,7 @@ def run_predict(args: argparse.Namespace) -> None:
         "prefill": settings.prefill,
         "prefill_tolerance": getattr(stream.policy, "tolerance", None),
         **checks,
+        "pack": args.pack,
         "device": device,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
     }
@@ -150,7 +152,7 @@ def run_predict(args: argparse.Namespace) -> None:
         run_calibration(
             vlm, args.prompt, sequences, settings, args.max_kl, args.calibrate_output, about,
             keep_prefill=args.prefill in ("full", "exact"), skip_small_updates=args.diff_skip_small,
-            fit=args.fit, decoding=decoding,
+            fit=args.fit, decoding=decoding, packing=packing,
         )  # fmt: skip
     elif args.benchmark:
         full = VLMStream(vlm, args.prompt, prefill="full", fit=args.fit, decoding=decoding)

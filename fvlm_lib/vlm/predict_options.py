@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from fvlm_lib.data.screens import ScreenSequence, read_sequence, read_sequences
-from fvlm_lib.options import Parser, add_device, add_seed, option
+from fvlm_lib.options import Parser, add_device, add_pack, add_seed, option
 from fvlm_lib.outputs import check_output
 from fvlm_lib.schema import (
     FITS,
@@ -37,6 +37,7 @@ _SETTINGS = {
     "diff_patch_size": "patch_size",
     "diff_propagate": "propagate",
     "diff_tolerance": "tolerance",
+    "diff_max_rows": "max_rows",
     "diff_reference": "reference",
     "prefill": "prefill",
     "prefill_tolerance": "prefill_tolerance",
@@ -139,10 +140,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="for towers without partial updates: keep all tokens up to --diff-max-changed-patches",
     )
-    kept.add_argument("--diff-propagate", choices=["gated", "none"], help="recompute tokens that feel a change, or not")
     kept.add_argument(
-        "--diff-tolerance", type=option(Tolerance), metavar="X", help="of gated propagation, relative L2; 0 is exact"
+        "--diff-propagate",
+        choices=["gated", "budget", "none"],
+        help="recompute tokens that feel a change, or at most --diff-max-rows of them a frame and layer, or none",
     )
+    kept.add_argument(
+        "--diff-tolerance",
+        type=option(Tolerance),
+        metavar="X",
+        help="of gated and budget propagation, relative L2; 0 is exact",
+    )
+    kept.add_argument("--diff-max-rows", type=option(Count), metavar="N", help="of budget propagation; default 64")
     kept.add_argument("--diff-reference", choices=["encoded", "previous"], help="what patches are compared with")
     kept.add_argument("--diff-print-stats", action="store_true", help="totals of paths and changes at the end")
     checked = parser.add_argument_group("how far off that is")
@@ -169,6 +178,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     checked.add_argument(
         "--calibrate-output", type=Path, metavar="FILE.yaml", help="settings file to write what was found to"
     )
+    add_pack(parser)
     add_device(parser)
     parser.add_argument(
         "--dtype",
@@ -210,6 +220,14 @@ def _check(args: argparse.Namespace) -> None:
         (
             args.prefill in ("full", "exact") and args.prefill_tolerance is not None,
             [f"--prefill {args.prefill}", "--prefill-tolerance"],
+        ),
+        (
+            args.diff_propagate in ("gated", "none") and args.diff_max_rows is not None,
+            [f"--diff-propagate {args.diff_propagate}", "--diff-max-rows"],
+        ),
+        (
+            args.diff_propagate == "budget" and args.diff_max_changed_patches is not None,
+            ["--diff-propagate budget", "--diff-max-changed-patches"],
         ),
         (args.top_p is not None and args.temperature == 0, ["--temperature 0", "--top-p"]),
         (args.resume and args.benchmark, ["--resume", "--benchmark"]),
@@ -275,8 +293,19 @@ def open_settings(args: argparse.Namespace) -> DifferentialSettings:
     if not args.disable_differential and (args.diff_config or SETTINGS_FILE.exists()):
         settings = read_settings(args.diff_config or SETTINGS_FILE)
     given = {field: getattr(args, option) for option, field in _SETTINGS.items() if getattr(args, option) is not None}
+    propagate = given.get("propagate", settings.propagate)
+    if args.diff_max_rows is not None and propagate != "budget":
+        raise ValueError(
+            f"--diff-max-rows is of budget propagation, and that of the settings is {propagate}; add --diff-propagate "
+            "budget"
+        )
+    # an option for how changes propagate switches off what the settings file says of the other ways
     if given.get("propagate") == "none":
         given["tolerance"] = None
+    if given.get("propagate") in ("gated", "none"):
+        given["max_rows"] = None
+    if given.get("propagate") == "budget":
+        given["max_changed_patches"] = None
     if given.get("prefill", "gated") != "gated":
         given["prefill_tolerance"] = None
     found = replace(settings, **given)

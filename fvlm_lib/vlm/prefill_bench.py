@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         description="Let a language model read generated screens of `name: value` lines, then each screen after one "
         "change, by several policies of prefill and in full. Prints the share of rows computed, the KL divergence of "
         "the answer's token (nats, full || kept), right and stale answers, and times; by policy, and for each kind of "
-        "change. Stale is the answer that was right before. The last line is JSON.",
+        "change. Stale is the answer that was right before, of those that changed (asks) and that a full prefill gets "
+        "right. The last line is JSON.",
         epilog="example: fvlm bench-prefill --model checkpoints/text-screens --screens 20",
     )
     add = parser.add_argument

@@ -24,7 +24,7 @@ from fvlm_lib.reuse.policies.deviation import Deviation
 from fvlm_lib.reuse.policies.exact import Exact
 from fvlm_lib.reuse.policies.first_k import FirstK
 from fvlm_lib.reuse.policies.gated import Gated
-from fvlm_lib.stats import bootstrap, ratio
+from fvlm_lib.stats import Estimate, bootstrap, ratio
 from fvlm_lib.timing import timed
 from fvlm_lib.vlm.text_models import TextModel, TextPrompt
 
@@ -49,9 +49,9 @@ def measure_prefill(
     """One row a pair and policy. Columns: kind, index, policy, tokens (of the prompt), changed (tokens), rows (share of
     all rows and layers computed anew), ms and ms_full (to the first token's logits; the model's own prefill beside), kl
     (of the token that tells the right answer from the one before, nats, full || kept), agrees (both would say the
-    same), right, right_full (it is that of the right answer), asks (whether the right answer changed), stale (it is
-    that of the answer that was right before), reach (share of rows computed by layer and place in the prompt, float32
-    (L · PLACES,)).
+    same), right, right_full (it is that of the right answer), asks (the right answer changed, and the full prefill
+    gives it), stale (of those, it is that of the answer that was right before), reach (share of rows computed by layer
+    and place in the prompt, float32 (L · PLACES,)).
     """
     kept = {gates: GatedPrefill(text_model.model, Gated() if gates else Exact()) for gates in (True, False)}
     rows = []
@@ -65,6 +65,7 @@ def measure_prefill(
         )
         full = logits.double().log_softmax(dim=-1)[0]  # (V,)
         said_full = int(full.argmax())
+        tells = pair.answer_changes and said_full == new  # a model that is wrong by itself tells nothing
         for prefill in kept.values():  # the screen before is read once
             prefill.reset()
             prefill(embeds_before, input_ids=before.input_ids, observed=before.observed)
@@ -89,8 +90,8 @@ def measure_prefill(
                     "agrees": said == said_full,
                     "right": said == new,
                     "right_full": said_full == new,
-                    "stale": pair.answer_changes and said == old,
-                    "asks": pair.answer_changes,
+                    "stale": tells and said == old,
+                    "asks": tells,
                     "reach": _reach(done.statistics.computed),
                 }
             )
@@ -110,14 +111,18 @@ def _reach(computed: Tensor) -> np.ndarray:
 
 def summarize_prefill(rows: pd.DataFrame, by: Sequence[str] = ("policy",), seed: int = 0) -> pd.DataFrame:
     """One row a policy (or group of `by`), in the order of the table: n; rows, kl, agrees, right: means over screens
-    with 95% intervals _low, _high (bootstrap over screens, of this one model); kl_max; stale of asks, counts, with the
-    95% interval of their share (Wilson); ms, median with quartiles; speedup, the median of the screens' own ratios."""
+    with 95% intervals _low, _high (bootstrap over screens, of this one model; NaN where there is but one); kl_max;
+    stale of asks, counts, with the 95% interval of their share (Wilson); ms, median with quartiles; speedup, the median
+    of the screens' own ratios."""
     found = []
     for which, group in rows.groupby(list(by), sort=False):
         line: dict[str, object] = dict(zip(by, which, strict=True)) | {"n": len(group)}
         means = ("rows", "kl", "agrees", "right", "right_full")
         columns = {name: group[name].to_numpy(float) for name in means} | {"one": np.ones(len(group))}
-        estimates = bootstrap(columns, {name: ratio(name, "one") for name in means}, seed=seed)
+        if len(group) > 1:
+            estimates = bootstrap(columns, {name: ratio(name, "one") for name in means}, seed=seed)
+        else:
+            estimates = {name: Estimate(columns[name].mean(), np.nan, np.nan) for name in means}
         for name, estimate in estimates.items():
             line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         stale, asks = int(group["stale"].sum()), int(group["asks"].sum())

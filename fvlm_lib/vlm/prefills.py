@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fvlm_lib.language.prefill import GatedPrefill
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.policies import POLICIES, Policy
 from fvlm_lib.reuse.policies.exact import Exact
 from fvlm_lib.reuse.policies.full import Full
@@ -100,9 +101,14 @@ def open_policy(prefill: str | Policy, tolerance: float | None = None) -> Policy
     return prefill
 
 
-def open_prefill(model: NamedModel, policy: Policy) -> Prefix | Kept:
-    """What carries out a policy. Raises ValueError for a language model that it does not fit."""
-    return Prefix(model, isinstance(policy, Exact)) if isinstance(policy, Full | Exact) else Kept(model, policy)
+def open_prefill(
+    model: NamedModel, policy: Policy, pack_weights: PackWeights | None = None, pack_memory: int | None = None
+) -> Prefix | Kept:
+    """What carries out a policy; pack_weights, pack_memory: of a `GatedPrefill`. Raises ValueError for a language model
+    that it does not fit."""
+    if isinstance(policy, Full | Exact):
+        return Prefix(model, isinstance(policy, Exact))
+    return Kept(model, policy, pack_weights, pack_memory)
 
 
 class Prefix:
@@ -162,10 +168,12 @@ class Prefix:
 class Kept:
     """A `GatedPrefill` behind what a stream needs. Raises ValueError for a language model that it refuses."""
 
-    def __init__(self, model: NamedModel, policy: Policy) -> None:
+    def __init__(
+        self, model: NamedModel, policy: Policy, pack_weights: PackWeights | None, pack_memory: int | None
+    ) -> None:
         self._model = model.model
         try:
-            self.gated = GatedPrefill(model.model, policy)
+            self.gated = GatedPrefill(model.model, policy, pack_weights=pack_weights, pack_memory=pack_memory)
         except TypeError as error:
             raise ValueError(f"{model.name}: {error}") from None
 

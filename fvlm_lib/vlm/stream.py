@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.policies import Policy
-from fvlm_lib.schema import Count, Fit, Tolerance, check
+from fvlm_lib.schema import Fit, check
 from fvlm_lib.timing import now, timed
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings, encoder_options
 from fvlm_lib.vision.statistics import FrameStatistics
-from fvlm_lib.vlm.check import Check, CheckTotals, Said, compare, first_hidden
+from fvlm_lib.vlm.check import Check, CheckTotals, Said, check_options, compare, first_hidden
 from fvlm_lib.vlm.generation import GREEDY, Decoding, generate, say_greedily
 from fvlm_lib.vlm.prefills import Begun, Kept, PrefillTotals, nothing_run, open_policy, open_prefill
 from fvlm_lib.vlm.vlms import VLM
@@ -78,6 +79,7 @@ class VLMStream:
     check_every: each so many frames after a `reset`, one is also computed in full, by the model's own encode and
         prefill (`check.Check`). max_kl: where the first token's distribution is then off by more (nats), the frame is
         answered from nothing kept, and the stream goes on from there; None is never.
+    pack_weights, pack_memory: of the language model, for all policies but the first two; see `GatedPrefill`.
 
     Raises ValueError for a prompt that cannot be right (`VLM.prompt_ids`), one that is longer with an image and an
     answer than the language model has positions, a prefill that there is none of, and a language model that it does not
@@ -97,18 +99,15 @@ class VLMStream:
         decoding: Decoding = GREEDY,
         check_every: int | None = None,
         max_kl: float | None = None,
+        pack_weights: PackWeights | None = None,
+        pack_memory: int | None = None,
     ) -> None:
         check(Fit, fit, "fit")
-        check(Count | None, check_every, "check_every")
-        check(Tolerance | None, max_kl, "max_kl")
-        if max_kl is not None and check_every is None:
-            raise ValueError(
-                "max_kl is of checks, but check_every is None; give how many frames are from one to the next"
-            )
+        check_options(check_every, max_kl)
         self.vlm, self.encoder, self.fit, self.decoding = vlm, encoder, fit, decoding
         self.check_every, self.max_kl = check_every, max_kl
         self.policy = open_policy(prefill, prefill_tolerance)
-        self._prefill = open_prefill(vlm, self.policy)
+        self._prefill = open_prefill(vlm, self.policy, pack_weights, pack_memory)
         self.prefill_totals, self.check_totals = PrefillTotals(), CheckTotals()
         self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
@@ -267,10 +266,8 @@ class VLMStream:
             said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past)))
         start = now()
         options, seed = self.decoding.options(), self.decoding.seed + number
-        watching: contextlib.AbstractContextManager[list[Tensor]] = contextlib.nullcontext([])
-        if watched:
-            watching = first_hidden(self.vlm.model, begun.hidden)
-        with watching as hidden:
+        with contextlib.ExitStack() as stack:
+            hidden = stack.enter_context(first_hidden(self.vlm.model, begun.hidden)) if watched else []
             done = generate(self.vlm.model, self._prefill, embeds, begun, options, seed)
         if watched and said is None:
             said = Said(hidden[0], done.token_ids)
@@ -289,7 +286,12 @@ class VLMStream:
 
 
 def open_encoder(
-    vlm: VLM, settings: DifferentialSettings, skip_small_updates: bool = False
+    vlm: VLM,
+    settings: DifferentialSettings,
+    skip_small_updates: bool = False,
+    *,
+    pack_weights: PackWeights = False,
+    pack_memory: int | None = None,
 ) -> DifferentialVisionEncoder:
     """The differential encoder of a model's vision tower, for frames as its processor normalises them.
 
@@ -304,6 +306,8 @@ def open_encoder(
         vlm.model,
         **options,
         skip_small_updates=skip_small_updates,
+        pack_weights=pack_weights,
+        pack_memory=pack_memory,
         image_mean=images.image_mean if images.do_normalize else None,
         image_std=images.image_std if images.do_normalize else None,
     )

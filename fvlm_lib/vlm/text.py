@@ -15,7 +15,7 @@ from pathlib import Path
 from fvlm_lib.data.text_stream import read_text_stream
 from fvlm_lib.options import Parser, add_device, add_seed, option, run
 from fvlm_lib.outputs import check_output, json_lines
-from fvlm_lib.schema import Beams, NewTokens, Temperature, Tolerance
+from fvlm_lib.schema import Beams, Count, NewTokens, Temperature, Tolerance
 
 ROW = "{:>6}  {:<8}  {:>13}  {:>6}  {:>10}  {:>9}  {}"
 HEADER = ("screen", "prefill", "reused/tokens", "rows", "prefill ms", "decode ms", "answer")
@@ -50,6 +50,18 @@ def main(argv: list[str] | None = None) -> int:
         "--prefill-tolerance; default %(default)s",
     )
     add("--prefill-tolerance", type=option(Tolerance), metavar="X", help="relative L2; 0 is exact; default 0.02")
+    add(
+        "--check-every",
+        type=option(Count),
+        metavar="N",
+        help="each N-th screen is also computed in full: KL divergence of the first token, same text or not",
+    )
+    add(
+        "--max-kl",
+        type=option(Tolerance),
+        metavar="X",
+        help="nats; a checked screen above it is answered from the full computation",
+    )
     add("--max-new-tokens", type=option(NewTokens), default=32, metavar="N", help="of an answer; default %(default)s")
     add("--temperature", type=option(Temperature), default=0.0, metavar="T", help="0 is greedy; default %(default)s")
     add("--num-beams", type=option(Beams), default=1, metavar="N", help="default %(default)s")
@@ -59,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.prefill_tolerance is not None and args.prefill != "gated":
         parser.error(f"--prefill-tolerance is of --prefill gated, but --prefill is {args.prefill}; leave one out")
+    if args.max_kl is not None and args.check_every is None:
+        parser.error("--max-kl is of checks; add --check-every N, how many screens are from one to the next")
     kept = f"{args.output} keeps what is done" if args.output else ""
     return run(parser.prog, lambda: _answer(args), kept)
 
@@ -86,7 +100,10 @@ def _answer(args: argparse.Namespace) -> None:
         args.prompt,
         prefill=args.prefill,
         prefill_tolerance=args.prefill_tolerance,
+        pack_weights="auto",
         decoding=decoding,
+        check_every=args.check_every,
+        max_kl=args.max_kl,
     )
     print(ROW.format(*HEADER))
     with json_lines(args.output) if args.output else contextlib.nullcontext() as write:
@@ -103,6 +120,8 @@ def _answer(args: argparse.Namespace) -> None:
     totals = stream.prefill_totals
     paths = ", ".join(f"{count} {path}" for path, count in totals.frames.items() if count)
     print(f"{len(screens)} screens: {paths}; {totals.mean_rows:.1%} of rows computed on average")
+    if args.check_every:
+        print(stream.check_totals)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from fvlm_lib.foveated.assemble import read_language_model
 from fvlm_lib.vlm.chat_template import render_chat
 
+_MARK = "<message of the user>"
+
 
 @dataclass(frozen=True)
 class TextPrompt:
@@ -45,25 +47,28 @@ class TextModel:
         """
         message = f"{screen}\n\n{question}" if screen else question
         template = self.tokenizer.chat_template
-        if template is None:
-            text = f"{message}\n{lead}"
-        else:
-            try:
-                rendered = render_chat(
-                    template, [{"role": "user", "content": message}], self.tokenizer.special_tokens_map
-                )
-            except ValueError as error:
-                raise ValueError(f"the chat template of {self.name} cannot be used ({error}); mend it") from None
-            text = rendered + lead
-        begin = text.find(message)
-        if begin < 0:
-            raise ValueError(f"the chat template of {self.name} changes what the user says; it must keep it as it is")
+        before, after = ("", "\n") if template is None else self._around_message()
+        text, begin = before + message + after + lead, len(before)
         begins = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
         options = {"add_special_tokens": template is None and not begins, "return_offsets_mapping": True}
         found = self.tokenizer(text, **options)
         spans = torch.tensor(found["offset_mapping"]).view(-1, 2)
         observed = (spans[:, 0] < begin + len(screen)) & (spans[:, 1] > begin)
         return TextPrompt(text, tuple(found["input_ids"]), observed)
+
+    def _around_message(self) -> tuple[str, str]:
+        """What the chat template puts before and behind a message of the user. It is rendered once, about a mark in its
+        place, since rendering takes half a second (`chat_template.py`)."""
+        try:
+            rendered = render_chat(
+                self.tokenizer.chat_template, [{"role": "user", "content": _MARK}], self.tokenizer.special_tokens_map
+            )
+        except ValueError as error:
+            raise ValueError(f"the chat template of {self.name} cannot be used ({error}); mend it") from None
+        if rendered.count(_MARK) != 1:
+            raise ValueError(f"the chat template of {self.name} changes what the user says; it must keep it as it is")
+        before, after = rendered.split(_MARK)
+        return before, after
 
     def embed(self, prompt: TextPrompt) -> Tensor:
         """The prompt's embeddings (1, N, D)."""

@@ -6,23 +6,26 @@ change does not reach is not computed. Loading and prompts are `text_models.py`'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.policies import Policy
-from fvlm_lib.timing import now
-from fvlm_lib.vlm.generation import generate
-from fvlm_lib.vlm.prefills import PrefillTotals, open_policy, open_prefill
-from fvlm_lib.vlm.stream import GREEDY, Decoding
-from fvlm_lib.vlm.text_models import TextModel
+from fvlm_lib.timing import now, timed
+from fvlm_lib.vlm.check import Check, CheckTotals, Said, check_options, compare
+from fvlm_lib.vlm.generation import GREEDY, Decoding, generate, say_greedily
+from fvlm_lib.vlm.prefills import Begun, PrefillTotals, nothing_run, open_policy, open_prefill
+from fvlm_lib.vlm.text_models import TextModel, TextPrompt
 
 
 @dataclass(frozen=True)
 class TextAnswer:
     """What was said about one screen, and what it took.
 
-    prefill_path, prefill_rows, reused_tokens, prompt_tokens, prefill_ms, decode_ms: as of `stream.Answer`.
+    prefill_path, prefill_rows, reused_tokens, prompt_tokens, prefill_ms, decode_ms, check: as of `stream.Answer`.
     """
 
     text: str
@@ -33,13 +36,14 @@ class TextAnswer:
     prefill_rows: float
     prefill_ms: float
     decode_ms: float
+    check: Check | None = None
 
 
 class TextStream:
     """Answers one question about one screen after the other.
 
-    prefill, prefill_tolerance: as of `stream.VLMStream`. Of "gated", the tokens that are new or changed count as
-    changed.
+    prefill, prefill_tolerance, pack_weights, check_every, max_kl: as of `stream.VLMStream`. Of "gated", the tokens that
+    are new or changed count as changed.
 
     Raises ValueError as `open_policy` and `open_prefill` do.
     """
@@ -51,14 +55,21 @@ class TextStream:
         *,
         prefill: str | Policy = "exact",
         prefill_tolerance: float | None = None,
+        pack_weights: PackWeights | None = None,
         decoding: Decoding = GREEDY,
+        check_every: int | None = None,
+        max_kl: float | None = None,
     ) -> None:
+        check_options(check_every, max_kl)
         self.text_model, self.question, self.decoding = text_model, question, decoding
-        self._prefill = open_prefill(text_model, open_policy(prefill, prefill_tolerance))
-        self.prefill_totals = PrefillTotals()
+        self.check_every, self.max_kl = check_every, max_kl
+        self._prefill = open_prefill(text_model, open_policy(prefill, prefill_tolerance), pack_weights)
+        self.prefill_totals, self.check_totals = PrefillTotals(), CheckTotals()
+        self.reset()
 
     def reset(self) -> None:
         """Forget the last screen; the totals stay."""
+        self._seen = 0  # screens
         self._prefill.reset()
 
     @torch.no_grad()
@@ -67,26 +78,55 @@ class TextStream:
 
         Raises ValueError for a screen that is longer, with the question and an answer, than the context.
         """
-        model, decoding = self.text_model.model, self.decoding
+        model = self.text_model.model
         prompt = self.text_model.prompt(screen, self.question)
         count, most = len(prompt.input_ids), getattr(model.config, "max_position_embeddings", None)
-        if most is not None and count + decoding.max_new_tokens > most:
+        if most is not None and count + self.decoding.max_new_tokens > most:
             raise ValueError(
-                f"the prompt of screen {number} has {count} tokens, with an answer of up to {decoding.max_new_tokens} "
-                f"more than the context of {self.text_model.name}, {most}; cut the screen, or ask for less"
+                f"the prompt of screen {number} has {count} tokens, with an answer of up to "
+                f"{self.decoding.max_new_tokens} more than the context of {self.text_model.name}, {most}; cut the "
+                "screen, or ask for less"
             )
-        start = now()
+        self._seen += 1
         embeds = self.text_model.embed(prompt)
+        if self.check_every is None or self._seen % self.check_every:
+            return self._answer(prompt, embeds, number)[0]
+        answer, begun, kept = self._answer(prompt, embeds, number, watched=True)
+        full, ms = timed(lambda: self._greedily(embeds, nothing_run(model)))
+        assert kept is not None
+        found = replace(compare(model.lm_head, kept, full, self.max_kl), ms=ms)
+        if found.failed:  # what is kept is not to be trusted
+            self._prefill.reset()
+            self.prefill_totals.add(begun, -1)
+            answer, _, _ = self._answer(prompt, embeds, number)
+        self.check_totals.add(found)
+        return replace(answer, check=found)
+
+    def _greedily(self, embeds: Tensor, begun: Begun) -> Said:
+        return say_greedily(
+            self.text_model.model, embeds, begun, self.decoding.max_new_tokens, self.decoding.min_new_tokens
+        )
+
+    def _answer(
+        self, prompt: TextPrompt, embeds: Tensor, number: int, watched: bool = False
+    ) -> tuple[TextAnswer, Begun, Said | None]:
+        """The answer, what it was begun from, and if it is watched what is said greedily."""
+        model, decoding = self.text_model.model, self.decoding
+        start = now()
         begun = self._prefill.begin(embeds, None, prompt.observed.to(embeds.device), prompt.input_ids)
+        begin_ms = 1e3 * (now() - start)
         self.prefill_totals.add(begun)
+        said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past))) if watched else None
+        start = now()
         done = generate(model, self._prefill, embeds, begun, decoding.options(), decoding.seed + number)
-        return TextAnswer(
+        answer = TextAnswer(
             text=self.text_model.tokenizer.decode(done.token_ids, skip_special_tokens=True),
             token_ids=done.token_ids,
-            prompt_tokens=count,
+            prompt_tokens=embeds.shape[1],
             reused_tokens=begun.reused_tokens,
             prefill_path=begun.path,
             prefill_rows=begun.rows,
-            prefill_ms=1e3 * (done.first - start),
+            prefill_ms=begin_ms + 1e3 * (done.first - start),
             decode_ms=1e3 * (done.end - done.first),
         )
+        return answer, begun, said

@@ -56,6 +56,8 @@ NEEDED = {
     "bench-updates": ["--tower", "nowhere"],
     "bench-panel": ["--folder", "nowhere"],
     "predict": ["--model", "nowhere", "--image-dir", "nowhere"],
+    "text": ["--model", "nowhere", "--stream", "nowhere"],
+    "bench-prefill": ["--model", "nowhere"],
 }
 NUMBERS = {
     "gap": {"num-samples": FROM_2, "batch-size": FROM_1, "num-fine": FROM_1, "floor-samples": FROM_0, "seed": FROM_0,
@@ -70,16 +72,19 @@ NUMBERS = {
     "train": {"seed": FROM_0, "threads": FROM_1, "device": DEVICE},
     "bench": {"batch-size": FROM_1, "num-frames": FROM_1, "num-tokens": FROM_1, "repeats": FROM_1, "warmup": FROM_0,
               "threads": FROM_1 | {"100000": "must be at most 1024"}, "device": DEVICE},
-    "bench-policies": {"tolerances": AT_LEAST_0, "frames": FROM_1, "threads": FROM_1},
+    "bench-policies": {"tolerances": AT_LEAST_0, "max-rows": FROM_1, "frames": FROM_1, "threads": FROM_1},
     "bench-updates": {"counts": FROM_1, "gated": FROM_1, "tolerance": AT_LEAST_0, "repeats": FROM_1, "warmup": FROM_0,
                       "threads": FROM_1},
     "bench-panel": {"repeats": FROM_1, "warmup": FROM_0},
     "predict": {"sequence-limit": FROM_1, "max-new-tokens": FROM_1, "min-new-tokens": FROM_0, "num-beams": FROM_1,
                 "temperature": AT_LEAST_0, "top-p": {"0": "must be above 0", "2": "must be at most 1", **NUMBER},
                 "seed": FROM_0, "diff-threshold": UP_TO_1, "diff-max-changed-patches": FROM_0,
-                "diff-patch-size": FROM_1, "diff-tolerance": AT_LEAST_0, "prefill-tolerance": AT_LEAST_0,
-                "check-every": FROM_1, "max-kl": AT_LEAST_0,
+                "diff-patch-size": FROM_1, "diff-tolerance": AT_LEAST_0, "diff-max-rows": FROM_1,
+                "prefill-tolerance": AT_LEAST_0, "check-every": FROM_1, "max-kl": AT_LEAST_0,
                 "device": DEVICE},
+    "text": {"prefill-tolerance": AT_LEAST_0, "max-new-tokens": FROM_1, "temperature": AT_LEAST_0, "num-beams": FROM_1,
+             "seed": FROM_0, "check-every": FROM_1, "max-kl": AT_LEAST_0, "device": DEVICE},
+    "bench-prefill": {"screens": FROM_1, "lines": FROM_1, "tolerances": AT_LEAST_0, "seed": FROM_0, "threads": FROM_1},
 }  # fmt: skip
 
 

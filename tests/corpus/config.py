@@ -189,8 +189,8 @@ OTHER: dict[str, Wrong] = {
 }  # fmt: skip
 SETTING: dict[str, Wrong] = {
     "diff_threshold": SHARE, "metric": choice("max", "mean"), "max_changed_patches?": COUNT_OR_NONE,
-    "patch_size?": PIXELS, "reference": choice("encoded", "previous"), "propagate": choice("gated", "none"),
-    "tolerance?": TOLERANCE,
+    "patch_size?": PIXELS, "reference": choice("encoded", "previous"), "propagate": choice("gated", "budget", "none"),
+    "tolerance?": TOLERANCE, "max_rows?": COUNT,
 }  # fmt: skip
 
 

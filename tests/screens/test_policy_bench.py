@@ -20,8 +20,14 @@ def test_a_row_for_each_policy_and_a_last_line_of_json(tmp_path, capsys):
     assert exit_code(policy_bench.main, *arguments) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["exact match"]["error_max"] == 0 and last["gated 0.5"]["n"] == 2
-    assert len(pd.read_parquet(output)) == 3 * 4
-    assert set(read_measured(output.parent, "terminal")["policy"]) == {"exact match", "pseudocode", "none", "gated 0.5"}
+    assert len(pd.read_parquet(output)) == 3 * 5
+    assert set(read_measured(output.parent, "terminal")["policy"]) == {
+        "exact match",
+        "pseudocode",
+        "none",
+        "gated 0.5",
+        "budget 64",
+    }
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ def test_choose_path(changed, limit, can_update, skip, path):
     assert choose_path(changed, limit, can_update=can_update, skip_small_updates=skip) == path
 
 
+def test_what_is_owed_is_gone_on_with_where_nothing_changes():
+    assert [choose_path(changed, 5, owed=3) for changed in (None, 0, 1, 6)] == ["full", "partial", "partial", "full"]
+    assert choose_path(0, 5, owed=3, can_update=False) == "cached"
+
+
 def test_reset_forgets_the_frame_and_keeps_the_totals(clip):
     encoder = DifferentialVisionEncoder(clip)
     assert paths(encoder, [frame(), frame()]) == ["full", "cached"]
@@ -134,7 +139,7 @@ def test_what_was_done_with_a_frame_is_a_dict_and_has_attributes(clip):
     every = [encoder.encode(image, return_stats=True)[1] for image in frames]
     assert [stats["path"] for stats in every] == ["full", "cached", "partial", "full"]
     assert [stats["changed_patches"] for stats in every] == [16, 0, 1, 16]
-    names = ["path", "changed_patches", "num_patches", "computed_tokens", "encoded"]
+    names = ["path", "changed_patches", "num_patches", "computed_tokens", "encoded", "owed"]
     for stats in every:
         assert isinstance(stats, dict)
         assert list(stats) == names, "none vanishes, 0 neither"
@@ -339,7 +344,7 @@ def test_an_error_in_the_differential_path_is_counted_logged_and_never_a_wrong_a
 
     changed = touched(frame(), (1, 1))
     with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
-        patched.setattr(differential, "update", broken)
+        patched.setattr(differential, "update_by", broken)
         tokens, stats = encoder.encode(changed, return_stats=True)
     assert stats.path == "fallback"
     assert encoder.statistics.fallbacks == 1
@@ -389,6 +394,11 @@ def test_a_frame_that_cannot_be_right_leaves_the_cache_as_it_was(clip, image, me
         ({"tolerance": "0.1"}, "tolerance is '0.1'; it must be a number"),
         ({"max_changed_patches": 1.5}, "max_changed_patches is 1.5"),
         ({"patch_size": 0}, "patch_size is 0"),
+        ({"max_rows": 5}, "max_rows is 5 and propagate 'gated'; it goes with 'budget'"),
+        ({"max_rows": 0, "propagate": "budget"}, "max_rows is 0; it must be at least 1"),
+        ({"max_changed_patches": 5, "propagate": "budget"}, "max_changed_patches is 5 and propagate 'budget', which"),
+        ({"pack_memory": 5}, "pack_memory is 5, but pack_weights is False; it goes with 'auto'"),
+        ({"pack_weights": "some"}, "pack_weights is 'some'; it must be true or false or 'auto'"),
     ],
 )
 def test_wrong_arguments_are_named(clip, options, message):
@@ -445,3 +455,69 @@ def test_memory_does_not_grow_over_a_thousand_frames(clip):
         encoder.encode(touched(frame(), (step % 4, step % 3)))
         sizes.add(encoder._cache.nbytes + encoder._tokens.nbytes + encoder.tracker.pixels.nbytes)
     assert len(sizes) == 1
+
+
+# ---- a bounded number of tokens a frame --------------------------------------------------------------
+
+
+def test_a_budget_pays_in_later_frames_until_the_tokens_are_those_of_a_full_encode(clip):
+    clip = clip.double()
+    encoder = DifferentialVisionEncoder(clip, diff_threshold=0.0, propagate="budget", max_rows=3, tolerance=0.0)
+    encoder.encode(frame().double())
+    other = frame(1).double()  # all 16 patches change
+    exact = clip(other).last_hidden_state
+    owed, errors = [], []
+    for _ in range(200):
+        tokens, stats = encoder.encode(other, return_stats=True)
+        assert encoder.statistics.owed == stats.owed
+        if stats.path == "cached":
+            break
+        assert stats.path == "partial" and stats.computed_tokens <= 17
+        owed.append(stats.owed)
+        errors.append((tokens - exact).abs().max().item())
+    assert stats.path == "cached" and stats.owed == 0
+    assert owed[0] > 0 and owed[-1] == 0 and len(owed) > 17 / 3
+    assert errors[0] > 1e-3 and errors[-1] < 1e-9
+    torch.testing.assert_close(tokens, exact, rtol=0, atol=1e-9)
+    assert encoder.statistics.frames["full"] == 1
+
+
+@pytest.mark.parametrize("max_rows", [1, 5, 17])
+def test_a_budget_bounds_what_either_half_of_a_layer_computes(clip, max_rows):
+    encoder = DifferentialVisionEncoder(clip, propagate="budget", max_rows=max_rows, tolerance=0.0)
+    encoder.encode(frame())
+    before = [{name: tensor.clone() for name, tensor in gate.tensors().items()} for gate in encoder._cache.gates]
+    encoder.encode(frame(1))
+    for gate, kept in zip(encoder._cache.gates, before, strict=True):
+        for name in ("inputs", "used", "change"):
+            assert (gate.tensors()[name] != kept[name]).any(dim=-1).sum() <= max_rows
+
+
+def test_with_a_tolerance_a_budget_owes_what_a_gated_update_would_compute(clip):
+    unbounded = DifferentialVisionEncoder(clip, propagate="budget", max_rows=17, tolerance=0.05)
+    gated = DifferentialVisionEncoder(clip, propagate="gated", tolerance=0.05)
+    changed = touched(frame(), (1, 2), (3, 3))
+    for encoder in (unbounded, gated):
+        encoder.encode(frame())
+    (tokens, stats), expected = unbounded.encode(changed, return_stats=True), gated.encode(changed)
+    assert stats.path == "partial" and stats.owed == 0
+    assert unbounded.encode(changed, return_stats=True)[1].path == "cached"
+    assert (tokens - expected).norm() < 0.05 * expected.norm()
+    few = DifferentialVisionEncoder(clip, propagate="budget", max_rows=1, tolerance=0.001)
+    few.encode(frame())
+    assert few.encode(changed, return_stats=True)[1].owed > 0
+    few.reset_statistics()  # the totals; what is owed is still paid
+    assert few.encode(changed, return_stats=True)[1].path == "partial"
+    few.reset_cache()
+    assert few.encode(changed, return_stats=True)[1]["owed"] == 0 and few.statistics.owed == 0
+
+
+def test_what_is_owed_is_paid_for_the_pixels_that_were_seen_last(clip):
+    """A patch that changes again and back, while it is owed, ends at the token of its last pixels."""
+    clip = clip.double()
+    encoder = DifferentialVisionEncoder(clip, diff_threshold=0.0, propagate="budget", max_rows=2, tolerance=0.0)
+    frames = [frame(seed).double() for seed in (0, 1, 0, 2)]
+    for image in [*frames, *[frames[-1]] * 200]:
+        tokens, stats = encoder.encode(image, return_stats=True)
+    assert stats.path == "cached"
+    torch.testing.assert_close(tokens, clip(frames[-1]).last_hidden_state, rtol=0, atol=1e-9)

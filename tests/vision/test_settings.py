@@ -30,6 +30,7 @@ def test_defaults_are_those_of_the_encoder_and_of_the_stored_file():
         DifferentialSettings(),
         DifferentialSettings(1e-5, "mean", 0, 14, "previous", "none", 1e-7),
         DifferentialSettings(1, "max", 10**6, 1, "encoded", "gated", 0.0),
+        DifferentialSettings(propagate="budget", max_rows=30),
         DifferentialSettings(np.float32(0.25), max_changed_patches=np.int64(7), tolerance=np.float64(0.1)),
         DifferentialSettings(prefill="gated", prefill_tolerance=0.05),
     ],
@@ -50,7 +51,7 @@ def test_missing_keys_have_their_defaults(tmp_path):
     ("text", "message"),
     [
         ("toleranc: 1", " has the unknown key 'toleranc'; did you mean 'tolerance'? known are diff_threshold, metric, "
-         "max_changed_patches, patch_size, reference, propagate, tolerance, prefill, prefill_tolerance"),
+         "max_changed_patches, patch_size, reference, propagate, tolerance, max_rows, prefill, prefill_tolerance"),
         ("diff_threshold: 1.5", ": diff_threshold is 1.5; it must be at most 1"),
         ("diff_threshold: 1e-5",
          ": diff_threshold is '1e-5'; it must be a number; YAML reads 1e-5 as text, write 1.0e-5"),
@@ -66,6 +67,10 @@ def test_missing_keys_have_their_defaults(tmp_path):
         ("propagate: all", ": propagate is 'all'; it must be 'gated', 'budget' or 'none'"),
         ("prefill: changed", ": prefill is 'changed'; it must be 'full', 'exact' or 'gated'"),
         ("prefill_tolerance: -1", ": prefill_tolerance is -1; it must be at least 0, or null"),
+        ("max_rows: 5", ": max_rows is 5 and propagate 'gated'; it goes with 'budget'"),
+        ("propagate: budget\nmax_changed_patches: 5",
+         ": max_changed_patches is 5 and propagate 'budget', which encodes no frame in full because of its changes; "
+         "leave one out"),
         ("reference: last", ": reference is 'last'; it must be 'encoded' or 'previous'"),
         ("metric: max\nmetric: mean", ": line 2 gives the key 'metric' again, after line 1; keep one of them"),
         ("- 1", " is [1]; it must be a mapping, `key: value` lines"),

@@ -424,6 +424,12 @@ def refusal(call, capsys, *arguments, **options) -> str:
         (["--disable-differential", "--diff-threshold", "0"], "--disable-differential and --diff-threshold"),
         (["--disable-differential", "--diff-print-stats"], "--disable-differential and --diff-print-stats"),
         (["--diff-propagate", "none", "--diff-tolerance", "0"], "--diff-propagate none and --diff-tolerance"),
+        (["--diff-propagate", "gated", "--diff-max-rows", "5"], "--diff-propagate gated and --diff-max-rows"),
+        (["--diff-max-rows", "5"], "--diff-max-rows is of budget propagation, and that of the settings is gated"),
+        (
+            ["--diff-propagate", "budget", "--diff-max-changed-patches", "5"],
+            "--diff-propagate budget and --diff-max-changed-patches",
+        ),
         (["--top-p", "0.5"], "--temperature 0 and --top-p"),
         (["--sequence-limit", "2"], "--sequence-limit and any but --sequence-root"),
         (
@@ -483,6 +489,19 @@ def test_a_tolerance_that_the_settings_file_makes_void(call, capsys, sequence, t
     asked = ("--image-dir", sequence, "--diff-config", other, "--diff-tolerance", 0)
     assert "add --diff-propagate gated" in refusal(call, capsys, *asked)
     assert call(*asked, "--diff-propagate", "gated") == 0
+
+
+def test_an_option_for_how_changes_propagate_goes_before_what_the_settings_file_says(call, capsys, sequence, tmp_path):
+    other = tmp_path / "other.yaml"
+    asked = ("--image-dir", sequence, "--diff-config", other, "--diff-print-stats")
+    other.write_text("max_changed_patches: 1\n")
+    assert call(*asked, "--diff-propagate", "budget", "--diff-max-rows", 1, "--diff-tolerance", 0) == 0
+    assert " 1 full, " in (told := capsys.readouterr().out) and " tokens are owed" in told
+    other.write_text("propagate: budget\nmax_rows: 2\n")
+    assert call(*asked, "--diff-propagate", "none") == call(*asked, "--diff-max-rows", 9) == 0
+    assert "max_changed_patches is 3 and propagate 'budget'" in refusal(
+        call, capsys, *asked, "--diff-max-changed-patches", 3
+    )
 
 
 def test_unknown_options_are_refused(call, capsys, sequence):

@@ -68,6 +68,23 @@ def test_every_exact_prefill_says_the_same(model):
     assert gated.prefill_totals.mean_rows <= exact.prefill_totals.mean_rows
 
 
+def test_checks_hold_what_is_kept_against_a_full_computation(model):
+    for decoding in (Decoding(4), Decoding(4, temperature=1.0)):
+        options = {"prefill": "gated", "prefill_tolerance": 1e3, "decoding": decoding, "check_every": 1}
+        loose = TextStream(model, "Copy the line of d.", **options)
+        strict = TextStream(model, "Copy the line of d.", **options, max_kl=1e-9)
+        full = TextStream(model, "Copy the line of d.", prefill="full", decoding=decoding)
+        for number, screen in enumerate(SCREENS[:4]):
+            found, wanted = strict.answer(screen, number), full.answer(screen, number)
+            assert found.token_ids == wanted.token_ids  # answered from the full computation where the check failed
+            assert loose.answer(screen, number).check.failed is False
+        assert loose.check_totals.count == strict.check_totals.count == 4
+        assert loose.check_totals.largest_kl > 1e-9 and strict.check_totals.failed >= 1
+        assert sum(strict.prefill_totals.frames.values()) == 4
+    with pytest.raises(ValueError, match="max_kl is of checks"):
+        TextStream(model, "Which?", max_kl=0.1)
+
+
 def test_a_screen_beyond_the_context_is_one_sentence(model):
     stream = TextStream(model, "What?", prefill="gated")
     with pytest.raises(ValueError, match=r"the prompt of screen 3 has \d+ tokens, with an answer of up to 32"):
