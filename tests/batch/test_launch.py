@@ -164,11 +164,12 @@ def test_an_end_that_came_before_the_watch_is_noticed_too():
 
 
 def test_a_group_is_told_once_and_its_leader_by_sigint(tmp_path):
-    code = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGINT, lambda *_: print("leader SIGINT", flush=True))
-child = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('job SIGTERM', flush=True)); "
-child += "print('ready', flush=True); time.sleep(60)"
+    # os.write, since both write to one pipe and a line must come whole
+    code = r"""
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"leader SIGINT\n"))
+child = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'job SIGTERM\\n')); "
+child += "os.write(1, b'ready\\n'); time.sleep(60)"
 subprocess.Popen([sys.executable, "-c", child])
 time.sleep(60)
 """
