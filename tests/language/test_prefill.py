@@ -388,3 +388,16 @@ def test_half_precision_is_as_near_as_the_models_own(dtype):
             (logits.double() - reference).norm() for logits in (put(prefill, half, ids).logits, wanted(half, ids))
         ]
         assert errors[0] < 3 * errors[1] + 0.02 * reference.norm()
+
+
+def test_a_budget_finishes_the_rows_that_it_begins():
+    """What moved in a block's input is computed to its end: its attention alone may have moved least of all."""
+    model = make("llama")
+    prefill = GatedPrefill(model, Budget(8, 0.1))
+    put(prefill, model, prompt())
+    for _ in range(60):
+        found = put(prefill, model, CHANGES["middle"])
+        assert found.statistics.computed.sum(dim=1).max() <= 8  # the second half's rows are those of the first
+        if not found.statistics.owed:
+            break
+    assert found.statistics.owed == 0

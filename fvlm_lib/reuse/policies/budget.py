@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fvlm_lib.reuse.walk import Half
@@ -13,7 +14,8 @@ from fvlm_lib.schema import Count, Tolerance, check
 @dataclass(frozen=True)
 class Budget:
     """At either half of a block, at most `max_rows` rows are computed: of those whose input has moved by more than
-    `tolerance` (relative L2), the ones that moved most. What waits keeps its movement, and is what is still owed.
+    `tolerance` (relative L2), the ones that moved most. What waits keeps its movement, and is what is still owed. The
+    second half begins with the rows that the first computed, for their input moved, whatever attention gave them.
 
     So a frame's time is bounded, however much changes. The top r policy of Eventful Transformers (Dutson, Li and Gupta,
     ICCV 2023), with a tolerance below which nothing is owed. Rows that are given have no precedence; those that were
@@ -33,7 +35,8 @@ class Budget:
 
     def second(self, half: Half) -> Tensor:
         """The rows whose output is computed."""
-        return self._most(half.moved)
+        assert half.computed is not None
+        return self._most(half.moved.masked_fill(half.computed, torch.inf))
 
     def _most(self, moved: Tensor) -> Tensor:
         above = moved > self.tolerance
