@@ -34,6 +34,13 @@ def check_output(path: Path, option: str = "--output") -> None:
         _try(path.parent)
 
 
+def check_table(path: Path, option: str = "--output") -> None:
+    """As `check_output`, of a table. Raises ValueError for a name that does not end in .parquet, too."""
+    if path.suffix != ".parquet":
+        raise ValueError(f"{option} is {path}; it is a table, so its name must end in .parquet")
+    check_output(path, option)
+
+
 def check_new_folder(path: Path, option: str = "--out") -> None:
     """See that a new folder can be made at `path` and filled. Nothing is left behind; raises ValueError."""
     with _naming(path, option):

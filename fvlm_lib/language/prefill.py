@@ -178,8 +178,10 @@ class GatedPrefill:
         rows = empty_rows(self.decoder.blocks, embeds, is_gating(self.policy))
         everything = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
         x, computed, _ = self._walk(rows, embeds, positions, everything, Full(), Journal(), 0)
-        self._state = _State(rows, embeds, positions, x, ids, 0)
-        return self._prefilled("full", computed, len(embeds), 0)
+        state = _State(rows, embeds, positions, x, ids, 0)
+        done = self._prefilled(state, "full", computed, len(embeds), 0)
+        self._state = state
+        return done
 
     # ---- updates -----------------------------------------------------------------------------------------
 
@@ -206,8 +208,9 @@ class GatedPrefill:
         touched = differs | given | moved
         if stays and not touched.any() and not old.owed:
             empty = torch.zeros(len(self.decoder.blocks), count, dtype=torch.bool)
+            done = self._prefilled(old, "cached", empty, 0, 0)
             self._state = replace(old, input_ids=ids)
-            return self._prefilled("cached", empty, 0, 0)
+            return done
         given[-1] = True  # its logits are the first token's
         in_place = stays and not moved.any()
         # a row that stands behind another one than before sees other rows
@@ -221,11 +224,13 @@ class GatedPrefill:
             x, computed, owed = self._walk(
                 rows, embeds, positions, given, self.policy, journal, start, observed, correct=in_place
             )
+            state = _State(rows, embeds, positions, x, ids, owed)
+            done = self._prefilled(state, "partial", computed, changed_tokens, int(moved.sum()))
         except BaseException:
             journal.undo()
             raise
-        self._state = _State(rows, embeds, positions, x, ids, owed)
-        return self._prefilled("partial", computed, changed_tokens, int(moved.sum()))
+        self._state = state
+        return done
 
     def _moved(self, old: _State, source: Tensor, positions: Tensor, moved: Tensor) -> KeptRows:
         """The old rows at their new places, turned to their new positions."""
@@ -271,9 +276,10 @@ class GatedPrefill:
         x = walk_rows(blocks, rows, embeds[picked], picked, journal, causal=True, rotation=(cos[picked], sin[picked]))
         return x[-1:], chosen.expand(len(blocks), -1), 0
 
-    def _prefilled(self, path: str, computed: Tensor, changed_tokens: int, moved_tokens: int) -> Prefilled:
-        assert self._state is not None
-        state = self._state
+    def _prefilled(
+        self, state: _State, path: str, computed: Tensor, changed_tokens: int, moved_tokens: int
+    ) -> Prefilled:
+        """What a caller gets of a state that was just made, or found unchanged."""
         hidden = self.decoder.final_norm(state.last)
         statistics = PrefillStatistics(
             path, len(state.embeds), changed_tokens, moved_tokens, computed.cpu().clone(), state.owed

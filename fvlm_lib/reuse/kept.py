@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fvlm_lib.reuse.blocks import Block
@@ -130,8 +129,3 @@ def moved_rows(kept: KeptRows, source: Tensor) -> KeptRows:
 
     gates = tuple(Gate(**{name: take(t) for name, t in gate.tensors().items()}, gain=gate.gain) for gate in kept.gates)
     return KeptRows(of(kept.keys), of(kept.values), gates)
-
-
-def no_rows(like: Tensor) -> Tensor:
-    """No row at all, as an index."""
-    return torch.empty(0, dtype=torch.long, device=like.device)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.options import Parser, add_pack, add_threads, option, pack_options, run
-from fvlm_lib.outputs import check_output, note_replaced, whole
+from fvlm_lib.outputs import check_table, note_replaced, whole
 from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 
@@ -61,9 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(args: argparse.Namespace) -> None:
     if args.output:
-        if args.output.suffix != ".parquet":
-            raise ValueError(f"--output is {args.output}; it is a table, so its name must end in .parquet")
-        check_output(args.output)
+        check_table(args.output)
     packing = pack_options(args)
     settings = read_settings(args.settings) if args.settings else DifferentialSettings()
     recording = read_sequence(args.recording)

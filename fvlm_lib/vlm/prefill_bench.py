@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from fvlm_lib.options import Parser, add_seed, add_threads, option, run
-from fvlm_lib.outputs import check_output, note_replaced, whole
+from fvlm_lib.outputs import check_table, note_replaced, whole
 from fvlm_lib.schema import Count, Tolerance
 
 SHOWN = [
@@ -71,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(args: argparse.Namespace) -> None:
     if args.output:
-        if args.output.suffix != ".parquet":
-            raise ValueError(f"--output is {args.output}; it is a table, so its name must end in .parquet")
-        check_output(args.output)
+        check_table(args.output)
 
     import torch
 
