@@ -20,7 +20,7 @@ class SettingControls:
     def __init__(self, show_errors: ShowErrors) -> None:
         metrics = [("largest of its pixels", "max"), ("mean of its pixels", "mean")]
         references = [("the pixels of its token", "encoded"), ("the previous frame", "previous")]
-        limits = [("up to a quarter of all", False), ("up to a number", True)]
+        limits = [("up to three quarters of all", False), ("up to a number", True)]
         self.seen = labelled(ipywidgets.Dropdown, "frames seen at")
         self.patch_size = labelled(ipywidgets.Dropdown, "patches of")
         self.threshold = LogNumber("threshold", show_errors)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class Products:
     def seconds(self, rows: int) -> float:
         """Of all products for so many rows of every block."""
         return sum(routes(rows).seconds for routes in self.routes)
+
+    def rows_within(self, share: float, of_rows: int) -> int:
+        """The most rows whose products take at most this share of the time that those of `of_rows` rows take."""
+        return bisect_right(range(of_rows + 1), share * self.seconds(of_rows), key=self.seconds) - 1
 
 
 def few_rows_blocks(

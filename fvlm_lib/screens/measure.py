@@ -116,7 +116,7 @@ def measure_policies(
     of a pixel from the one its token was computed from, as a fraction of the range).
     """
     patch = int(tower.model.config.patch_size)  # type: ignore[union-attr, arg-type]
-    limit = default_limit(patch_grid(*tower.image_size, patch))
+    grid = patch_grid(*tower.image_size, patch)
     encoders = {policy: _encoder(tower, policy, patch) for policy in compared}
     sources: dict[Policy, Tensor] = {}  # the pixels that each token was computed from
     std = torch.tensor(tower.std).view(3, 1, 1)
@@ -140,7 +140,7 @@ def measure_policies(
                     "diff_threshold": policy.diff_threshold,
                     "metric": policy.metric,
                     "reference": policy.reference,
-                    "max_changed_patches": limit if policy.max_changed_patches is None else policy.max_changed_patches,
+                    "max_changed_patches": encoder.limit(grid),
                     "tolerance": policy.tolerance,
                     "frame": index,
                     "path": stats.path,

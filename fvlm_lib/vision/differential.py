@@ -22,7 +22,7 @@ from fvlm_lib.reuse.policies.budget import Budget
 from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE, Gated
 from fvlm_lib.reuse.walk import GatingPolicy
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
-from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
+from fvlm_lib.vision.changes import DEFAULT_CHANGED_SHARE, DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
 from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
@@ -43,7 +43,8 @@ class DifferentialVisionEncoder:
         if it says so.
     diff_threshold: fraction of the full range, in [0, 1]; patches that differ by more have changed.
     metric: "max" holds every pixel of an unchanged patch to the threshold, "mean" their mean.
-    max_changed_patches: up to so many a partial update is made, with more a full encode; None is a quarter of them.
+    max_changed_patches: up to so many a partial update is made, with more a full encode; None is three quarters of
+        them, or as many as take three quarters of a full encode's time where that was measured (pack_weights="auto").
     context_radius: patches within so many of a changed one are recomputed with it; a smaller gain for its time
         than a lower tolerance.
     skip_small_updates: for towers without partial updates: up to max_changed_patches changed patches, return
@@ -165,7 +166,7 @@ class DifferentialVisionEncoder:
         patch_size = self._frame_patch_size(images)
         mask = self.tracker.changed(images, patch_size)  # None: nothing to compare with
         changed = None if mask is None else int(mask.sum())
-        limit = self._limit(grid)
+        limit = self.limit(grid)
         path = choose_path(
             changed,
             limit,
@@ -197,11 +198,17 @@ class DifferentialVisionEncoder:
         stats = FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)
         return (tokens, stats) if return_stats else tokens
 
-    def _limit(self, grid: tuple[int, int]) -> int:
-        """Changed patches up to which a frame of this grid is updated."""
+    def limit(self, grid: tuple[int, int]) -> int:
+        """Changed patches up to which a frame of this grid (rows, columns) is updated, and with more encoded in full."""
         if self.propagate == "budget":
             return grid[0] * grid[1]
-        return default_limit(grid) if self.max_changed_patches is None else self.max_changed_patches
+        if self.max_changed_patches is not None:
+            return self.max_changed_patches
+        tower = self.vision.tower
+        if tower is None or tower.products is None:
+            return default_limit(grid)
+        others = tower.num_global_tokens
+        return max(0, tower.products.rows_within(DEFAULT_CHANGED_SHARE, grid[0] * grid[1] + others) - others)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]

@@ -50,7 +50,7 @@ class DifferentialSettings:
     metric: Metric = "max"
     """of a patch's pixels: max or mean"""
     max_changed_patches: CountOrNone | None = None
-    """more than these are a full encode; null is a quarter of all"""
+    """more than these are a full encode; null is three quarters of all"""
     patch_size: Pixels | None = None
     """pixels, of the frame as the tower sees it; null is the tower's own"""
     reference: Reference = "encoded"

@@ -130,7 +130,7 @@ def test_frames_are_seen_as_the_tower_gets_them(config):
     expected = list(trace_settings(compare_patches(frames, 14), DifferentialSettings()))
     assert [step.changed for step, _ in panel.traced.steps] == [step.changed for step, _ in expected]
     assert panel.traced.steps[0][0].mask.shape == (24, 24)
-    assert panel.setting.limit.max == 576 and panel.setting.limit.value == 144
+    assert panel.setting.limit.max == 576 and panel.setting.limit.value == 432
 
 
 def test_the_limit_decides_between_partial_and_full(config):

@@ -13,7 +13,7 @@ from torch import nn
 
 from fvlm_lib.reuse import fastest
 from fvlm_lib.reuse.blocks import Block
-from fvlm_lib.reuse.fastest import few_rows_blocks, worth_packing
+from fvlm_lib.reuse.fastest import Products, few_rows_blocks, worth_packing
 from fvlm_lib.reuse.packing import FewRowsLinears
 from fvlm_lib.reuse.products import ROWS, TRANSPOSED_MOST, Route, Routes, Sample, Times, measure
 
@@ -64,6 +64,17 @@ def test_two_rows_are_computed_as_five_where_five_are_faster():
     assert routes(6) == Route("packed", 6, 4.0) and routes(7) == Route("plain", 7, pytest.approx(16 / 3))
     assert routes(16) == Route("plain", 16, 12.0)
     assert times.routes(["plain"])(2) == Route("plain", 5, 4.0)
+
+
+def test_the_rows_that_fit_into_a_share_of_the_time_follow_the_measured_times():
+    nothing = Route("plain", 0, 0.0)
+    step = Routes((nothing, *(Route("plain", rows, 1.0 if rows <= 4 else 4.0) for rows in range(1, 9))))
+    flat = Routes((nothing, *(Route("plain", rows, 1.0) for rows in range(1, 9))))
+    assert Products((step, step), 0).rows_within(0.75, 8) == 4
+    assert Products((step, flat), 0).rows_within(0.4, 8) == 4
+    assert Products((step, flat), 0).rows_within(0.39, 8) == 0
+    assert Products((step,), 0).rows_within(1.0, 8) == 8
+    assert Products((step,), 0).rows_within(0.5, 16) == 8  # beyond what was measured: the last time a row
 
 
 def test_measuring_gives_a_time_of_every_way_and_number_of_rows():

@@ -121,7 +121,7 @@ def test_the_partial_updates_are_measured_at_the_settings_and_say_so(tower, tmp_
     assert table.loc["none", "ms"] == pytest.approx(later["ms"].mean())
     assert table.loc["none", "ms_full"] == pytest.approx(later["ms_full"].mean())
     default = read_measured(tmp_path, "idle").set_index("policy").loc["none"]
-    assert (default["max_changed_patches"], default["file"]) == (13 * 20 // 4, "idle.parquet")
+    assert (default["max_changed_patches"], default["file"]) == (13 * 20 * 3 // 4, "idle.parquet")
     with pytest.raises(ValueError, match="patch_size is 14; the tower's patches"):
         measured(tower, "idle", policies([], settings=DifferentialSettings(patch_size=14)), 2)
 

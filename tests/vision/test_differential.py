@@ -165,6 +165,19 @@ def test_all_patches_changed_equals_the_model(clip, propagate):
     torch.testing.assert_close(tokens, clip(frame(9)).last_hidden_state, rtol=1e-4, atol=1e-4)
 
 
+def test_the_limit_is_three_quarters_or_follows_the_measured_products(clip):
+    assert DifferentialVisionEncoder(clip).limit((4, 4)) == 12
+    assert DifferentialVisionEncoder(clip, max_changed_patches=3, pack_weights="auto").limit((4, 4)) == 3
+    assert DifferentialVisionEncoder(clip, propagate="budget").limit((4, 4)) == 16
+    encoder = DifferentialVisionEncoder(clip, pack_weights="auto")
+    tower = encoder.vision.tower
+    seconds = [tower.products.seconds(rows) for rows in range(18)]  # the class token and 16 patches
+    limit = encoder.limit((4, 4))
+    assert 0 <= limit < 16
+    assert seconds[limit + 2] > 0.75 * seconds[17]
+    assert limit == 0 or seconds[limit + 1] <= 0.75 * seconds[17]
+
+
 def test_tolerance_zero_equals_the_model_after_many_small_changes(clip):
     encoder = DifferentialVisionEncoder(clip, diff_threshold=0.0, tolerance=0.0, max_changed_patches=16)
     image = frame()
