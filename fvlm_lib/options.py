@@ -105,7 +105,7 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "yes", "no"],
         const="yes",
         default="no",
-        help="weights packed for products of few rows; auto: as measuring for a second finds; default %(default)s, and "
+        help="weights packed for products of few rows; auto: as measuring for seconds finds; default %(default)s, and "
         "yes where nothing follows",
     )
     parser.add_argument(

@@ -78,7 +78,7 @@ def open_tower(
     pack_weights: None for the model's own layers. The others are for updates on a CPU, in which products
     have few rows (see `packing.py`): False takes no memory, True packs copies of the blocks' weights, as much
     memory again, that do not follow later training; CPU and float32 only, elsewhere a warning is logged and
-    `Tower.packed` is False. "auto" measures for about a second what is fastest for how many rows, and packs
+    `Tower.packed` is False. "auto" measures for about two seconds what is fastest for how many rows, and packs
     what gains by it, within `pack_memory` bytes (see `fastest.few_rows_blocks`).
 
     SigLIP 2 takes frames here and patchifies them itself; its (pixel_values, pixel_attention_mask,

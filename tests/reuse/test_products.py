@@ -61,9 +61,15 @@ def test_two_rows_are_computed_as_five_where_five_are_faster():
     times = Times((1, 2, 5, 8), {"plain": (1.0, 9.0, 4.0, 6.0), "packed": (3.0, 5.0, 2.0, 8.0)})
     routes = times.routes(["plain", "packed"])
     assert [routes(n) for n in (1, 2, 5)] == [Route("plain", 1, 1.0), *[Route("packed", 5, 2.0)] * 2]
-    assert routes(6) == Route("packed", 6, 4.0) and routes(7) == Route("plain", 7, pytest.approx(16 / 3))
+    assert routes(6) == routes(7) == routes(8) == Route("plain", 8, 6.0)  # of 6 and 7 rows nobody knows
     assert routes(16) == Route("plain", 16, 12.0)
     assert times.routes(["plain"])(2) == Route("plain", 5, 4.0)
+
+
+def test_between_measured_numbers_of_rows_only_multiples_of_the_grain_are_taken():
+    times = Times((8, 24, 60), {"plain": (1.0, 3.0, 12.0)})
+    found = {(route.rows, route.seconds) for route in times.routes(["plain"]).found[1:]}
+    assert found == {(8, 1.0), (16, 2.0), (24, 3.0), (32, 5.0), (48, 9.0), (60, 12.0)}
 
 
 def test_the_rows_that_fit_into_a_share_of_the_time_follow_the_measured_times():
