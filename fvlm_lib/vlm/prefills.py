@@ -45,7 +45,7 @@ class Begun:
     """A prompt of N tokens as far as it has been run.
 
     past: keys and values of its first positions, of all where `logits` (1, V) and `hidden` (1, D), of the last one
-    behind the final norm, are known; else `generate` runs the rest. path, rows, reused_tokens: see `stream.Answer`.
+    behind the final norm, are known; else `generate` runs the rest. path, rows, reused_tokens, owed: see `stream.Answer`.
     """
 
     past: DynamicCache
@@ -54,6 +54,7 @@ class Begun:
     reused_tokens: int
     logits: Tensor | None = None
     hidden: Tensor | None = None
+    owed: int = 0
 
 
 def nothing_run(model: Any) -> Begun:
@@ -199,7 +200,13 @@ class Kept:
             return replace(nothing_run(self._model), path="fallback")
         found = done.statistics
         return Begun(
-            done.past_key_values, found.path, found.computed_share, found.reused_tokens, done.logits, done.hidden
+            done.past_key_values,
+            found.path,
+            found.computed_share,
+            found.reused_tokens,
+            done.logits,
+            done.hidden,
+            found.owed,
         )
 
     def end(self, embeds: Tensor, past: DynamicCache) -> None:

@@ -42,6 +42,7 @@ class Answer:
     0 without an encoder. reused_tokens: positions of the prompt that no layer computed anew, of prompt_tokens in all.
     prefill_path: "full" (there was nothing to go on from), "exact" (the prefix was kept), "partial", "cached" (nothing
     changed) or "fallback" (an error in the update, run in full). prefill_rows: rows computed, of all rows and layers.
+    prefill_owed: rows that a policy of bounded time left to be computed for later prompts.
     Times in ms: preprocess (the processor), encode (vision tower and projector), prefill (to the first token's
     logits), decode (the rest); of the answer alone, without what a check took. check: None where there was none.
     """
@@ -55,6 +56,7 @@ class Answer:
     reused_tokens: int
     prefill_path: str
     prefill_rows: float
+    prefill_owed: int
     preprocess_ms: float
     encode_ms: float
     prefill_ms: float
@@ -278,6 +280,7 @@ class VLMStream:
             reused_tokens=begun.reused_tokens,
             prefill_path=begun.path,
             prefill_rows=begun.rows,
+            prefill_owed=begun.owed,
             prefill_ms=begin_ms + 1e3 * (done.first - start),
             decode_ms=1e3 * (done.end - done.first),
             **fields,

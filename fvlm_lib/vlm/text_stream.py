@@ -25,7 +25,7 @@ from fvlm_lib.vlm.text_models import TextModel, TextPrompt
 class TextAnswer:
     """What was said about one screen, and what it took.
 
-    prefill_path, prefill_rows, reused_tokens, prompt_tokens, prefill_ms, decode_ms, check: as of `stream.Answer`.
+    prefill_path, prefill_rows, prefill_owed, reused_tokens, prompt_tokens, prefill_ms, decode_ms, check: as of `stream.Answer`.
     """
 
     text: str
@@ -34,6 +34,7 @@ class TextAnswer:
     reused_tokens: int
     prefill_path: str
     prefill_rows: float
+    prefill_owed: int
     prefill_ms: float
     decode_ms: float
     check: Check | None = None
@@ -126,6 +127,7 @@ class TextStream:
             reused_tokens=begun.reused_tokens,
             prefill_path=begun.path,
             prefill_rows=begun.rows,
+            prefill_owed=begun.owed,
             prefill_ms=begin_ms + 1e3 * (done.first - start),
             decode_ms=1e3 * (done.end - done.first),
         )

@@ -61,7 +61,7 @@ def test_a_line_a_frame_on_the_terminal_and_in_the_file(call, sequence, tmp_path
     for row in answers:
         assert set(row) == TIMES | {
             "sequence", "frame", "file", "text", "path", "changed_patches", "num_patches", "prompt_tokens",
-            "reused_tokens", "prefill_path", "prefill_rows", "new_tokens", "fallbacks",
+            "reused_tokens", "prefill_path", "prefill_rows", "prefill_owed", "new_tokens", "fallbacks",
         }  # fmt: skip
         assert all(row[time] > 0 for time in TIMES)
         assert row["num_patches"] == 256

@@ -97,8 +97,10 @@ def test_a_policy_is_a_name_or_an_object(vlms):
     assert stream(vlms["llava"], "gated", 0.1).policy == Gated(0.1)
     budget = stream(vlms["llava"], Budget(max_rows=16))
     budget.answer(frames("jupyter", 1)[0])
-    rows = [budget.answer(frame).prefill_rows for frame in frames("jupyter", 6)[1:]]
-    assert max(rows) <= 2 * 16 / 270  # either half of a block has its own rows
+    answers = [budget.answer(frame) for frame in frames("jupyter", 6)[1:]]
+    assert max(answer.prefill_rows for answer in answers) <= 2 * 16 / 270  # either half of a block has its own rows
+    assert max(answer.prefill_owed for answer in answers) > 0
+    assert stream(vlms["llava"]).answer(frames("jupyter", 1)[0]).prefill_owed == 0
 
 
 def test_what_an_unchanged_frame_costs(vlms):
