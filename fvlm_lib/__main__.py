@@ -23,6 +23,7 @@ COMMANDS = {
     "assemble": ("foveated.assemble", "make an untrained foveated checkpoint of a language model and a vision tower"),
     "assemble-llava": ("vlm.assemble", "make a LLaVA of a language model and a vision tower, for times"),
     "train": ("foveated.train_command", "train a run of the demo ladder"),
+    "train-reader": ("vlm.train_reader", "train the small LLaVA that reads drawn screens"),
     "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
     "schema": ("batch.schema_files", "write the JSON Schemas of the config files, for editors"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
