@@ -17,11 +17,13 @@ from torch import Tensor
 class QuestionTree:
     """Token sequences that begin alike, as one sequence of the tokens that they do not share.
 
-    trunk: the tokens that all begin with.
+    trunk: the tokens that all begin with. positions: theirs, rising; None is 0, 1, ... What comes behind goes on at
+    `end`, None is right behind the last.
     """
 
-    def __init__(self, trunk: Sequence[int]) -> None:
-        self.ids, self.depth = list(trunk), list(range(len(trunk)))
+    def __init__(self, trunk: Sequence[int], positions: Sequence[int] | None = None, end: int | None = None) -> None:
+        self.ids, self.depth = list(trunk), list(range(len(trunk)) if positions is None else positions)
+        self.end = self.depth[-1] + 1 if end is None else end
         self.parent = [i - 1 for i in range(len(trunk))]
         self.trunk = len(trunk)
         self.child: dict[tuple[int, int], int] = {}
@@ -40,7 +42,7 @@ class QuestionTree:
             if (at, token) not in self.child:
                 self.child[at, token] = len(self.ids)
                 self.ids.append(token)
-                self.depth.append(self.depth[at] + 1)
+                self.depth.append(self.end if at == self.trunk - 1 else self.depth[at] + 1)
                 self.parent.append(at)
             at = self.child[at, token]
         return said

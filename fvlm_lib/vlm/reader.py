@@ -159,25 +159,32 @@ def pixel_values(frames: list[np.ndarray]) -> Tensor:
 @dataclass(frozen=True)
 class ReaderBatch:
     """Screens with questions, as tensors. pixel_values: (B, 3, height, width). cells: (B, patches), the token that each
-    image token is to be like. trees: of `batch_trees`. asked: each question, with its screen's place in the batch and
-    where in its sequence the answer's tokens are to be said."""
+    image token is to be like; both None where the characters stand in the trees themselves. trees: of `batch_trees`.
+    asked: each question, with its screen's place in the batch and where in its sequence the answer's tokens are to be
+    said."""
 
-    pixel_values: Tensor
-    cells: Tensor
+    pixel_values: Tensor | None
+    cells: Tensor | None
     trees: dict[str, Tensor]
     asked: list[tuple[Question, int, list[int]]]
 
 
-def draw_batch(screens: list[Screen], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator) -> ReaderBatch:
-    """Every question about each screen, but of comparisons at most `MOST_COMPARED`."""
+def draw_batch(
+    screens: list[Screen], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, spelled: bool = False
+) -> ReaderBatch:
+    """Every question about each screen, but of comparisons at most `MOST_COMPARED`.
+
+    spelled: in place of the image's tokens, those of the characters on it at the places where they would stand, without
+    the blank cells: shorter, and easier to learn to look up in.
+    """
     ids = tokenizer.get_vocab()
     trees, cells, asked = [], [], []
     for number, screen in enumerate(screens):
-        tree = QuestionTree([ids[USER], *[ids[IMAGE]] * (GRID[0] * GRID[1])])
-        questions = all_questions(screen)
-        compared = [question for question in questions if question.kind == "compare"]
-        chosen = [compared[i] for i in rng.permutation(len(compared))[:MOST_COMPARED]]
-        for question in [*(question for question in questions if question.kind != "compare"), *chosen]:
+        seen = [ids[CELL_TOKENS.get(content, content)] for content in itertools.chain(*contents(screen))]
+        places = [i for i, token in enumerate(seen) if not (spelled and token == ids[BLANK_CELL])]
+        image = [seen[i] if spelled else ids[IMAGE] for i in places]
+        tree = QuestionTree([ids[USER], *image], [0, *(i + 1 for i in places)], 1 + len(seen))
+        for question in _asked_of(screen, rng):
             answer = right_answer(question, screen)
             assert answer is not None
             words, said = tokenizer([question.text, answer])["input_ids"]
@@ -188,9 +195,16 @@ def draw_batch(screens: list[Screen], tokenizer: PreTrainedTokenizerFast, rng: n
             )
             asked.append((question, number, where))
         trees.append(tree)
-        cells.append([ids[CELL_TOKENS.get(content, content)] for content in itertools.chain(*contents(screen))])
-    frames = pixel_values([draw(screen) for screen in screens])
-    return ReaderBatch(frames, torch.tensor(cells), batch_trees(trees, SORTS), asked)
+        cells.append(seen)
+    frames = None if spelled else pixel_values([draw(screen) for screen in screens])
+    return ReaderBatch(frames, None if spelled else torch.tensor(cells), batch_trees(trees, SORTS), asked)
+
+
+def _asked_of(screen: Screen, rng: np.random.Generator) -> list[Question]:
+    questions = all_questions(screen)
+    compared = [question for question in questions if question.kind == "compare"]
+    chosen = [compared[i] for i in rng.permutation(len(compared))[:MOST_COMPARED]]
+    return [*(question for question in questions if question.kind != "compare"), *chosen]
 
 
 def image_tokens(model: LlavaForConditionalGeneration, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,14 +213,15 @@ def image_tokens(model: LlavaForConditionalGeneration, frames: Tensor) -> tuple[
     seen = model.model.vision_tower(frames, output_hidden_states=True).hidden_states[-1]
     image: Any = model.model.multi_modal_projector(seen)
     table: Any = model.model.language_model.embed_tokens.weight
-    return image, image @ table.T * WIDTH**-0.5
+    return image, image @ table.detach().T * WIDTH**-0.5  # the tower learns the tokens, not they the tower
 
 
-def next_tokens(model: LlavaForConditionalGeneration, image: Tensor, trees: dict[str, Tensor]) -> Tensor:
+def next_tokens(model: LlavaForConditionalGeneration, image: Tensor | None, trees: dict[str, Tensor]) -> Tensor:
     """What is said next behind every token of the trees, as logits (B, T, tokens)."""
     language_model: Any = model.model.language_model
     embedded = language_model.embed_tokens(trees["input_ids"])
-    embedded = torch.cat([embedded[:, :1], image, embedded[:, 1 + image.shape[1] :]], dim=1)  # (B, T, D)
+    if image is not None:
+        embedded = torch.cat([embedded[:, :1], image, embedded[:, 1 + image.shape[1] :]], dim=1)  # (B, T, D)
     hidden = language_model(
         inputs_embeds=embedded,
         position_ids=trees["position_ids"],
@@ -221,9 +236,11 @@ def losses(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """(loss in nats a token, share of right tokens) by sort of target; of what the image tokens are like as "cells",
     which can be had alone."""
-    image, looks_like = image_tokens(model, batch.pixel_values)
-    found = {"cells": F.cross_entropy(looks_like.flatten(0, 1), batch.cells.flatten())}
-    right = {"cells": float((looks_like.argmax(-1) == batch.cells).float().mean())}
+    image, found, right = None, {}, {}
+    if batch.pixel_values is not None and batch.cells is not None:
+        image, looks_like = image_tokens(model, batch.pixel_values)
+        found["cells"] = F.cross_entropy(looks_like.flatten(0, 1), batch.cells.flatten())
+        right["cells"] = float((looks_like.argmax(-1) == batch.cells).float().mean())
     if cells_alone:
         return found, right
     at = batch.trees["sort"] >= 0
@@ -238,7 +255,7 @@ def losses(
 @torch.no_grad()
 def answered_right(model: LlavaForConditionalGeneration, batch: ReaderBatch) -> list[tuple[Question, bool]]:
     """Each question with whether the model's greedy answer is the right one, word for word."""
-    image, _ = image_tokens(model, batch.pixel_values)
+    image = None if batch.pixel_values is None else image_tokens(model, batch.pixel_values)[0]
     logits = next_tokens(model, image, batch.trees)
     hits = logits.argmax(-1) == batch.trees["target"]  # greedy words are the right ones up to the first that is not
     return [(question, bool(hits[row, where].all())) for question, row, where in batch.asked]

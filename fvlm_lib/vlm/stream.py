@@ -111,13 +111,18 @@ class VLMStream:
         self.policy = open_policy(prefill, prefill_tolerance)
         self._prefill = open_prefill(vlm, self.policy, pack_weights, pack_memory)
         self.prefill_totals, self.check_totals = PrefillTotals(), CheckTotals()
-        self.prompt_ids = vlm.prompt_ids(prompt)
         self._vision = encoder.vision if encoder else open_vision(vlm.model)
-        self._check_positions()
+        self.ask(prompt)
         self.reset()
 
+    def ask(self, prompt: str) -> None:
+        """Have this asked of the frames from now on; what is kept of those before stays. ValueError as above."""
+        prompt_ids = self.vlm.prompt_ids(prompt)
+        self._check_positions(prompt_ids)
+        self.prompt_ids = prompt_ids
+
     @torch.no_grad()
-    def _check_positions(self) -> None:
+    def _check_positions(self, prompt_ids: list[int]) -> None:
         """Raise ValueError where prompt, image and answer are more than the language model's positions."""
         positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
@@ -126,7 +131,7 @@ class VLMStream:
         blank = torch.zeros(1, 3, height, width, device=self.vlm.model.device, dtype=self._vision.dtype)
         tower = self._vision.tower  # its embeddings alone tell how many tokens there are
         tokens = self._vision.finish(self._vision.select(tower.embed(blank))) if tower else self._vision.own(blank)
-        text, image, answer = len(self.prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
+        text, image, answer = len(prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
         if text + image + answer > positions:
             raise ValueError(
                 f"the prompt's {text} tokens, {image} of the image and up to {answer} of the answer (max_new_tokens) "

@@ -1,8 +1,8 @@
 """`fvlm train-reader`: train the small LLaVA that reads drawn screens, from the command line.
 
-What it is and learns from is `reader.py`'s subject. First it learns to see: each image token becomes like the embedding
-of the character in its cell. Then questions are asked, of screens that begin with few fields and get more while nine of
-ten values are read right. What takes seconds to import is imported behind the options.
+What it is and learns from is `reader.py`'s subject. It learns in three stages: to look up, on the characters themselves in
+place of image tokens, of screens that begin with few fields and get more while nine of ten values are right; to see, each
+image token becoming like the embedding of the character in its cell; and then to answer about frames. What takes seconds to import is imported behind the options.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from fvlm_lib.schema import Count
 
 TRAIN_STREAM, TEST_STREAM = 0, 1  # of random screens
 FEWEST_ITEMS, MOST_ITEMS = 2, 12
-SEES = 0.98
-"""Share of cells whose image token is like their character, from which on questions are asked, too."""
+LOOKS_UP, SEES = 0.95, 0.98
+"""Shares of right tokens of values, and of cells whose image token is like their character, that end the first two
+stages."""
 
 WEIGHTS = {"rest": 0.2, "cells": 0.5}
 """What the loss of a sort of target is multiplied with; others count 1."""
@@ -64,14 +65,14 @@ def train_reader(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     rng = np.random.default_rng([args.seed, TRAIN_STREAM])
     began, step, items = time.monotonic(), 0, float(FEWEST_ITEMS)
-    mean: dict[str, float] = {}
+    stage, mean = "look up", dict[str, float]()
     while (done := (time.monotonic() - began) / (60 * args.minutes)) < 1:
         most = int(items) if rng.random() < 0.5 else int(rng.integers(FEWEST_ITEMS, int(items) + 1))
-        batch = draw_batch([draw_state(rng, most) for _ in range(args.batch_size)], tokenizer, rng)
+        screens = [draw_state(rng, most) for _ in range(args.batch_size)]
+        batch = draw_batch(screens, tokenizer, rng, spelled=stage == "look up")
         for group in optimizer.param_groups:
             group["lr"] = args.rate * min(1, (step + 1) / 100) * min(1, 2 * (1 - done))
-        seeing = mean.get("cells", 0.0) < SEES
-        found, right = losses(model, batch, cells_alone=seeing)
+        found, right = losses(model, batch, cells_alone=stage == "see")
         loss = torch.stack([WEIGHTS.get(name, 1.0) * value for name, value in found.items()]).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -81,9 +82,14 @@ def train_reader(args: argparse.Namespace) -> None:
         mean |= {name: 0.95 * mean.get(name, 0.0) + 0.05 * share for name, share in right.items()}
         if mean.get("read", 0.0) > 0.9:
             items = min(MOST_ITEMS, items + 0.05)
+        if stage == "look up" and items == MOST_ITEMS and mean["read"] > LOOKS_UP:
+            stage = "see"
+        elif stage == "see" and mean["cells"] > SEES:
+            stage = "answer"
         if step % 50 == 0:
             shares = " ".join(f"{name} {share:.3f}" for name, share in mean.items())
-            print(f"step {step}, {time.monotonic() - began:.0f} s, up to {items:.0f} items, right: {shares}", flush=True)
+            seconds = time.monotonic() - began
+            print(f"{stage}: step {step}, {seconds:.0f} s, up to {items:.0f} items, right: {shares}", flush=True)
     seconds = time.monotonic() - began
     model.eval()
     about = {

@@ -90,7 +90,7 @@ class VLM:
         of them, where there is neither template nor image token, and for a template that cannot be rendered.
         """
         image_token = self.processor.image_token
-        text = prompt if image_token in prompt else self._chat(prompt)
+        text = prompt if image_token in prompt else self.chat(prompt)
         tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
@@ -100,8 +100,9 @@ class VLM:
             raise ValueError(f"{given} {count} image tokens ({image_token}); it must have one")
         return ids
 
-    def _chat(self, prompt: str) -> str:
-        """The whole prompt of a question about one image."""
+    def chat(self, prompt: str) -> str:
+        """The whole prompt of a question about one image, by the processor's chat template. Raises ValueError where there
+        is none, or it cannot be rendered."""
         processor = self.processor
         template = processor.chat_template
         template = template.get("default") if isinstance(template, dict) else template

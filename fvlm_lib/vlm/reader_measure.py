@@ -1,0 +1,197 @@
+"""What reuse makes of answers about drawn screens that change: right, stale, or otherwise wrong.
+
+Every policy reads a screen, then the screen after one change, and answers a question about the latter whose right answer
+is known. *Stale* is the answer that was right before. `measure_reader` gives one row a case and policy,
+`summarize_reader` the table with intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from fvlm_lib.data.drawn_screens import draw
+from fvlm_lib.data.drawn_streams import Change, ScreenPair, screen_pair
+from fvlm_lib.data.screen_questions import QuestionKind, result_of
+from fvlm_lib.reuse.policies import Policy
+from fvlm_lib.reuse.policies.budget import Budget
+from fvlm_lib.reuse.policies.changed import Changed
+from fvlm_lib.reuse.policies.deviation import Deviation
+from fvlm_lib.reuse.policies.exact import Exact
+from fvlm_lib.reuse.policies.first_k import FirstK
+from fvlm_lib.reuse.policies.full import Full
+from fvlm_lib.reuse.policies.gated import Gated
+from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vlm.generation import Decoding
+from fvlm_lib.vlm.stream import VLMStream, open_encoder
+from fvlm_lib.vlm.vlms import VLM
+
+MOST_WORDS = 12
+"""Tokens of the longest right answer, "A42, F17: A", and its end."""
+
+DISSOLVED = 24
+"""Frames over which a value dissolves into another one, each differing by less than the default threshold."""
+
+_MARK = "<question>"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of change, a kind of question, whether what changes is asked about, and over how many frames it changes."""
+
+    name: str
+    change: Change
+    question: QuestionKind
+    asked: bool
+    frames: int = 1
+
+
+CASES = (
+    Case("value", "value", "read", True),
+    Case("value", "value", "compare", True),
+    Case("value", "value", "read", False),
+    Case("value", "value", "compare", False),
+    Case("glyph", "glyph", "read", True),
+    Case("glyph", "glyph", "read", False),
+    Case("box", "box", "state", True),
+    Case("box", "box", "count", True),
+    Case("box", "box", "state", False),
+    Case("dialog", "dialog", "read", False),
+    Case("dialog", "dialog", "count", True),
+    Case("scroll", "scroll", "read", False),
+    Case("theme", "theme", "read", False),
+    Case("theme", "theme", "state", False),
+    Case("pointer", "pointer", "compare", False),
+    Case("bar", "bar", "count", False),
+    Case("select", "select", "read", False),
+    Case("dissolve", "value", "read", True, DISSOLVED),
+)
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What is kept from frame to frame: in the vision tower (None: nothing), and in the language model."""
+
+    vision: DifferentialSettings | None
+    prefill: Policy
+
+
+def compared_reuse(tolerances: Sequence[float]) -> dict[str, Reuse]:
+    """Ways to compare, by name: nothing kept; vision tokens of unchanged patches kept, with the exact prefix, as they are
+    (`none`), with a threshold that is too high, and against the last frame in place of the one that a token was computed
+    from; gated in both stacks at the tolerances; and, behind gated vision, the prefills that others publish."""
+    none = DifferentialSettings(propagate="none")
+    vision = DifferentialSettings(tolerance=0.02)
+    found = {
+        "full": Reuse(None, Full()),
+        "none": Reuse(none, Exact()),
+        "threshold 0.5": Reuse(replace(none, diff_threshold=0.5), Exact()),
+        "mean threshold 0.02": Reuse(replace(none, diff_threshold=0.02, metric="mean"), Exact()),
+        "last frame": Reuse(replace(none, reference="previous"), Exact()),
+    }
+    found |= {
+        f"gated {tolerance:g}": Reuse(DifferentialSettings(tolerance=tolerance), Gated(tolerance))
+        for tolerance in tolerances
+    }
+    prefills: dict[str, Policy] = {
+        "changed": Changed(), "first_k 1": FirstK(1), "first_k 16": FirstK(16), "deviation 0.1": Deviation(0.1),
+        "deviation 0.2": Deviation(0.2), "budget 16": Budget(16),
+    }  # fmt: skip
+    return found | {name: Reuse(vision, policy) for name, policy in prefills.items()}
+
+
+def draw_cases(count: int, seed: int = 0) -> list[tuple[Case, ScreenPair]]:
+    """So many screens of every case, in turn."""
+    return [
+        (case, screen_pair(case.change, case.question, i, asked=case.asked, seed=seed + case.frames))
+        for i in range(count)
+        for case in CASES
+    ]
+
+
+def frames_of(case: Case, pair: ScreenPair) -> Iterator[np.ndarray]:
+    """The frames of a pair, uint8 (H, W, 3): before, what comes between, after."""
+    before, after = draw(pair.before).astype(np.float32), draw(pair.after).astype(np.float32)
+    for step in range(case.frames + 1):
+        share = step / case.frames
+        yield (before * (1 - share) + after * share).round().astype(np.uint8)
+
+
+def measure_reader(
+    vlm: VLM,
+    cases: Sequence[tuple[Case, ScreenPair]],
+    compared: Mapping[str, Reuse],
+    fit: str = "processor",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One row a case and policy. Columns: case, question, asked, index, policy; answer, right (what is right), is_right,
+    is_stale (it is what was right before and is no longer), changed (share of patches), rows (of the prefill), encode_ms
+    and first_token_ms. Policies take turns on every case."""
+    decoding = Decoding(max_new_tokens=MOST_WORDS)
+    around = vlm.chat(_MARK)  # rendered once: it takes half a second
+    streams = {
+        name: VLMStream(
+            vlm,
+            around,
+            open_encoder(vlm, reuse.vision) if reuse.vision else None,
+            prefill=reuse.prefill,
+            decoding=decoding,
+        )
+        for name, reuse in compared.items()
+    }
+    rows = []
+    for index, (case, pair) in enumerate(tqdm(cases, unit="screen", disable=not progress)):
+        *earlier, last = frames_of(case, pair)
+        for name, stream in streams.items():
+            stream.reset()
+            stream.ask(around.replace(_MARK, pair.question.text))
+            for frame in earlier:
+                stream.follow(frame)
+            said = stream.answer(last)
+            result = result_of(said.text)
+            rows.append(
+                {
+                    "case": case.name,
+                    "question": case.question,
+                    "asked": case.asked,
+                    "index": index,
+                    "policy": name,
+                    "answer": said.text,
+                    "right": pair.new,
+                    "is_right": said.text == pair.new,
+                    "is_stale": pair.asked and result == result_of(pair.old),
+                    "changed": said.changed_patches / max(1, said.num_patches),
+                    "rows": said.prefill_rows,
+                    "encode_ms": said.encode_ms,
+                    "first_token_ms": said.first_token_ms,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def summarize_reader(rows: pd.DataFrame, by: Sequence[str] = ("policy",)) -> pd.DataFrame:
+    """One row a policy (or group of `by`), in the order of the table: n; right, as a share with its 95% interval _low,
+    _high (Wilson, over screens, of this one model); broken, how many a full computation answers right and this does not;
+    stale of asked, counts, with the interval of their share; rows, mean; first_token_ms, median, and speedup, the median
+    of the ratios to the full computation of the same screen."""
+    full = rows[rows["policy"] == "full"].set_index("index")
+    rows = rows.assign(
+        broken=rows["index"].map(full["is_right"]) & ~rows["is_right"],
+        ratio=rows["index"].map(full["first_token_ms"]) / rows["first_token_ms"],
+    )
+    found = []
+    for which, group in rows.groupby(list(by), sort=False):
+        line: dict[str, object] = dict(zip(by, which, strict=True)) | {"n": len(group)}
+        stale, asked = int(group["is_stale"].sum()), int(group["asked"].sum())
+        for name, hits, tries in (("right", int(group["is_right"].sum()), len(group)), ("stale", stale, asked)):
+            low, high = binomtest(hits, tries).proportion_ci(method="wilson") if tries else (0.0, 1.0)
+            line |= {name: hits / tries if tries else np.nan, f"{name}_low": low, f"{name}_high": high}
+        line |= {"asked": asked, "broken": int(group["broken"].sum()), "rows": group["rows"].mean()}
+        line |= {"first_token_ms": group["first_token_ms"].median(), "speedup": group["ratio"].median()}
+        found.append(line)
+    return pd.DataFrame(found)
