@@ -38,7 +38,7 @@ BLANK, COLON, ON, OFF = " ", ":", "on", "off"
 """Contents of cells besides the characters of labels and values: nothing to read, and a ticked and an empty box."""
 
 FIELD_WIDTH = 5  # cells: a label, a colon and a value
-BOX_WIDTH = 3  # cells: a box, its label and a space
+BOX_WIDTH = 3  # cells: a label, a colon and a box
 BAR_WIDTH = 8  # cells
 
 Cell = tuple[int, int]
@@ -61,7 +61,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Box:
-    """A check box at a cell (row, column), its label to the right."""
+    """A label and a check box, from its cell (row, column) to the right."""
 
     label: str
     on: bool
@@ -112,7 +112,7 @@ class Screen:
 
     def shown_boxes(self) -> list[Box]:
         """The check boxes that nothing covers, in reading order."""
-        return [box for box in self.boxes if not self._covered(box.cell, 2)]
+        return [box for box in self.boxes if not self._covered(box.cell, BOX_WIDTH)]
 
     def _covered(self, cell: Cell, width: int) -> bool:
         row, column = cell
@@ -140,8 +140,8 @@ THEMES = (
 
 
 def draw_state(rng: np.random.Generator, items: int | None = None, dialog: bool | None = None) -> Screen:
-    """A screen at random. items: most fields and boxes besides those of the list, None for all that fit; dialog: whether
-    there is one, None for one in four."""
+    """A screen at random. items: most fields and boxes besides those of the list, None for all that fit; dialog:
+    whether there is one, None for one in four."""
     labels = iter(rng.permutation(list(LABELS)).tolist())
     kinds = rng.permutation(["fields"] * 3 + ["boxes"] * 2 + ["bar", "list"]).tolist()
     top = {}
@@ -214,7 +214,7 @@ def contents(screen: Screen) -> list[list[str]]:
         put(field)
     for box in screen.boxes:
         row, column = box.cell
-        cells[row][column : column + 2] = [ON if box.on else OFF, box.label]
+        cells[row][column : column + BOX_WIDTH] = [box.label, COLON, ON if box.on else OFF]
     if screen.dialog:
         for row, column in itertools.product(range(GRID[0]), range(GRID[1])):
             if screen.dialog.covers((row, column)):

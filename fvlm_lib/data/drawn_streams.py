@@ -1,9 +1,9 @@
 """Drawn screens that change, one thing at a time, with a question whose right answer is known before and after.
 
-Kinds of change (`CHANGES`): the `value` of a field is another one; a `glyph` of a value is one that looks like it (3 and 8,
-O and 0); a check `box` is ticked or no longer; a `dialog` opens over others, or closes; the list will `scroll` by a row;
-another row is `select`-ed; the `bar` makes progress; the `pointer` moves; the `caret` blinks; the `theme` flips; all colours
-`fade` by 2%.
+Kinds of change (`CHANGES`): the `value` of a field is another one; a `glyph` of a value is one that looks like it (3
+and 8, O and 0); a check `box` is ticked or no longer; a `dialog` opens over others, or closes; the list will `scroll`
+by a row; another row is `select`-ed; the `bar` makes progress; the `pointer` moves; the `caret` blinks; the `theme`
+flips; all colours `fade` by 2%.
 
 `screen_pair` is a screen before and after one change, and a question; `screen_stream` a sequence of such changes, and
 `write_stream` makes frames and `actions.json` of it, which `screens.read_sequence` reads. This module knows nothing of
@@ -163,7 +163,9 @@ _CHANGES: dict[Change, Callable[[Screen, np.random.Generator], Screen]] = {
 }  # fmt: skip
 
 
-def screen_pair(change: Change, kind: QuestionKind, index: int, *, asked: bool | None = None, seed: int = 0) -> ScreenPair:
+def screen_pair(
+    change: Change, kind: QuestionKind, index: int, *, asked: bool | None = None, seed: int = 0
+) -> ScreenPair:
     """The pair of that number; the same whenever it is asked for.
 
     asked: whether the answer must change, must not, or either. Raises ValueError where no such pair is found in many
@@ -180,7 +182,9 @@ def screen_pair(change: Change, kind: QuestionKind, index: int, *, asked: bool |
         assert old is not None
         if asked is None or asked == (old != new):
             return ScreenPair(change, before, after, question, old, new)
-    raise ValueError(f"no change of kind {change!r} was found that {'changes' if asked else 'leaves'} an answer to {kind!r}")
+    raise ValueError(
+        f"no change of kind {change!r} was found that {'changes' if asked else 'leaves'} an answer to {kind!r}"
+    )
 
 
 def screen_stream(

@@ -58,7 +58,8 @@ class QuestionTree:
 
 def batch_trees(trees: Sequence[QuestionTree], sorts: Sequence[str]) -> dict[str, Tensor]:
     """The trees as tensors (B, T), padded at the end: `input_ids`, `position_ids`, `attention_mask` (B, 1, T, T), and
-    for each token `target`, the one that is to follow, with its `sort`, an index into `sorts`; -1 where there is none."""
+    for each token `target`, the one that is to follow, with its `sort`, an index into `sorts`; -1 where there is
+    none."""
     size = max(len(tree.ids) for tree in trees)
     ids, depth = np.zeros((2, len(trees), size), dtype=np.int64)
     sort, target = np.full((2, len(trees), size), -1, dtype=np.int64)

@@ -61,9 +61,9 @@ def few_rows_blocks(
     """The blocks with linear layers for products of few rows; whether any is packed, and what was measured, if so.
 
     pack_weights: False and True as in `packing.py`, where packing is not possible with a warning. "auto" measures for
-    about two seconds (`products.SECONDS`, once in a process for a shape, dtype and number of threads) which way is fastest
-    for how many rows, at the number of threads that torch has now, and packs where that saves time; on a CPU, and not
-    in float16: elsewhere nothing is measured and the layers are used as they are.
+    about two seconds (`products.SECONDS`, once in a process for a shape, dtype and number of threads) which way is
+    fastest for how many rows, at the number of threads that torch has now, and packs where that saves time; on a CPU,
+    and not in float16: elsewhere nothing is measured and the layers are used as they are.
     pack_memory: bytes that "auto" may take for packed copies, None is a quarter of the free memory. If not all fit,
     those that save the most are packed and a warning says so.
 

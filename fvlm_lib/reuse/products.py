@@ -23,8 +23,8 @@ ROWS = (*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 1
 """Numbers of rows that are measured, close where neighbours differ most."""
 
 GRAIN = 16
-"""Between two measured numbers of rows, times are interpolated at multiples of it. Others are not known: on one processor
-a transposed product of 30 rows takes 4.0 ms, of 28 3.3 and of 32 2.9."""
+"""Between two measured numbers of rows, times are interpolated at multiples of it. Others are not known: on one
+processor a transposed product of 30 rows takes 4.0 ms, of 28 3.3 and of 32 2.9."""
 
 TRANSPOSED_MOST = 128
 """Rows up to which the transposed product is measured; it reads weights as they lie, which counts with few rows."""

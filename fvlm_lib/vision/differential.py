@@ -199,7 +199,8 @@ class DifferentialVisionEncoder:
         return (tokens, stats) if return_stats else tokens
 
     def limit(self, grid: tuple[int, int]) -> int:
-        """Changed patches up to which a frame of this grid (rows, columns) is updated, and with more encoded in full."""
+        """Changed patches up to which a frame of this grid (rows, columns) is updated, and with more encoded in
+        full."""
         if self.propagate == "budget":
             return grid[0] * grid[1]
         if self.max_changed_patches is not None:

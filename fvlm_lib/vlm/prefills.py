@@ -45,7 +45,8 @@ class Begun:
     """A prompt of N tokens as far as it has been run.
 
     past: keys and values of its first positions, of all where `logits` (1, V) and `hidden` (1, D), of the last one
-    behind the final norm, are known; else `generate` runs the rest. path, rows, reused_tokens, owed: see `stream.Answer`.
+    behind the final norm, are known; else `generate` runs the rest. path, rows, reused_tokens, owed: see
+    `stream.Answer`.
     """
 
     past: DynamicCache

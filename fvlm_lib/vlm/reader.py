@@ -30,7 +30,6 @@ from transformers import (
 from fvlm_lib.data.drawn_screens import (
     BLANK,
     CELL,
-    COLON,
     GRID,
     LABELS,
     OFF,
@@ -170,18 +169,22 @@ class ReaderBatch:
 
 
 def draw_batch(
-    screens: list[Screen], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, spelled: bool = False
+    screens: list[Screen],
+    tokenizer: PreTrainedTokenizerFast,
+    rng: np.random.Generator,
+    spelled: bool = False,
+    blanks: bool = True,
 ) -> ReaderBatch:
     """Every question about each screen, but of comparisons at most `MOST_COMPARED`.
 
-    spelled: in place of the image's tokens, those of the characters on it at the places where they would stand, without
-    the blank cells: shorter, and easier to learn to look up in.
+    spelled: in place of the image's tokens, those of the cells' characters. blanks: among these also blank cells;
+    without them, sequences are shorter, and to look up in them is easier to learn.
     """
     ids = tokenizer.get_vocab()
     trees, cells, asked = [], [], []
     for number, screen in enumerate(screens):
         seen = [ids[CELL_TOKENS.get(content, content)] for content in itertools.chain(*contents(screen))]
-        places = [i for i, token in enumerate(seen) if not (spelled and token == ids[BLANK_CELL])]
+        places = [i for i, token in enumerate(seen) if blanks or not spelled or token != ids[BLANK_CELL]]
         image = [seen[i] if spelled else ids[IMAGE] for i in places]
         tree = QuestionTree([ids[USER], *image], [0, *(i + 1 for i in places)], 1 + len(seen))
         for question in _asked_of(screen, rng):
@@ -235,16 +238,23 @@ def losses(
     model: LlavaForConditionalGeneration, batch: ReaderBatch, cells_alone: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """(loss in nats a token, share of right tokens) by sort of target; of what the image tokens are like as "cells",
-    which can be had alone."""
+    which can be had alone: with the squared distance to the embedding, so that the language model gets what it
+    knows."""
     image, found, right = None, {}, {}
     if batch.pixel_values is not None and batch.cells is not None:
         image, looks_like = image_tokens(model, batch.pixel_values)
+        table: Any = model.model.language_model.embed_tokens.weight
         found["cells"] = F.cross_entropy(looks_like.flatten(0, 1), batch.cells.flatten())
+        found["cells"] = found["cells"] + F.mse_loss(image, table.detach()[batch.cells])
         right["cells"] = float((looks_like.argmax(-1) == batch.cells).float().mean())
     if cells_alone:
         return found, right
     at = batch.trees["sort"] >= 0
-    sort, target, logits = batch.trees["sort"][at], batch.trees["target"][at], next_tokens(model, image, batch.trees)[at]
+    sort, target, logits = (
+        batch.trees["sort"][at],
+        batch.trees["target"][at],
+        next_tokens(model, image, batch.trees)[at],
+    )
     each, hits = F.cross_entropy(logits, target, reduction="none"), (logits.argmax(-1) == target).float()
     for number, name in enumerate(SORTS):
         if (these := sort == number).any():

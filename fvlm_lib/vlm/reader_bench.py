@@ -1,4 +1,5 @@
-"""`fvlm bench-answers`: right and stale answers about drawn screens that change, by what is kept, from the command line.
+"""`fvlm bench-answers`: right and stale answers about drawn screens that change, by what is kept, from the command
+line.
 
 How they are measured is `reader_measure.py`'s subject. What takes seconds to import is imported behind the options, so
 that `--help` and a wrong option do not wait.

@@ -1,7 +1,7 @@
 """What reuse makes of answers about drawn screens that change: right, stale, or otherwise wrong.
 
-Every policy reads a screen, then the screen after one change, and answers a question about the latter whose right answer
-is known. *Stale* is the answer that was right before. `measure_reader` gives one row a case and policy,
+Every policy reads a screen, then the screen after one change, and answers a question about the latter whose right
+answer is known. *Stale* is the answer that was right before. `measure_reader` gives one row a case and policy,
 `summarize_reader` the table with intervals.
 """
 
@@ -42,7 +42,8 @@ _MARK = "<question>"
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of change, a kind of question, whether what changes is asked about, and over how many frames it changes."""
+    """A kind of change, a kind of question, whether what changes is asked about, and over how many frames it
+    changes."""
 
     name: str
     change: Change
@@ -82,9 +83,10 @@ class Reuse:
 
 
 def compared_reuse(tolerances: Sequence[float]) -> dict[str, Reuse]:
-    """Ways to compare, by name: nothing kept; vision tokens of unchanged patches kept, with the exact prefix, as they are
-    (`none`), with a threshold that is too high, and against the last frame in place of the one that a token was computed
-    from; gated in both stacks at the tolerances; and, behind gated vision, the prefills that others publish."""
+    """Ways to compare, by name: nothing kept; vision tokens of unchanged patches kept, with the exact prefix, as they
+    are (`none`), with a threshold that is too high, and against the last frame in place of the one that a token was
+    computed from; gated in both stacks at the tolerances; and, behind gated vision, the prefills that others
+    publish."""
     none = DifferentialSettings(propagate="none")
     vision = DifferentialSettings(tolerance=0.02)
     found = {
@@ -129,9 +131,9 @@ def measure_reader(
     fit: str = "processor",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """One row a case and policy. Columns: case, question, asked, index, policy; answer, right (what is right), is_right,
-    is_stale (it is what was right before and is no longer), changed (share of patches), rows (of the prefill), encode_ms
-    and first_token_ms. Policies take turns on every case."""
+    """One row a case and policy. Columns: case, question, asked, index, policy; answer, right (what is right),
+    is_right, is_stale (it is what was right before and is no longer), changed (share of patches), rows (of the
+    prefill), encode_ms and first_token_ms. Policies take turns on every case."""
     decoding = Decoding(max_new_tokens=MOST_WORDS)
     around = vlm.chat(_MARK)  # rendered once: it takes half a second
     streams = {
@@ -176,9 +178,9 @@ def measure_reader(
 
 def summarize_reader(rows: pd.DataFrame, by: Sequence[str] = ("policy",)) -> pd.DataFrame:
     """One row a policy (or group of `by`), in the order of the table: n; right, as a share with its 95% interval _low,
-    _high (Wilson, over screens, of this one model); broken, how many a full computation answers right and this does not;
-    stale of asked, counts, with the interval of their share; rows, mean; first_token_ms, median, and speedup, the median
-    of the ratios to the full computation of the same screen."""
+    _high (Wilson, over screens, of this one model); broken, how many a full computation answers right and this does
+    not; stale of asked, counts, with the interval of their share; rows, mean; first_token_ms, median, and speedup, the
+    median of the ratios to the full computation of the same screen."""
     full = rows[rows["policy"] == "full"].set_index("index")
     rows = rows.assign(
         broken=rows["index"].map(full["is_right"]) & ~rows["is_right"],

@@ -25,7 +25,8 @@ from fvlm_lib.vlm.text_models import TextModel, TextPrompt
 class TextAnswer:
     """What was said about one screen, and what it took.
 
-    prefill_path, prefill_rows, prefill_owed, reused_tokens, prompt_tokens, prefill_ms, decode_ms, check: as of `stream.Answer`.
+    prefill_path, prefill_rows, prefill_owed, reused_tokens, prompt_tokens, prefill_ms, decode_ms, check: as of
+    `stream.Answer`.
     """
 
     text: str

@@ -1,8 +1,9 @@
 """`fvlm train-reader`: train the small LLaVA that reads drawn screens, from the command line.
 
-What it is and learns from is `reader.py`'s subject. It learns in three stages: to look up, on the characters themselves in
-place of image tokens, of screens that begin with few fields and get more while nine of ten values are right; to see, each
-image token becoming like the embedding of the character in its cell; and then to answer about frames. What takes seconds to import is imported behind the options.
+What it is and learns from is `reader.py`'s subject. It learns in stages: to look up, on the characters themselves in
+place of image tokens, of screens that begin with few fields and get more while nine of ten values are right; to look up
+among blank cells; to see, each image token becoming like the embedding of its cell's character; and then to answer
+about frames. What takes seconds to import is imported behind the options.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 
 from fvlm_lib.options import Parser, add_seed, add_threads, option, run
 from fvlm_lib.outputs import check_new_folder, whole
-from fvlm_lib.schema import Count
+from fvlm_lib.schema import Count, Positive
 
 TRAIN_STREAM, TEST_STREAM = 0, 1  # of random screens
 FEWEST_ITEMS, MOST_ITEMS = 2, 12
 LOOKS_UP, SEES = 0.95, 0.98
-"""Shares of right tokens of values, and of cells whose image token is like their character, that end the first two
-stages."""
+"""Shares of right tokens of values, and of cells whose image token is like their character, that end the stages of
+looking up and of seeing."""
 
 WEIGHTS = {"rest": 0.2, "cells": 0.5}
 """What the loss of a sort of target is multiplied with; others count 1."""
@@ -38,10 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist")
-    add("--minutes", type=option(Count), default=55, help="of training; the rate falls to 0 over them; default 55")
+    add("--minutes", type=option(Positive), default=55, help="of training; the rate falls to 0 over them; default 55")
     add("--batch-size", type=option(Count), default=8, metavar="N", help="screens a step; default 8")
-    add("--rate", type=float, default=2e-3, help="learning rate; default %(default)s")
-    add("--test-screens", type=option(Count), default=400, metavar="N", help="for the share of right answers; default 400")
+    add("--rate", type=option(Positive), default=2e-3, help="learning rate; default %(default)s")
+    add(
+        "--test-screens",
+        type=option(Count),
+        default=400,
+        metavar="N",
+        help="for the share of right answers; default 400",
+    )
     add_seed(parser, "weights and screens")
     add_threads(parser, 2)
     args = parser.parse_args(argv)
@@ -69,7 +76,8 @@ def train_reader(args: argparse.Namespace) -> None:
     while (done := (time.monotonic() - began) / (60 * args.minutes)) < 1:
         most = int(items) if rng.random() < 0.5 else int(rng.integers(FEWEST_ITEMS, int(items) + 1))
         screens = [draw_state(rng, most) for _ in range(args.batch_size)]
-        batch = draw_batch(screens, tokenizer, rng, spelled=stage == "look up")
+        spelled = stage in ("look up", "find")
+        batch = draw_batch(screens, tokenizer, rng, spelled, blanks=stage != "look up")
         for group in optimizer.param_groups:
             group["lr"] = args.rate * min(1, (step + 1) / 100) * min(1, 2 * (1 - done))
         found, right = losses(model, batch, cells_alone=stage == "see")
@@ -83,6 +91,8 @@ def train_reader(args: argparse.Namespace) -> None:
         if mean.get("read", 0.0) > 0.9:
             items = min(MOST_ITEMS, items + 0.05)
         if stage == "look up" and items == MOST_ITEMS and mean["read"] > LOOKS_UP:
+            stage, mean = "find", {}
+        elif stage == "find" and mean["read"] > LOOKS_UP:
             stage = "see"
         elif stage == "see" and mean["cells"] > SEES:
             stage = "answer"
@@ -93,14 +103,14 @@ def train_reader(args: argparse.Namespace) -> None:
     seconds = time.monotonic() - began
     model.eval()
     about = {
-        "command": f"fvlm train-reader --minutes {args.minutes} --batch-size {args.batch_size} --rate {args.rate:g} "
+        "command": f"fvlm train-reader --minutes {args.minutes:g} --batch-size {args.batch_size} --rate {args.rate:g} "
         f"--seed {args.seed} --threads {args.threads}",
         "seed": args.seed,
         "steps": step,
         "screens": step * args.batch_size,
         "seconds": round(seconds),
         "num_parameters": model.num_parameters(),
-        "test": test_reader(model, tokenizer, args.test_screens, args.seed),
+        "test": share_right(model, tokenizer, args.test_screens, args.seed),
         "torch": torch.__version__,
     }
     with whole(args.out) as part:
@@ -110,9 +120,9 @@ def train_reader(args: argparse.Namespace) -> None:
     print(json.dumps(about), flush=True)
 
 
-def test_reader(model: Any, tokenizer: Any, screens: int, seed: int = 0) -> dict[str, dict[str, float]]:
-    """By kind of question: right (share), n questions, and the 95% interval (low, high) by Wilson's score, about screens
-    that no training draws."""
+def share_right(model: Any, tokenizer: Any, screens: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """By kind of question: right (share), n questions, and the 95% interval (low, high) by Wilson's score, about
+    screens that no training draws."""
     import numpy as np
     import pandas as pd
     from scipy.stats import binomtest

@@ -101,8 +101,8 @@ class VLM:
         return ids
 
     def chat(self, prompt: str) -> str:
-        """The whole prompt of a question about one image, by the processor's chat template. Raises ValueError where there
-        is none, or it cannot be rendered."""
+        """The whole prompt of a question about one image, by the processor's chat template. Raises ValueError where
+        there is none, or it cannot be rendered."""
         processor = self.processor
         template = processor.chat_template
         template = template.get("default") if isinstance(template, dict) else template
