@@ -86,7 +86,7 @@ class ReaderPanel(Panel):
         self.policy = labelled(ipywidgets.Dropdown, "policy", options=list(self.compared), value=self.state.policy)
         self.question = labelled(ipywidgets.Dropdown, "question")
         self.player = Player(interval=1000)
-        self.right, self.answers = (ipywidgets.HTML(layout=TEXT) for _ in range(2))
+        self.right, self.answers, self.encode = (ipywidgets.HTML(layout=TEXT) for _ in range(3))
         self.heads = {name: ipywidgets.HTML(layout=TEXT) for name in ("before", "frame")}
         self.pictures = {
             name: ipywidgets.Image(format="png", layout={"width": "100%", "margin": "0"}) for name in self.heads
@@ -107,6 +107,7 @@ class ReaderPanel(Panel):
             ipywidgets.HBox([self.player, self.bar], layout=ROW),
             self.right,
             self.answers,
+            self.encode,
             ipywidgets.HBox(views, layout=ROW),
             ipywidgets.HTML(ABOUT, layout=TEXT),
         ]
@@ -171,7 +172,8 @@ class ReaderPanel(Panel):
 
     def _clear(self) -> None:
         """Nothing of the last choice stands beside a new one that fails."""
-        self.reader, self.asked, self.right.value, self.answers.value = None, None, "", ""
+        self.reader = self.asked = None
+        self.right.value = self.answers.value = self.encode.value = ""
         with self.without_events():
             self.question.options = []
         for name, picture in self.pictures.items():
@@ -236,10 +238,10 @@ class ReaderPanel(Panel):
         self.answers.value = describe_answers({names[name]: read for name, read in reads.items()}, old, new)
         self.pictures["frame"].value = to_png(draw_read(frame, reads[policy]))
         what = f", one change: <b>{change}</b>" if change else ""
-        self.heads["frame"].value = (
-            f"<div style='line-height:1.4'><b>frame {index}</b> of {len(reader.frames) - 1}{what}</div>"
-            + describe_encode(reads[policy])
-        )
+        self.encode.value = describe_encode(reads[policy])
+        self.heads[
+            "frame"
+        ].value = f"<div style='line-height:1.4'><b>frame {index}</b> of {len(reader.frames) - 1}{what}</div>"
         if index:
             before = reader.frames[index - 1]
             self.pictures["before"].value = to_png(all_of(before.shape).cut(before))

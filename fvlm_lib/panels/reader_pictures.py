@@ -41,10 +41,9 @@ def describe_encode(read: Read) -> str:
     badge = f"<b style='background:{css_colour(PATHS[said.path])};color:#fff;padding:1px 8px'>{said.path}</b>"
     if read.encoded is None:
         return _LINE.format(f"{badge}&ensp;nothing is kept: all patches are encoded")
-    count = int(read.encoded.sum())
     return _LINE.format(
-        f"{badge}&ensp;{said.changed_patches} of {said.num_patches} patches changed, {count} "
-        f"{'was' if count == 1 else 'were'} encoded from this frame; {read.new_tokens} tokens have another value"
+        f"{badge}&ensp;{said.changed_patches} of {said.num_patches} patches changed; encoded from this frame: "
+        f"{int(read.encoded.sum())}; tokens with another value than before: {read.new_tokens}"
     )
 
 

@@ -647,7 +647,7 @@ def test_the_reader_panel_shows_what_a_stream_says():
             assert judged == reader_pictures.VERDICTS[verdict(answer.text, old, new)][0]
             assert share == f"{answer.prefill_rows:.1%}" and re.fullmatch(r"\d+\.\d ms", ms)
         assert f"right: {new}" in words(panel.right)
-        assert f"{said.changed_patches} of 100 patches changed" in words(panel.heads["frame"])
+        assert f"{said.changed_patches} of 100 patches changed; encoded from this frame: " in words(panel.encode)
         assert f"frame 3 of 4, one change: {stream[3][1]}" in words(panel.heads["frame"])
         mask = kept.encoder.frame_statistics.encoded.numpy()
         assert 0 < mask.sum() < 100
@@ -655,7 +655,7 @@ def test_the_reader_panel_shows_what_a_stream_says():
         assert (pixels(panel.pictures["frame"]) == drawn).all()
         assert (pixels(panel.pictures["before"]) == draw(screens[2]).repeat(4, axis=0).repeat(4, axis=1)).all()
     panel.player.frame.value = 0
-    assert panel.pictures["before"].value == b"" and "100 were encoded from this frame" in words(panel.heads["frame"])
+    assert panel.pictures["before"].value == b"" and "encoded from this frame: 100;" in words(panel.encode)
 
 
 def test_what_is_said_does_not_depend_on_what_was_looked_at_before():
@@ -748,7 +748,7 @@ def test_a_folder_without_a_reader_is_named_in_the_panel_and_nothing_of_the_last
         panel.model.value = str(folder)
         assert sentence in panel.message.value and "Traceback" not in panel.message.value
         assert {picture.value for picture in panel.pictures.values()} == {b""}
-        assert panel.answers.value == panel.right.value == "" and panel.question.options == ()
+        assert panel.answers.value == panel.right.value == panel.encode.value == "" and panel.question.options == ()
         panel.player.frame.value += 1 if panel.player.frame.value < 2 else -1
         assert sentence in panel.message.value
     panel.model.value = str(READER)
