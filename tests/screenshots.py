@@ -45,6 +45,7 @@ PANELS = {  # image -> the notebook, the picture that is waited for, and what is
     "tune_threshold": ("tune_threshold", "screenshot", "step"),
     "compare_settings": ("tune_threshold", "screenshot-b", "compare"),
     "explore_fovea": ("explore_fovea", "inference", "step"),
+    "reader_panel": ("reader_panel", "frame", "step"),
 }
 
 

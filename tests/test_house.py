@@ -28,7 +28,7 @@ WINGS: dict[str, set[str]] = {
     "gap": {"ground", "vision", "data", "foveated", "batch"},
     "vlm": {"ground", "reuse", "vision", "language", "data", "foveated", "screens"},
     "figures": {"ground", "reuse", "vision", "data", "batch", "screens", "gap"},
-    "panels": {"ground", "reuse", "vision", "data", "foveated", "screens", "gap", "figures"},
+    "panels": {"ground", "reuse", "vision", "data", "foveated", "screens", "gap", "vlm", "figures"},
 }
 FLOORS = [
     ["ground"],

@@ -21,6 +21,7 @@ from fvlm_lib.data.drawn_screens import Screen
 
 QuestionKind = Literal["read", "state", "compare", "count"]
 KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
+Verdict = Literal["right", "stale", "wrong"]
 _TEXTS: dict[QuestionKind, str] = {
     "read": "value of {}?",
     "state": "is {} on?",
@@ -71,6 +72,21 @@ def right_answer(question: Question, screen: Screen) -> str | None:
 def result_of(answer: str) -> str:
     """What an answer comes to: what is behind its last colon, or all of it."""
     return answer.rsplit(":", 1)[-1].strip()
+
+
+def verdict(answer: str, old: str | None, new: str) -> Verdict:
+    """What to make of an answer to a question whose right answer is `new`, and was `old` on the screen before (None: it
+    had none).
+
+    "stale": it was right before and no longer is. Where a comparison comes to the same as before, an answer is stale
+    only if it names the values of before. "wrong": neither.
+    """
+    if answer == new:
+        return "right"
+    if old is None or old == new:
+        return "wrong"
+    came_to = result_of(answer)
+    return "stale" if answer == old or result_of(new) != came_to == result_of(old) else "wrong"
 
 
 def all_questions(screen: Screen) -> list[Question]:

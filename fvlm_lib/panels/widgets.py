@@ -92,6 +92,7 @@ class Panel(ipywidgets.VBox):
         for item in items:
             yield item
             self.bar.value += 1
+        self.bar.layout.display = "none"
 
 
 def describe_error(error: Exception) -> str:

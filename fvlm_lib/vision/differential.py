@@ -111,6 +111,7 @@ class DifferentialVisionEncoder:
         self._patch_size = _known_patch_size(self.vision, settings.patch_size, grid_size)
         self._grid_size = grid_size
         self.statistics = StreamStatistics()
+        self.frame_statistics: FrameStatistics | None = None  # of the last frame, also where another asked for it
         self.reset_cache()
 
     # ---- state ---------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ class DifferentialVisionEncoder:
 
         images: (1, C, height, width), normalised as the model wants it. A batch of more is encoded in full, the
         cache left alone. image_sizes is accepted for models that pass it and not used. With `return_stats`,
-        also a `FrameStatistics`, a dict with attributes.
+        also a `FrameStatistics`, a dict with attributes; `frame_statistics` is that of the last call in any case.
 
         Raises ValueError for a frame that cannot be right (channels, size, NaN, range); the cache is then as
         it was. Any other error in the differential path is logged and counted, and the frame encoded in full.
@@ -159,6 +160,7 @@ class DifferentialVisionEncoder:
             tokens = self.vision.own(images)
             everything = torch.ones(grid, dtype=torch.bool)
             stats = FrameStatistics("full", num_patches, num_patches, tokens.shape[0] * tokens.shape[1], everything, 0)
+            self.frame_statistics = stats
             self.statistics.frames["full"] += images.shape[0]
             return (tokens, stats) if return_stats else tokens
         if self.vision.tower:
@@ -196,6 +198,7 @@ class DifferentialVisionEncoder:
         assert self._tokens is not None
         tokens = self._tokens.clone()  # never a live reference
         stats = FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)
+        self.frame_statistics = stats
         return (tokens, stats) if return_stats else tokens
 
     def limit(self, grid: tuple[int, int]) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fvlm_lib.data.drawn_screens import draw
 from fvlm_lib.data.drawn_streams import Change, ScreenPair, screen_pair
-from fvlm_lib.data.screen_questions import QuestionKind, result_of
+from fvlm_lib.data.screen_questions import QuestionKind, verdict
 from fvlm_lib.reuse.policies import Policy
 from fvlm_lib.reuse.policies.budget import Budget
 from fvlm_lib.reuse.policies.changed import Changed
@@ -37,7 +37,8 @@ MOST_WORDS = 12
 DISSOLVED = 24
 """Frames over which a value dissolves into another one, each differing by less than the default threshold."""
 
-_MARK = "<question>"
+MARK = "<question>"
+"""What stands for the question where a prompt is rendered once for many of them."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ def compared_reuse(tolerances: Sequence[float]) -> dict[str, Reuse]:
     return found | {name: Reuse(vision, policy) for name, policy in prefills.items()}
 
 
+def open_reuse(vlm: VLM, prompt: str, reuse: Reuse) -> VLMStream:
+    """A stream that keeps what `reuse` says; its answers are no longer than the longest right one."""
+    encoder = open_encoder(vlm, reuse.vision) if reuse.vision else None
+    return VLMStream(vlm, prompt, encoder, prefill=reuse.prefill, decoding=Decoding(max_new_tokens=MOST_WORDS))
+
+
 def draw_cases(count: int, seed: int = 0) -> list[tuple[Case, ScreenPair]]:
     """So many screens of every case, in turn."""
     return [
@@ -132,30 +139,21 @@ def measure_reader(
     progress: bool = True,
 ) -> pd.DataFrame:
     """One row a case and policy. Columns: case, question, asked, index, policy; answer, right (what is right),
-    is_right, is_stale (it is what was right before and is no longer), changed (share of patches), rows (of the
-    prefill), encode_ms and first_token_ms. Policies take turns on every case."""
-    decoding = Decoding(max_new_tokens=MOST_WORDS)
-    around = vlm.chat(_MARK)  # rendered once: it takes half a second
-    streams = {
-        name: VLMStream(
-            vlm,
-            around,
-            open_encoder(vlm, reuse.vision) if reuse.vision else None,
-            prefill=reuse.prefill,
-            decoding=decoding,
-        )
-        for name, reuse in compared.items()
-    }
+    is_right, is_stale (`screen_questions.verdict`), changed (share of patches), rows (of the prefill), encode_ms and
+    first_token_ms. Policies take turns on every case; the frame before the last is answered, too."""
+    around = vlm.chat(MARK)  # rendered once: it takes half a second
+    streams = {name: open_reuse(vlm, around, reuse) for name, reuse in compared.items()}
     rows = []
     for index, (case, pair) in enumerate(tqdm(cases, unit="screen", disable=not progress)):
-        *earlier, last = frames_of(case, pair)
+        *earlier, before, last = frames_of(case, pair)
         for name, stream in streams.items():
             stream.reset()
-            stream.ask(around.replace(_MARK, pair.question.text))
+            stream.ask(around.replace(MARK, pair.question.text))
             for frame in earlier:
                 stream.follow(frame)
+            stream.answer(before)
             said = stream.answer(last)
-            result = result_of(said.text)
+            judged = verdict(said.text, pair.old, pair.new)
             rows.append(
                 {
                     "case": case.name,
@@ -165,8 +163,8 @@ def measure_reader(
                     "policy": name,
                     "answer": said.text,
                     "right": pair.new,
-                    "is_right": said.text == pair.new,
-                    "is_stale": pair.asked and result == result_of(pair.old),
+                    "is_right": judged == "right",
+                    "is_stale": judged == "stale",
                     "changed": said.changed_patches / max(1, said.num_patches),
                     "rows": said.prefill_rows,
                     "encode_ms": said.encode_ms,

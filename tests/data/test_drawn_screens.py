@@ -33,7 +33,7 @@ from fvlm_lib.data.drawn_screens import (
 )
 from fvlm_lib.data.drawn_streams import CHANGES, FADE, changed, screen_pair, screen_stream, write_stream
 from fvlm_lib.data.question_trees import QuestionTree, batch_trees
-from fvlm_lib.data.screen_questions import KINDS, Question, all_questions, result_of, right_answer
+from fvlm_lib.data.screen_questions import KINDS, Question, all_questions, result_of, right_answer, verdict
 from fvlm_lib.data.screens import read_sequence
 
 SEEDS = range(40)
@@ -163,6 +163,29 @@ def test_right_answers():
         questions = all_questions(screen(seed))
         assert all(right_answer(question, screen(seed)) is not None for question in questions)
         assert len(set(questions)) == len(questions)
+
+
+@pytest.mark.parametrize(
+    ("answer", "old", "new", "said"),
+    [
+        ("17", "42", "17", "right"),
+        ("42", "42", "17", "stale"),
+        ("71", "42", "17", "wrong"),
+        ("42", None, "17", "wrong"),
+        ("42", "17", "17", "wrong"),
+        ("17", "17", "17", "right"),
+        ("A42, F17: A", "A42, F17: A", "A42, F93: F", "stale"),
+        ("A41, F17: A", "A42, F17: A", "A42, F93: F", "stale"),  # misread, and the same as before comes of it
+        ("A42, F93: A", "A42, F17: A", "A42, F93: F", "stale"),
+        ("A41, F93: F", "A42, F17: A", "A42, F93: F", "wrong"),
+        ("A42, F17: A", "A42, F17: A", "A43, F17: A", "stale"),  # the same comes of it, but it names what was
+        ("A43, F17: A", "A42, F17: A", "A43, F17: A", "right"),
+        ("A44, F17: A", "A42, F17: A", "A43, F17: A", "wrong"),
+        ("", "42", "17", "wrong"),
+    ],
+)
+def test_an_answer_is_right_stale_or_wrong(answer, old, new, said):
+    assert verdict(answer, old, new) == said
 
 
 @pytest.mark.parametrize("kind", KINDS)

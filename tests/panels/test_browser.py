@@ -166,6 +166,36 @@ def test_zoomed_pictures_show_a_frames_very_pixels(page: Lab):
     assert page.errors() == []
 
 
+def test_a_changed_screen_is_asked_about_and_a_folder_without_a_reader_is_named(page: Lab):
+    page.run_all("notebooks/reader_panel.ipynb")
+    page.choose("kind of change", "value")
+    page.page.wait_for_selector("text=one change: value")
+    page.choose("policy", "gated 0.05")
+    page.page.wait_for_selector("td:text-is('policy gated 0.05')")
+    page.choose("question", "how many are on?")
+    page.page.wait_for_selector("text=as on the frame before")
+    page.wait_until_idle()
+    before, shown = page.content("frame"), page.pixels("frame")
+    page.press("frame", "ArrowRight")
+    page.wait_for_change("frame", shown)
+    page.page.wait_for_selector("text=frame 2 of 15")
+    lab.wait_for(lambda: page.content("frame") != before, "the next frame")
+    assert page.page.locator("td:text-is('full computation')").count() == 1
+    page.page.set_viewport_size({"width": 1024, "height": 768})
+    page.wait_until_idle()
+    assert page.cut_off() == []
+
+    folder = page.page.locator(".widget-text:has(label:text-is('model in')) input")
+    folder.fill("checkpoints/broken")
+    folder.press("Enter")
+    message = page.page.locator(".widget-html:has-text('checkpoints/broken has no')")
+    lab.wait_for(lambda: message.count() == 1, "the message")
+    page.page.click("button:has-text('Undo')")
+    lab.wait_for(lambda: message.count() == 0, "the message to go")
+    lab.wait_for(lambda: page.pixels("frame").std() > 10, "the frame")
+    assert page.errors() == []
+
+
 def test_jupyter_does_not_ask_about_news(page: Lab):
     page.run_all("notebooks/explore_fovea.ipynb")
     page.page.wait_for_timeout(2000)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +17,26 @@ import pytest
 from conftest import DEMO, ROOT
 from PIL import Image
 
+from fvlm_lib.data.drawn_screens import draw
+from fvlm_lib.data.drawn_streams import screen_stream
+from fvlm_lib.data.screen_questions import Question, right_answer, verdict
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.figures.palette import CHANGED
 from fvlm_lib.panels import bench as panel_bench
-from fvlm_lib.panels import fovea_pictures, pictures, workbench
+from fvlm_lib.panels import fovea_pictures, pictures, reader_panel, reader_pictures, workbench
 from fvlm_lib.panels.fovea_panel import FoveaPanel
 from fvlm_lib.panels.history import History
+from fvlm_lib.panels.reader_panel import ReaderPanel
 from fvlm_lib.panels.sizes import CLIP, PATCH_SIZES
 from fvlm_lib.panels.tuning_panel import TuningPanel
 from fvlm_lib.screens.loaded_towers import load_tower, squash
 from fvlm_lib.screens.measure import measure_policies, policies
 from fvlm_lib.screens.tuning import compare_patches, trace_settings
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings, write_settings
+from fvlm_lib.vlm.answers import printable
+from fvlm_lib.vlm.reader_measure import open_reuse
+from fvlm_lib.vlm.stream import VLMStream
+from fvlm_lib.vlm.vlms import load_vlm
 
 SCREENS = ROOT / "data" / "screens"
 
@@ -46,7 +56,7 @@ def pixels(picture) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(picture.value)).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("name", ["tune_threshold", "explore_fovea"])
+@pytest.mark.parametrize("name", ["tune_threshold", "explore_fovea", "reader_panel"])
 def test_the_notebooks_run_without_a_front_end(tmp_path, name):
     command = [
         sys.executable,
@@ -599,6 +609,208 @@ def test_a_failed_choice_leaves_nothing_of_the_last_beside_it():
     panel.player.frame.value = 2  # as while playing: there is nothing to show, and the message stays
     assert panel.pictures["frame"].value == b""
     assert "grid is 8, frames of 64 x 64 pixels" in panel.message.value
+
+
+# ---- reader ------------------------------------------------------------------------------------------
+
+READER = DEMO / "reader"
+
+
+def words(widget) -> str:
+    """What an HTML widget says, without its tags."""
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", widget.value)).split())
+
+
+def test_the_reader_panel_shows_what_a_stream_says():
+    """Of each way the answer, its verdict, rows and time, as a stream gives them that answers every frame in turn."""
+    panel = ReaderPanel(READER, policy="gated 0.05", seed=2, frames=5)
+    assert panel.message.value == ""
+    panel.player.frame.value = 3
+    stream = [*screen_stream(5, seed=2)]
+    screens = [screen for screen, _ in stream]
+    vlm = load_vlm(str(READER))
+    kept, full = (open_reuse(vlm, "count", panel.compared[name]) for name in ("gated 0.05", "full"))
+    for question in (Question("count"), panel.reader.questions(3)[0]):
+        panel.question.value = question
+        kept.reset()
+        for way in (kept, full):
+            way.ask(question.text)
+        said = [kept.answer(draw(screen)) for screen in screens[:4]][-1]
+        old, new = (right_answer(question, screen) for screen in screens[2:4])
+        rows = panel.answers.value.split("<tr>")[2:]
+        assert len(rows) == 2
+        ways = {"policy gated 0.05": said, "full computation": full.answer(draw(screens[3]))}
+        for row, (name, answer) in zip(rows, ways.items(), strict=True):
+            cells = [html.unescape(re.sub("<[^>]*>", "", cell)) for cell in row.split("</td>")]
+            named, text, judged, share, ms = cells[:5]
+            assert (named, text) == (name, printable(answer.text) or "nothing")
+            assert judged == reader_pictures.VERDICTS[verdict(answer.text, old, new)][0]
+            assert share == f"{answer.prefill_rows:.1%}" and re.fullmatch(r"\d+\.\d ms", ms)
+        assert f"right: {new}" in words(panel.right)
+        assert f"{said.changed_patches} of 100 patches changed; encoded from this frame: " in words(panel.encode)
+        assert f"frame 3 of 4, one change: {stream[3][1]}" in words(panel.heads["frame"])
+        mask = kept.encoder.frame_statistics.encoded.numpy()
+        assert 0 < mask.sum() < 100
+        drawn = pictures.draw_changed_patches(draw(screens[3]), mask, 16)
+        assert (pixels(panel.pictures["frame"]) == drawn).all()
+        assert (pixels(panel.pictures["before"]) == draw(screens[2]).repeat(4, axis=0).repeat(4, axis=1)).all()
+    panel.player.frame.value = 0
+    assert panel.pictures["before"].value == b"" and "encoded from this frame: 100;" in words(panel.encode)
+
+
+def test_what_is_said_does_not_depend_on_what_was_looked_at_before():
+    panel = ReaderPanel(READER, policy="none", frames=6)
+    reader, count = panel.reader, Question("count")
+    other = reader.questions(5)[0]
+    walked = [reader.read("none", count, index).answer for index in range(6)]
+    assert min(said.prefill_rows for said in walked[1:]) < 1  # the exact prefix of the frame before
+    for order in ([5], [2, 5], [5, 1, 3, 0, 4], [3, 4]):
+        reader = ReaderPanel(READER, policy="none", frames=6).reader
+        for index in order:
+            if index % 2:
+                reader.read("none", other, 5)
+            said = reader.read("none", count, index).answer
+            assert (said.text, said.prefill_rows) == (walked[index].text, walked[index].prefill_rows)
+
+
+def test_the_reader_panel_computes_only_what_it_must(monkeypatch):
+    loads, calls = [], []
+    load, answer = reader_panel.load_vlm, VLMStream.answer
+    monkeypatch.setattr(reader_panel, "load_vlm", lambda name: loads.append(name) or load(name))
+    monkeypatch.setattr(VLMStream, "answer", lambda self, frame: calls.append(self.encoder) or answer(self, frame))
+    panel = ReaderPanel(READER, policy="none", frames=6)
+    panel.question.value = Question("count")
+    shown = panel.answers.value
+    panel.player.frame.value = 4
+    calls.clear()
+    panel.player.frame.value = 5
+    assert [encoder is None for encoder in calls] == [False, True]  # goes on from frame 4; and in full
+    panel.policy.value = "gated 0.05"
+    assert [encoder is None for encoder in calls[2:]] == [False, False]  # the frame before, and this one
+    calls.clear()
+    panel.policy.value = "none"
+    panel.player.frame.value = 4
+    panel.policy.value = "full"
+    panel.policy.value = "none"
+    panel.player.frame.value = 1
+    assert calls == [] and panel.answers.value == shown
+    panel.seed.value, panel.change.value = 3, "value"
+    assert calls and loads == [str(READER)] and panel.bar.layout.display == "none"
+
+
+def test_a_question_whose_answer_just_changed_is_asked_until_one_is_chosen():
+    panel = ReaderPanel(READER, change="value", policy="none", frames=4)
+    for index in (1, 2, 3):
+        panel.player.frame.value = index
+        old, new = panel.reader.right_answers(panel.asked, index)
+        assert None is not old != new and f"on the frame before: {old}" in words(panel.right)
+        assert [question for _, question in panel.question.options[1:]] == panel.reader.questions(index)
+        assert panel.question.value == "" and panel.question.label == f"what has changed: {panel.asked.text}"
+    panel.question.value = Question("count")
+    panel.player.frame.value = 1
+    assert panel.asked == panel.question.value == Question("count") and "as on the frame before" in words(panel.right)
+    assert words(panel.right).startswith("how many are on? right: ")
+    panel.question.value = ""
+    assert panel.asked != Question("count")
+
+
+def test_undo_goes_back_to_the_last_question_and_stream():
+    panel = ReaderPanel(READER, policy="none", frames=4)
+    panel.history = History(pause=-1)
+    state, shown = panel.state, panel.answers.value
+    for widget, value in (
+        (panel.question, Question("count")),
+        (panel.policy, "full"),
+        (panel.change, "box"),
+        (panel.seed, 7),
+    ):
+        widget.value = value
+    assert panel.message.value == "" and panel.state.seed == 7
+    for _ in range(4):
+        panel.undo.click()
+    assert panel.state == state and panel.undo.disabled and (panel.policy.value, panel.change.value) == ("none", "all")
+    times = r"\d+\.\d ms"  # of a stream that is opened anew
+    assert re.sub(times, "", panel.answers.value) == re.sub(times, "", shown)
+
+
+def test_a_folder_without_a_reader_is_named_in_the_panel_and_nothing_of_the_last_stands_beside_it(tmp_path):
+    panel = ReaderPanel(READER, policy="none", frames=3)
+    assert panel.answers.value
+    for folder, sentence in (
+        (
+            tmp_path / "nope",
+            f"there is no folder {tmp_path}/nope; `fvlm train-reader --out {tmp_path}/nope` makes one",
+        ),
+        (" ", "no folder is named; name one that `fvlm train-reader` wrote"),
+        (tmp_path, f"{tmp_path} has no config that can be loaded"),
+        (DEMO / "llava-tiny", "sees frames of 224 x 224 pixels, but drawn screens have 160 x 160; name a folder that"),
+    ):
+        panel.model.value = str(folder)
+        assert sentence in panel.message.value and "Traceback" not in panel.message.value
+        assert {picture.value for picture in panel.pictures.values()} == {b""}
+        assert panel.answers.value == panel.right.value == panel.encode.value == "" and panel.question.options == ()
+        panel.player.frame.value += 1 if panel.player.frame.value < 2 else -1
+        assert sentence in panel.message.value
+    panel.model.value = str(READER)
+    assert panel.message.value == "" and panel.answers.value and panel.bar.layout.display == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"change": "flood"}, "there is no kind of change 'flood'; there are all, value, glyph, box"),
+        ({"policy": "hope"}, "there is no policy 'hope'; there are full, none, threshold 0.5"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"frames": 0}, "frames is 0; it must be at least 1"),
+    ],
+)
+def test_what_the_reader_panel_cannot_show_is_one_sentence(given, sentence):
+    panel = ReaderPanel(READER, **given)
+    assert sentence in words(panel.message) and panel.answers.value == ""
+
+
+def test_a_seed_that_cannot_be_is_refused_and_the_last_kept():
+    panel = ReaderPanel(READER, policy="none", seed=5, frames=3)
+    shown = panel.answers.value
+    panel.seed.value = -2
+    assert "seed is -2; it must be at least 0. 5 is kept." in panel.message.value
+    assert panel.seed.value == 5 and panel.answers.value == shown
+
+
+def test_every_control_of_the_reader_panel_says_what_it_is():
+    panel = ReaderPanel(READER, policy="none", frames=3)
+    controls = (panel.model, panel.change, panel.seed, panel.policy, panel.question, panel.player.frame)
+    assert [control.description for control in controls] == [
+        "model in", "kind of change", "seed", "policy", "question", "frame"
+    ]  # fmt: skip
+
+
+def test_the_table_of_a_stream_has_what_the_panel_shows():
+    panel = ReaderPanel(READER, change="value", policy="gated 0.05", frames=4)
+    table = panel.reader.by_frame("gated 0.05")
+    assert list(table["frame"]) == [0, 1, 2, 3] and list(table["change"]) == ["", "value", "value", "value"]
+    for index, row in table.iterrows():
+        panel.player.frame.value = index
+        assert panel.asked.text == row["question"] and f"right: {row['right']}" in words(panel.right)
+        assert f"{row['rows']:.1%} {row['first_token_ms']:.1f} ms" in words(panel.answers)
+        assert f"100.0% {row['first_token_ms_full']:.1f} ms" in words(panel.answers)
+    asked = panel.reader.by_frame("full", Question("count"))
+    assert {*asked["question"]} == {"how many are on?"} and (asked["answer"] == asked["answer_full"]).all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "answer", "said"),
+    [("42", "17", "17", "right"), ("42", "17", "42", "stale: right for the frame before"), ("42", "17", "71", "wrong"),
+     (None, "17", "<b>", "wrong"), ("17", "17", "", "wrong")],
+)  # fmt: skip
+def test_a_verdict_is_told_in_words(old, new, answer, said):
+    panel = ReaderPanel(READER, policy="none", frames=2)
+    read = panel.reader.read("full", Question("count"), 0)
+    given = replace(read, answer=replace(read.answer, text=answer))
+    row = reader_pictures.describe_answers({"policy none": given}, old, new).split("<tr>")[2]
+    cells = [html.unescape(re.sub("</?(b|td)( [^>]*)?>", "", cell)) for cell in row.split("</td>")]
+    assert cells[:4] == ["policy none", answer or "nothing", said, "100.0%"]
+    assert "<b>&lt;b&gt;</b>" in row or answer != "<b>"
 
 
 # ---- pictures ----------------------------------------------------------------------------------------

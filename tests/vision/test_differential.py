@@ -439,6 +439,7 @@ def test_attached_the_model_uses_the_encoder_and_is_restored(llava):
     torch.testing.assert_close(first, plain, rtol=1e-4, atol=1e-4)
     assert torch.equal(first, second)
     assert encoder.statistics.frames["cached"] == 1
+    assert encoder.frame_statistics.path == "cached" and not encoder.frame_statistics.encoded.any()
     assert torch.equal(llava(input_ids=ids, pixel_values=frame()).logits, plain)
     assert encoder.statistics.total_frames == 2
     assert "get_image_features" not in vars(llava.model)
