@@ -1,7 +1,7 @@
 """Questions about drawn screens, each with the answer that is right.
 
 * `read`: "value of K?", answered by the value, "42".
-* `state`: "is B on?", answered by "yes" or "no".
+* `state`: "state of B?", answered by "on" or "off".
 * `compare`: "which is larger, A or F?", of two fields whose values are numbers of two digits. The answer names both
   values before it says which, "A42, F17: A", so that a reader can look and then judge.
 * `count`: "how many are on?", answered by a number.
@@ -24,7 +24,7 @@ KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 Verdict = Literal["right", "stale", "wrong"]
 _TEXTS: dict[QuestionKind, str] = {
     "read": "value of {}?",
-    "state": "is {} on?",
+    "state": "state of {}?",
     "compare": "which is larger, {} or {}?",
     "count": "how many are on?",
 }
@@ -57,7 +57,7 @@ def right_answer(question: Question, screen: Screen) -> str | None:
         return str(sum(boxes.values()))
     if question.kind == "state":
         label = question.labels[0]
-        return None if label not in boxes else "yes" if boxes[label] else "no"
+        return None if label not in boxes else "on" if boxes[label] else "off"
     found = [values[label] for label in question.labels if label in values]
     if len(found) < len(question.labels):
         return None

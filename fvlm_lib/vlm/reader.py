@@ -44,15 +44,15 @@ from fvlm_lib.data.question_trees import QuestionTree, batch_trees
 from fvlm_lib.data.screen_questions import KINDS, Question, all_questions, right_answer
 
 IMAGE, USER, ASSISTANT, END, BLANK_CELL = "<image>", "<user>", "<assistant>", "<end>", "<blank>"
-SPECIAL = ("<pad>", "<unk>", END, USER, ASSISTANT, IMAGE, BLANK_CELL, "<ticked>", "<empty>")
+SPECIAL = ("<pad>", "<unk>", END, USER, ASSISTANT, IMAGE, BLANK_CELL)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 WIDTH = 128
-CELL_TOKENS = {BLANK: BLANK_CELL, ON: "<ticked>", OFF: "<empty>"}
-"""The tokens that a cell's image token is to be like, where it is no character."""
+CELL_TOKENS = {BLANK: BLANK_CELL, ON: "on", OFF: "off"}
+"""The tokens that a cell's image token is to be like, where it is no character. A box is then read as a value is."""
 
 SORTS = (*KINDS, "seen", "rest")
 """Of targets: the result of each kind of question, the values that a comparison names before it, and all else."""
@@ -64,7 +64,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word in small letters, and one any other character; spaces are none."""
     kinds = [Question("read", ("A",)), Question("state", ("A",)), Question("compare", ("A", "C")), Question("count")]
     words = [word for question in kinds for word in re.findall(r"[a-z]+|[?,:]", question.text)]
-    vocabulary = dict.fromkeys([*SPECIAL, *words, "yes", "no", ":", *LABELS, *VALUE_CHARACTERS])
+    vocabulary = dict.fromkeys([*SPECIAL, *words, "on", "off", ":", *LABELS, *VALUE_CHARACTERS])
     tokens = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, "<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[^\sa-z]"), "removed", invert=True)
     tokens.decoder = decoders.Sequence([decoders.Replace(",", ", "), decoders.Replace(":", ": "), decoders.Fuse()])
@@ -245,7 +245,7 @@ def losses(
         image, looks_like = image_tokens(model, batch.pixel_values)
         table: Any = model.model.language_model.embed_tokens.weight
         found["cells"] = F.cross_entropy(looks_like.flatten(0, 1), batch.cells.flatten())
-        found["cells"] = found["cells"] + F.mse_loss(image, table.detach()[batch.cells])
+        found["cells"] = found["cells"] + 4 * F.mse_loss(image, table.detach()[batch.cells])
         right["cells"] = float((looks_like.argmax(-1) == batch.cells).float().mean())
     if cells_alone:
         return found, right
