@@ -82,6 +82,10 @@ PREFILL = [
     *expand(f"{RESULTS}/prefill/{{model}}.parquet", model=BATCH.prefill),
     *expand(f"{PLOTS}/prefill/{{model}}.png", model=BATCH.prefill),
 ]
+ANSWERS = [
+    *expand(f"{RESULTS}/answers/{{reader}}.{{suffix}}", reader=BATCH.answers, suffix=("parquet", "csv", "md", "tex")),
+    *expand(f"{PLOTS}/answers/{{reader}}.{{suffix}}", reader=BATCH.answers, suffix=("png", "pdf", "json")),
+]
 
 
 wildcard_constraints:
@@ -90,6 +94,7 @@ wildcard_constraints:
     tower="|".join(map(re.escape, BATCH.towers)) or "none",
     vlm="|".join(map(re.escape, BATCH.vlms)) or "none",
     model="|".join(map(re.escape, BATCH.prefill)) or "none",
+    reader="|".join(map(re.escape, BATCH.answers)) or "none",
     scatteritem=r"\d+-of-\d+",
 
 
@@ -129,6 +134,7 @@ rule all:
         AGGREGATED,
         DIFFERENTIAL,
         PREFILL,
+        ANSWERS,
         PAPER_FILES,
 
 
@@ -251,6 +257,29 @@ rule prefill:
     threads: lambda wc: BATCH.prefill[wc.model].get("threads", 1)
     shell:
         notebook_job("prefill", model="{wildcards.model}")
+
+
+def answers_run(wc):
+    """What the notebook on right and stale answers of one model is given, as JSON."""
+    outputs = {"result": f"{RESULTS}/answers/{wc.reader}.parquet", "figure": f"{PLOTS}/answers/{wc.reader}.png"}
+    return json.dumps({**BATCH.answers[wc.reader], **outputs})
+
+
+rule answers:
+    input:
+        lambda wc: files(BATCH.answers[wc.reader]["model"]),
+        lambda wc: files(BATCH.answers[wc.reader].get("times_model") or ""),
+    output:
+        result=f"{RESULTS}/answers/{{reader}}.parquet",
+        tables=expand(f"{RESULTS}/answers/{{{{reader}}}}.{{suffix}}", suffix=("csv", "md", "tex")),
+        figure=f"{PLOTS}/answers/{{reader}}.png",
+        paper=expand(f"{PLOTS}/answers/{{{{reader}}}}.{{suffix}}", suffix=("pdf", "json")),
+    params:
+        run=answers_run,
+        code=lambda wc: HASHES["answers"],
+    threads: lambda wc: BATCH.answers[wc.reader].get("threads", 1)
+    shell:
+        notebook_job("answers", reader="{wildcards.reader}")
 
 
 rule scaling:

@@ -42,9 +42,9 @@ class Batch:
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of screenshots;
     `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of the notebook that
     asks that model about every frame; `settings`: what the notebooks on changed patches and on answers are run with;
-    `prefill` id -> parameters of the notebook on a language model's prefill; `paper`: parameters of the notebook of the
-    paper's figures; `output`: the folder that gets results, plots and papermill_runs (`folders.folders`), None for the
-    top level."""
+    `prefill` id -> parameters of the notebook on a language model's prefill; `answers` id -> parameters of the notebook
+    on right and stale answers; `paper`: parameters of the notebook of the paper's figures; `output`: the folder that
+    gets results, plots and papermill_runs (`folders.folders`), None for the top level."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -56,6 +56,7 @@ class Batch:
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
     vlms: dict[str, dict[str, Any]] = field(default_factory=dict)
     prefill: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: DifferentialSettings = field(default_factory=DifferentialSettings)
     paper: dict[str, Any] = field(default_factory=dict)
     output: str | None = None
@@ -131,7 +132,7 @@ def read_batch_file(path: str | Path, files: bool = True) -> Batch:
 def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     """Check a batch's config. Raises ValueError naming the key or id that is wrong and what would be right."""
     found = check(Config, config, name)
-    if not (found.checkpoints or found.differential.sequences or found.prefill):
+    if not (found.checkpoints or found.differential.sequences or found.prefill or found.answers):
         raise ValueError(f"{name} lists no checkpoints; it needs `checkpoints:` with `id: folder` lines")
     if found.checkpoints and found.gap is None:
         raise ValueError(
@@ -163,6 +164,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         towers={id: dict(tower) for id, tower in (differential.get("towers") or {}).items()},
         vlms={id: dict(vlm) for id, vlm in (differential.get("vlms") or {}).items()},
         prefill={id: dict(model) for id, model in (config.get("prefill") or {}).items()},
+        answers={id: dict(model) for id, model in (config.get("answers") or {}).items()},
         settings=_in(f"{name}: differential", lambda: read_settings(settings)) if settings else DifferentialSettings(),
         paper=dict(config.get("paper") or {}),
         output=found.output,
@@ -223,6 +225,10 @@ def check_files(batch: Batch, name: str = "the config") -> None:
         _check_model(f"{name}: differential.vlms.{id}.model", vlm["model"], ())
     for id, prefill in batch.prefill.items():
         _check_model(f"{name}: prefill.{id}.model", prefill["model"], ())
+    for id, answers in batch.answers.items():
+        for key in ("model", "times_model"):
+            if answers.get(key):
+                _check_model(f"{name}: answers.{id}.{key}", answers[key], ())
     if not batch.gap:
         return
     data_stamp(batch.gap["data"], name)

@@ -23,6 +23,7 @@ NOTEBOOKS = {
     "differential": "notebooks/differential_benchmark.ipynb",
     "predict": "notebooks/predict_sequence.ipynb",
     "prefill": "notebooks/gated_prefill.ipynb",
+    "answers": "notebooks/stale_answers.ipynb",
     "paper": "notebooks/paper_figures.ipynb",
 }
 RUNS = {
@@ -32,6 +33,7 @@ RUNS = {
     "differential": "differential_{sequence}--{tower}",
     "predict": "predict_{sequence}--{vlm}",
     "prefill": "prefill_{model}",
+    "answers": "answers_{reader}",
     "paper": "paper_figures",
 }
 
@@ -73,5 +75,6 @@ def batch_runs(batch: Batch) -> dict[str, str]:
         "differential": [{"sequence": s, "tower": t} for s, t in product(batch.sequences, batch.towers)],
         "predict": [{"sequence": s, "vlm": v} for s, v in product(batch.sequences, batch.vlms)],
         "prefill": [{"model": id} for id in batch.prefill],
+        "answers": [{"reader": id} for id in batch.answers],
     }
     return {run_name(rule, wildcards): rule for rule, several in ids.items() for wildcards in several}

@@ -211,6 +211,30 @@ class Prefill:
     """CPU threads."""
 
 
+# ---- vision-language models that read drawn screens -----------------------------------------------------
+
+
+@settings
+class Answers:
+    """A model that reads drawn screens, asked about screens that change (notebooks/stale_answers.ipynb)."""
+
+    model: Name
+    """Folder of a model that `fvlm train-reader` trained."""
+    num_screens: Count = 3
+    """Of each of 18 cases: what changes, what is asked, and whether the one changes the other's answer."""
+    tolerances: Tolerances = field(default_factory=lambda: [0.2, 0.1, 0.05, 0.02, 0.0])
+    """Of gated updates in both stacks."""
+    seed: Seed = 0
+    """Of the screens."""
+    times_model: Name | None = None
+    """Folder or hub id of a model of real size, whose times stand beside; null for none."""
+    device: Device = "auto"
+    dtype: Dtype | None = None
+    """null as stored."""
+    threads: Threads = 1
+    """CPU threads."""
+
+
 # ---- the paper -----------------------------------------------------------------------------------------
 
 Style = Literal["neurips", "iclr", "icml", "cvpr", "acl"]
@@ -274,6 +298,8 @@ class Config:
     differential: Differential = Differential()
     prefill: dict[Id, Prefill] = field(default_factory=dict)
     """id: a language model, and the text screens that its prefill is measured on."""
+    answers: dict[Id, Answers] = field(default_factory=dict)
+    """id: a model that reads drawn screens, and how many it is asked about."""
     paper: Paper = Paper()
     output: Name | None = None
     """A folder for results, plots and papermill_runs of this batch; null is the project's own."""

@@ -135,7 +135,6 @@ def measure_reader(
     vlm: VLM,
     cases: Sequence[tuple[Case, ScreenPair]],
     compared: Mapping[str, Reuse],
-    fit: str = "processor",
     progress: bool = True,
 ) -> pd.DataFrame:
     """One row a case and policy. Columns: case, question, asked, index, policy; answer, right (what is right),

@@ -82,6 +82,8 @@ def test_what_is_given_is_handed_on_as_it_is():
     batch = read_batch({"checkpoints": {"a": "x"}, "gap": GAP, "differential": differential, "paper": {"runs": None}})
     assert batch.gap == GAP and json.dumps(batch.gap) == json.dumps(GAP)
     assert (batch.towers, batch.vlms, batch.paper) == (towers, {"v": {"model": "a/b"}}, {"runs": None})
+    answers = {"r": {"model": "a/b", "tolerances": [0], "times_model": None}}
+    assert read_batch({"answers": answers}).answers == answers  # which are enough for a batch
 
 
 @pytest.mark.parametrize(

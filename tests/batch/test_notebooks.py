@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from fvlm_lib.batch.notebooks import _parameters, check_parameters, complete_parameters
-from fvlm_lib.batch.parameters import Gap, Paper, Prefill, Scaling, Tower, Vlm
+from fvlm_lib.batch.parameters import Answers, Gap, Paper, Prefill, Scaling, Tower, Vlm
 from fvlm_lib.schema import adapter
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -49,6 +49,7 @@ SECTIONS = {
     "differential_benchmark": Tower,
     "predict_sequence": Vlm,
     "gated_prefill": Prefill,
+    "stale_answers": Answers,
     "paper_figures": Paper,
 }
 

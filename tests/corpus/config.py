@@ -62,6 +62,15 @@ CONFIG: dict[str, Any] = {
             },
         },
     },
+    "prefill": {
+        "l": {"model": "OWNER/MODEL", "num_screens": 2, "num_lines": 9, "tolerances": [0.1], "seed": 0, "threads": 1},
+    },
+    "answers": {
+        "r": {
+            "model": "OWNER/MODEL", "num_screens": 1, "tolerances": [0.1, 0.0], "seed": 0,
+            "times_model": "OWNER/LARGER", "device": "cpu", "dtype": "float32", "threads": 1,
+        },
+    },
     "paper": {
         "style": "icml", "figures": ["policies"], "tables": ["policies"], "widths": {"policies": "full"}, "runs": ["S"],
         "checkpoints": ["a"], "sequences": ["s"], "towers": ["t"], "recordings": ["s"], "formats": ["pdf"],
@@ -172,6 +181,15 @@ DIFFERENTIAL: dict[str, Wrong] = {
     "differential.vlms.v.num_shown": whole(1, 50), "differential.vlms.v.device": DEVICE,
     "differential.vlms.v.dtype?": DTYPE, "differential.vlms.v.threads": THREADS,
 }  # fmt: skip
+TWICE: Wrong = [([0.1, 0.1], "[0.1, 0.1]", "it names 0.1 twice")]
+LANGUAGE: dict[str, Wrong] = {
+    "prefill": SECTION, "prefill.l": SECTION, "prefill.l.model": NAME, "prefill.l.num_screens": whole(2),
+    "prefill.l.num_lines": whole(4, 60), "prefill.l.tolerances": [*listed(TOLERANCE), *TWICE], "prefill.l.seed": SEED,
+    "prefill.l.threads": THREADS, "answers": SECTION, "answers.r": SECTION, "answers.r.model": NAME,
+    "answers.r.num_screens": COUNT, "answers.r.tolerances": [*listed(TOLERANCE), *TWICE], "answers.r.seed": SEED,
+    "answers.r.times_model?": NAME, "answers.r.device": DEVICE, "answers.r.dtype?": DTYPE,
+    "answers.r.threads": THREADS,
+}  # fmt: skip
 OTHER: dict[str, Wrong] = {
     "shards": whole(1, 10_000), "scaling": SECTION, "scaling.num_bootstrap": whole(2, 10**6), "scaling.seed": SEED,
     "scaling.delta": POSITIVE, "scaling.block_length?": COUNT, "output?": TEXT, "knowledge?": NAME, "paper": SECTION,
@@ -255,7 +273,7 @@ WITH_FOLDER = changed(CONFIG, "gap.data", FOLDER)
 
 CASES = [
     Case("all of it right", right, None),
-    *wrong_values(CONFIG, GAP | DATA | CHECKPOINTS | DIFFERENTIAL | OTHER),
+    *wrong_values(CONFIG, GAP | DATA | CHECKPOINTS | DIFFERENTIAL | LANGUAGE | OTHER),
     *(
         Case(f"folder, {case.name}", case.run, case.says)
         for case in [*wrong_values(WITH_FOLDER, FILES), *misspelt(WITH_FOLDER, "gap.data")]
@@ -274,6 +292,8 @@ CASES = [
             "differential.towers.t",
             "differential.vlms.v",
             "differential.vlms.v.settings",
+            "prefill.l",
+            "answers.r",
             "paper",
         )
         for case in misspelt(CONFIG, keys)

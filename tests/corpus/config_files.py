@@ -123,6 +123,9 @@ CASES = [
     other("more shards than samples", "shards", 65, ": shards is 65; 64 samples make at most 64"),
     other("a tower without a name", "differential.towers.t", {"threads": 1}, ": differential.towers.t lacks tower"),
     other("a model without a name", "differential.vlms.v", {}, ": differential.vlms.v lacks model"),
+    other("a language model without a name", "prefill.l", {}, ": prefill.l lacks model"),
+    other("a reader without a name", "answers.r", {"num_screens": 1}, ": answers.r lacks model"),
+    other("the id of a reader", "answers", {"a/b": {"model": "a/b"}}, f": answers has the key 'a/b'; {ID}"),
     other(
         "the width of no figure",
         "paper.widths",
@@ -190,6 +193,30 @@ CASES = [
         "differential.vlms.v.model",
         "./model",
         "differential.vlms.v.model is './model', and there is no such",
+    ),
+    absent(
+        "no language model",
+        "prefill.l.model",
+        "./model",
+        "prefill.l.model is './model', and there is no such folder; a hub id is like OWNER/MODEL",
+    ),
+    absent(
+        "no reader",
+        "answers.r.model",
+        "./reader",
+        "answers.r.model is './reader', and there is no such folder; a hub id is like OWNER/MODEL",
+    ),
+    absent(
+        "a reader without config.json",
+        "answers.r.model",
+        "empty",
+        "answers.r.model is 'empty', a folder without a config.json",
+    ),
+    absent(
+        "no model of real size",
+        "answers.r.times_model",
+        "random:clip-tiny",
+        "answers.r.times_model is 'random:clip-tiny', and there is none such; it must be a folder or a hub id",
     ),
     absent("no folder of videos", "gap.data", {"kind": "folder", "path": "none"}, "data: none has no captions.jsonl"),
     absent(
