@@ -224,7 +224,8 @@ def check_files(batch: Batch, name: str = "the config") -> None:
     for id, vlm in batch.vlms.items():
         _check_model(f"{name}: differential.vlms.{id}.model", vlm["model"], ())
     for id, prefill in batch.prefill.items():
-        _check_model(f"{name}: prefill.{id}.model", prefill["model"], ())
+        if not prefill["model"].endswith(".gguf") or not Path(prefill["model"]).is_file():
+            _check_model(f"{name}: prefill.{id}.model", prefill["model"], ())
     for id, answers in batch.answers.items():
         for key in ("model", "times_model"):
             if answers.get(key):

@@ -117,7 +117,7 @@ def _dialog(screen: Screen, rng: np.random.Generator) -> Screen:
 
 
 def _new_label(screen: Screen, rng: np.random.Generator) -> str:
-    used = {item.label for item in (*screen.fields, *screen.listed, *screen.boxes)}
+    used = {field.label for field in (*screen.fields, *screen.listed)} | {box.label for box in screen.boxes}
     used |= {screen.dialog.field.label} if screen.dialog else set()
     return str(rng.choice([label for label in LABELS if label not in used]))
 

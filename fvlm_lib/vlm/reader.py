@@ -105,10 +105,11 @@ def make_reader(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditional
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
+    image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=image_token_id,
         image_seq_length=GRID[0] * GRID[1],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
