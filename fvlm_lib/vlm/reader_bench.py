@@ -62,12 +62,21 @@ def _measure(args: argparse.Namespace) -> None:
 
     import torch
 
-    from fvlm_lib.vlm.reader_measure import CASES, compared_reuse, draw_cases, measure_reader, summarize_reader
+    from fvlm_lib.vlm.reader_measure import (
+        CASES,
+        check_reader,
+        compared_reuse,
+        draw_cases,
+        measure_reader,
+        summarize_reader,
+    )
     from fvlm_lib.vlm.vlms import load_vlm
 
     torch.set_num_threads(args.threads)
     compared = compared_reuse(args.tolerances)
-    rows = measure_reader(load_vlm(args.model), draw_cases(args.screens, args.seed), compared)
+    vlm = load_vlm(args.model)
+    check_reader(vlm)
+    rows = measure_reader(vlm, draw_cases(args.screens, args.seed), compared)
     table = summarize_reader(rows)
     timed = "the same model"
     if args.times:

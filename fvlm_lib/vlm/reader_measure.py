@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from fvlm_lib.data.drawn_screens import draw
+from fvlm_lib.data.drawn_screens import SIZE, draw
 from fvlm_lib.data.drawn_streams import Change, ScreenPair, screen_pair
 from fvlm_lib.data.screen_questions import QuestionKind, verdict
 from fvlm_lib.reuse.policies import Policy
@@ -129,6 +129,16 @@ def frames_of(case: Case, pair: ScreenPair) -> Iterator[np.ndarray]:
     for step in range(case.frames + 1):
         share = step / case.frames
         yield (before * (1 - share) + after * share).round().astype(np.uint8)
+
+
+def check_reader(vlm: VLM) -> None:
+    """ValueError for a model that sees frames of another size than drawn screens have, so cannot be one that reads
+    them."""
+    if vlm.image_size != SIZE:
+        raise ValueError(
+            f"{vlm.name} sees frames of {vlm.image_size[0]} x {vlm.image_size[1]} pixels, but drawn screens have "
+            f"{SIZE[0]} x {SIZE[1]}; name a folder that `fvlm train-reader` wrote"
+        )
 
 
 def measure_reader(

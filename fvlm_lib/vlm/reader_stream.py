@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from fvlm_lib.data.drawn_screens import SIZE, Screen, draw
+from fvlm_lib.data.drawn_screens import Screen, draw
 from fvlm_lib.data.drawn_streams import Change
 from fvlm_lib.data.screen_questions import Question, all_questions, right_answer, verdict
 from fvlm_lib.reuse.policies.full import Full
-from fvlm_lib.vlm.reader_measure import MARK, Reuse, open_reuse
+from fvlm_lib.vlm.reader_measure import MARK, Reuse, check_reader, open_reuse
 from fvlm_lib.vlm.stream import Answer, VLMStream
 from fvlm_lib.vlm.vlms import VLM
 
@@ -59,11 +59,7 @@ class StreamReader:
         compared: Mapping[str, Reuse],
         progress: Callable[..., Iterable[Any]] = quietly,
     ) -> None:
-        if vlm.image_size != SIZE:
-            raise ValueError(
-                f"{vlm.name} sees frames of {vlm.image_size[0]} x {vlm.image_size[1]} pixels, but drawn screens have "
-                f"{SIZE[0]} x {SIZE[1]}; name a folder that `fvlm train-reader` wrote"
-            )
+        check_reader(vlm)
         self._vlm, self._progress = vlm, progress
         self.compared = {FULL: Reuse(None, Full()), **compared}
         pairs = list(stream)

@@ -58,6 +58,8 @@ NEEDED = {
     "predict": ["--model", "nowhere", "--image-dir", "nowhere"],
     "text": ["--model", "nowhere", "--stream", "nowhere"],
     "bench-prefill": ["--model", "nowhere"],
+    "bench-answers": ["--model", "nowhere"],
+    "train-reader": ["--out", "FOLDER/new"],
 }
 NUMBERS = {
     "gap": {"num-samples": FROM_2, "batch-size": FROM_1, "num-fine": FROM_1, "floor-samples": FROM_0, "seed": FROM_0,
@@ -84,6 +86,9 @@ NUMBERS = {
                 "device": DEVICE},
     "text": {"prefill-tolerance": AT_LEAST_0, "max-new-tokens": FROM_1, "temperature": AT_LEAST_0, "num-beams": FROM_1,
              "seed": FROM_0, "check-every": FROM_1, "max-kl": AT_LEAST_0, "device": DEVICE},
+    "bench-answers": {"screens": FROM_1, "tolerances": AT_LEAST_0, "seed": FROM_0, "threads": FROM_1},
+    "train-reader": {"minutes": ABOVE_0, "batch-size": FROM_1, "rate": ABOVE_0, "test-screens": FROM_1, "seed": FROM_0,
+                     "threads": FROM_1},
     "bench-prefill": {"screens": FROM_1, "lines": FROM_1, "tolerances": AT_LEAST_0, "seed": FROM_0, "threads": FROM_1},
 }  # fmt: skip
 
