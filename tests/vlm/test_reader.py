@@ -135,6 +135,10 @@ def reader() -> VLM:
     return load_vlm(str(READER))
 
 
+def test_the_shipped_reader_is_small():
+    assert sum(file.stat().st_size for file in READER.iterdir()) < 8e6
+
+
 def test_the_shipped_reader_answers_unseen_screens(reader):
     """Less than its own measurement says by what 60 screens may be off."""
     said = json.loads((READER / "training.json").read_text())["test"]
