@@ -11,6 +11,7 @@ bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the
     --cores 8                           more jobs at once
     --profile profiles/slurm            on a Slurm cluster
 bash run.sh retrain [seed]          train the demo ladder anew, into checkpoints/retrained (20 to 40 minutes)
+bash run.sh train-reader [seed]     train the small model that reads drawn screens anew (an hour), into checkpoints/retrained
 bash run.sh lab [jupyter arguments] open JupyterLab on the notebooks
 bash run.sh docs                    make pages of docs/ and of the library's docstrings, site/index.html
 bash run.sh setup                   only make .venv
@@ -51,6 +52,10 @@ retrain)
         "exec fvlm train config/ladder.yaml --run RUN --seed $seed --out checkpoints/retrained/seed$seed/RUN"
     echo "trained into checkpoints/retrained/seed$seed; name these folders in a copy of config/demo.yaml to evaluate them"
     exit 0
+    ;;
+train-reader)
+    seed=${2:-0}
+    exec fvlm train-reader --seed "$seed" --out "checkpoints/retrained/reader-seed$seed"
     ;;
 docs)
     # the notice is about versions after the pinned ones

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fvlm_lib.data.question_trees import QuestionTree, batch_trees
 from fvlm_lib.data.text_screens import (
     KINDS,
     NAMES,
@@ -124,38 +125,6 @@ def draw_questions(rng: np.random.Generator, lines: int) -> tuple[list[str], lis
     return list(lines_of(values)), found
 
 
-class Tree:
-    """Token sequences that begin alike, as one sequence of the tokens that they do not share."""
-
-    def __init__(self, trunk: Sequence[int]):
-        self.ids, self.depth = list(trunk), list(range(len(trunk)))
-        self.parent = [i - 1 for i in range(len(trunk))]
-        self.trunk = len(trunk)
-        self.child: dict[tuple[int, int], int] = {}
-        self.targets: dict[int, tuple[str, int]] = {}  # node: (sort, next token)
-
-    def add(self, branch: Sequence[int], sorts: Sequence[str]) -> None:
-        """A continuation of the trunk; sorts: what kind of target each of its tokens is, "" for none."""
-        at = self.trunk - 1
-        for token, sort in zip(branch, sorts, strict=True):
-            if sort:
-                self.targets[at] = (sort, token)
-            if (at, token) not in self.child:
-                self.child[at, token] = len(self.ids)
-                self.ids.append(token)
-                self.depth.append(self.depth[at] + 1)
-                self.parent.append(at)
-            at = self.child[at, token]
-
-    def mask(self, size: int) -> np.ndarray:
-        """(size, size): whether a token sees another, which is itself or before it on its way from the root."""
-        sees = np.eye(size, dtype=bool)
-        sees[: self.trunk, : self.trunk] = np.tri(self.trunk, dtype=bool)
-        for i in range(self.trunk, len(self.ids)):
-            sees[i] |= sees[self.parent[i]]
-        return sees
-
-
 SORTS = ("value", "count", "compare", "rest")
 
 
@@ -164,29 +133,20 @@ def draw_batch(
 ) -> dict[str, Tensor]:
     """Trees of screens of `lines` lines, as tensors (B, T), at most `tokens` of them if B > 1; `sort` is -1 where there
     is no target."""
-    trees: list[Tree] = []
+    trees: list[QuestionTree] = []
     while not trees or (len(trees) + 1) * max(len(tree.ids) for tree in trees) <= tokens:
         screen, questions = draw_questions(rng, lines)
         questions = [question for question in questions if question[0] in sorts]
         trunk = tokenizer("<user>" + "\n".join(screen) + "\n\n")["input_ids"]
         texts = [part for _, q, value in questions for part in (q.text, f"<assistant>{q.lead}", f"{value}<end>")]
         parts = tokenizer(texts)["input_ids"]
-        tree = Tree(trunk)
+        tree = QuestionTree(trunk)
         for i, (sort, _, _) in enumerate(questions):
             asked, lead, answer = parts[3 * i : 3 * i + 3]
             targets = [""] * (len(asked) + 1) + ["rest"] * (len(lead) - 1) + [sort, "rest"]
             tree.add([*asked, *lead, *answer], targets)
         trees.append(tree)
-    size = max(len(tree.ids) for tree in trees)
-    ids, depth = np.zeros((2, len(trees), size), dtype=np.int64)
-    sort, target = np.full((2, len(trees), size), -1, dtype=np.int64)
-    for row, tree in enumerate(trees):
-        ids[row, : len(tree.ids)], depth[row, : len(tree.ids)] = tree.ids, tree.depth
-        for node, (name, token) in tree.targets.items():
-            sort[row, node], target[row, node] = SORTS.index(name), token
-    mask = np.stack([tree.mask(size) for tree in trees])[:, None]
-    arrays = {"input_ids": ids, "position_ids": depth, "attention_mask": mask, "sort": sort, "target": target}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return batch_trees(trees, SORTS)
 
 
 def losses(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:

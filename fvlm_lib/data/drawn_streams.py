@@ -3,7 +3,7 @@
 Kinds of change (`CHANGES`): the `value` of a field is another one; a `glyph` of a value is one that looks like it (3
 and 8, O and 0); a check `box` is ticked or no longer; a `dialog` opens over others, or closes; the list will `scroll`
 by a row; another row is `select`-ed; the `bar` makes progress; the `pointer` moves; the `caret` blinks; the `theme`
-flips; all colours `fade` by 2%.
+flips; all colours `fade` by 2%. A dialog may cover the list, the bar and the caret, and what changes there is not seen.
 
 `screen_pair` is a screen before and after one change, and a question; `screen_stream` a sequence of such changes, and
 `write_stream` makes frames and `actions.json` of it, which `screens.read_sequence` reads. This module knows nothing of
@@ -25,7 +25,6 @@ from fvlm_lib.data.drawn_screens import (
     BAR_WIDTH,
     FLIPS,
     LABELS,
-    MOST_SHIFT,
     THEMES,
     Field,
     Screen,
@@ -51,7 +50,7 @@ _LIKE = FLIPS | {other: one for one, other in FLIPS.items()}
 class ScreenPair:
     """A screen before and after one change, and a question that has an answer on both.
 
-    old, new: the right answers before and after. asked: whether what changed is what is asked about.
+    old, new: the right answers before and after.
     """
 
     change: Change
@@ -67,8 +66,10 @@ class ScreenPair:
         return self.old != self.new
 
 
-def changed(screen: Screen, change: Change, rng: np.random.Generator) -> Screen:
-    """The screen after one change of that kind; ValueError for a kind that there is none of."""
+def changed(screen: Screen, change: Change, rng: np.random.Generator) -> Screen | None:
+    """The screen after one change of that kind; None where it has nothing that could change so, such as no box.
+
+    Raises ValueError for a kind that there is none of."""
     if change not in _CHANGES:
         raise ValueError(f"there is no change of kind {change!r}; there are {', '.join(CHANGES)}")
     return _CHANGES[change](screen, rng)
@@ -92,20 +93,20 @@ def _value(screen: Screen, rng: np.random.Generator) -> Screen:
     return _with_field(screen, field, replace(field, value=value))
 
 
-def _glyph(screen: Screen, rng: np.random.Generator) -> Screen:
+def _glyph(screen: Screen, rng: np.random.Generator) -> Screen | None:
     places = [(f, i) for f in screen.shown_fields() for i, character in enumerate(f.value) if character in _LIKE]
     if not places:
-        return _value(screen, rng)
+        return None
     field, i = places[int(rng.integers(len(places)))]
     return _with_field(
         screen, field, replace(field, value=field.value[:i] + _LIKE[field.value[i]] + field.value[i + 1 :])
     )
 
 
-def _box(screen: Screen, rng: np.random.Generator) -> Screen:
+def _box(screen: Screen, rng: np.random.Generator) -> Screen | None:
     shown = screen.shown_boxes()
     if not shown:
-        return _value(screen, rng)
+        return None
     box = shown[int(rng.integers(len(shown)))]
     return replace(screen, boxes=tuple(replace(b, on=not b.on) if b is box else b for b in screen.boxes))
 
@@ -157,7 +158,7 @@ def _fade(screen: Screen, rng: np.random.Generator) -> Screen:
     return replace(screen, brightness=1.0 if screen.brightness <= DARKEST else round(screen.brightness - FADE, 2))
 
 
-_CHANGES: dict[Change, Callable[[Screen, np.random.Generator], Screen]] = {
+_CHANGES: dict[Change, Callable[[Screen, np.random.Generator], Screen | None]] = {
     "value": _value, "glyph": _glyph, "box": _box, "dialog": _dialog, "scroll": _scroll, "select": _select, "bar": _bar,
     "pointer": _pointer, "caret": _caret, "theme": _theme, "fade": _fade,
 }  # fmt: skip
@@ -176,7 +177,7 @@ def screen_pair(
         before = draw_state(rng)
         after = changed(before, change, rng)
         question = draw_question(rng, before, kind)
-        if question is None or (new := right_answer(question, after)) is None:
+        if after is None or question is None or (new := right_answer(question, after)) is None:
             continue
         old = right_answer(question, before)
         assert old is not None
@@ -190,13 +191,20 @@ def screen_pair(
 def screen_stream(
     frames: int, changes: Sequence[Change] = CHANGES, *, seed: int = 0
 ) -> Iterator[tuple[Screen, Change | None]]:
-    """So many screens, each with the change that it is behind the one before; None for the first."""
+    """So many screens, each with the change that it is behind the one before; None for the first.
+
+    Raises ValueError where none of these changes is possible, which many tries tell."""
     rng = np.random.default_rng([seed, frames])
-    screen = replace(draw_state(rng), shift=(int(rng.integers(MOST_SHIFT)), 0))
+    screen = draw_state(rng)
     yield screen, None
     for _ in range(frames - 1):
-        change: Change = changes[int(rng.integers(len(changes)))]
-        screen = changed(screen, change, rng)
+        for _ in range(500):
+            change: Change = changes[int(rng.integers(len(changes)))]
+            if (after := changed(screen, change, rng)) is not None:
+                break
+        else:
+            raise ValueError(f"the screen of seed {seed} has nothing that changes by {', '.join(changes)}; name others")
+        screen = after
         yield screen, change
 
 
@@ -212,7 +220,7 @@ def write_stream(folder: Path, frames: int, changes: Sequence[Change] = CHANGES,
             state = {field.label: field.value for field in screen.shown_fields()}
             state |= {box.label: "on" if box.on else "off" for box in screen.shown_boxes()}
             actions.append({"file": file, "action": change or "start", "detail": "", "state": state})
-        about = f"drawn screens, seed {seed}; each frame differs from the one before in one thing"
+        about = f"drawn screens, seed {seed}: each differs from the one before in one of {', '.join(changes)}"
         text = json.dumps({"about": about, "frames": actions}, indent=1)
         (part / ACTIONS_FILE).write_text(text + "\n", encoding="utf-8")
     return folder

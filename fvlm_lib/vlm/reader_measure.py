@@ -43,8 +43,7 @@ MARK = "<question>"
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of change, a kind of question, whether what changes is asked about, and over how many frames it
-    changes."""
+    """A kind of change, a kind of question, whether the answer changes with it, and over how many frames it does."""
 
     name: str
     change: Change
@@ -117,7 +116,7 @@ def open_reuse(vlm: VLM, prompt: str, reuse: Reuse) -> VLMStream:
 def draw_cases(count: int, seed: int = 0) -> list[tuple[Case, ScreenPair]]:
     """So many screens of every case, in turn."""
     return [
-        (case, screen_pair(case.change, case.question, i, asked=case.asked, seed=seed + case.frames))
+        (case, screen_pair(case.change, case.question, i, asked=case.asked, seed=seed))
         for i in range(count)
         for case in CASES
     ]

@@ -42,8 +42,8 @@ def test_the_same_seed_draws_the_same_cases(drawn):
     assert [case for case, _ in drawn] == [*CASES, *CASES]
     assert draw_cases(1, seed=3) == drawn[: len(CASES)]
     pairs = [pair for _, pair in drawn]
-    assert all(one != other for one, other in zip(pairs, pairs[len(CASES) :], strict=False))
-    assert all(one != other for one, (_, other) in zip(pairs, draw_cases(1, seed=4), strict=False))
+    assert all(one != other for one, other in zip(pairs[: len(CASES)], pairs[len(CASES) :], strict=True))
+    assert all(one != other for one, (_, other) in zip(pairs[: len(CASES)], draw_cases(1, seed=4), strict=True))
 
 
 def test_every_pair_is_of_its_case_and_its_answers_are_right(drawn):
