@@ -221,7 +221,7 @@ class Answers:
     model: Name
     """Folder of a model that `fvlm train-reader` trained."""
     num_screens: Count = 3
-    """Of each of 18 cases: what changes, what is asked, and whether the one changes the other's answer."""
+    """Of each of 20 cases: what changes, what is asked, and whether the one changes the other's answer."""
     tolerances: Tolerances = field(default_factory=lambda: [0.2, 0.1, 0.05, 0.02, 0.0])
     """Of gated updates in both stacks."""
     seed: Seed = 0

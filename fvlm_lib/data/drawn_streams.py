@@ -48,9 +48,10 @@ _LIKE = FLIPS | {other: one for one, other in FLIPS.items()}
 
 @dataclass(frozen=True)
 class ScreenPair:
-    """A screen before and after one change, and a question that has an answer on both.
+    """A screen before and after one change, and a question.
 
-    old, new: the right answers before and after.
+    old, new: the right answers before and after. new is None where what is asked about is gone: a dialog covers it, or
+    the list scrolled it away.
     """
 
     change: Change
@@ -58,7 +59,7 @@ class ScreenPair:
     after: Screen
     question: Question
     old: str
-    new: str
+    new: str | None
 
     @property
     def asked(self) -> bool:
@@ -165,27 +166,33 @@ _CHANGES: dict[Change, Callable[[Screen, np.random.Generator], Screen | None]] =
 
 
 def screen_pair(
-    change: Change, kind: QuestionKind, index: int, *, asked: bool | None = None, seed: int = 0
+    change: Change,
+    kind: QuestionKind,
+    index: int,
+    *,
+    asked: bool | None = None,
+    gone: bool = False,
+    seed: int = 0,
 ) -> ScreenPair:
     """The pair of that number; the same whenever it is asked for.
 
-    asked: whether the answer must change, must not, or either. Raises ValueError where no such pair is found in many
-    tries: a caret that blinks changes no answer.
+    asked: whether the answer must change, must not, or either. gone: what is asked about is no longer there
+    afterwards, so that the answer changes to none; without it, there is an answer before and after. Raises ValueError
+    where no such pair is found in many tries: a caret that blinks changes no answer.
     """
-    rng = np.random.default_rng([seed, CHANGES.index(change), index, *kind.encode(), int(asked or 0)])
+    rng = np.random.default_rng([seed, CHANGES.index(change), index, *kind.encode(), 2 if gone else int(asked or 0)])
     for _ in range(500):
         before = draw_state(rng)
         after = changed(before, change, rng)
         question = draw_question(rng, before, kind)
-        if after is None or question is None or (new := right_answer(question, after)) is None:
+        if after is None or question is None or ((new := right_answer(question, after)) is None) != gone:
             continue
         old = right_answer(question, before)
         assert old is not None
         if asked is None or asked == (old != new):
             return ScreenPair(change, before, after, question, old, new)
-    raise ValueError(
-        f"no change of kind {change!r} was found that {'changes' if asked else 'leaves'} an answer to {kind!r}"
-    )
+    does = "takes away what is asked about by" if gone else f"{'changes' if asked else 'leaves'} an answer to"
+    raise ValueError(f"no change of kind {change!r} was found that {does} {kind!r}")
 
 
 def screen_stream(

@@ -74,9 +74,9 @@ def result_of(answer: str) -> str:
     return answer.rsplit(":", 1)[-1].strip()
 
 
-def verdict(answer: str, old: str | None, new: str) -> Verdict:
+def verdict(answer: str, old: str | None, new: str | None) -> Verdict:
     """What to make of an answer to a question whose right answer is `new`, and was `old` on the screen before (None: it
-    had none).
+    had none; where there is none now, no answer is right).
 
     "stale": it was right before and no longer is. Where a comparison comes to the same as before, an answer is stale
     only if it names the values of before. "wrong": neither.
@@ -86,7 +86,7 @@ def verdict(answer: str, old: str | None, new: str) -> Verdict:
     if old is None or old == new:
         return "wrong"
     came_to = result_of(answer)
-    return "stale" if answer == old or result_of(new) != came_to == result_of(old) else "wrong"
+    return "stale" if answer == old or (new and result_of(new) != came_to == result_of(old)) else "wrong"
 
 
 def all_questions(screen: Screen) -> list[Question]:

@@ -81,7 +81,8 @@ def _plot_share(ax: Axes, table: pd.DataFrame, share: str, speedup: str) -> None
 def plot_right_by_case(ax: Axes, rows: pd.DataFrame) -> Axes:
     """Share of right answers by case (down) and policy (across); where not all are right, their number stands in the
     cell. rows: a row a screen and policy; a case is told by what changed, what is asked, and whether the one is asked
-    about in the other."""
+    about in the other. Questions about what is gone have no right answer and are left out."""
+    rows = rows[~rows["gone"]]
     keys = ["case", "question", "asked"]
     right = rows.pivot_table("is_right", keys, "policy", aggfunc="sum", sort=False)
     right = right[rows["policy"].unique()]
@@ -124,4 +125,7 @@ def readable_table(table: pd.DataFrame, suffix: str = "") -> pd.DataFrame:
     for end, of in (("", ""), *([(suffix, ", real size")] if suffix else [])):
         readable[f"first token, ms{of}"] = table[f"first_token_ms{end}"].map("{:.1f}".format)
         readable[f"times faster{of}"] = table[f"speedup{end}"].map("{:.2f}".format)
+    if table["gone"].any():
+        readable["gone: says what was"] = table["gone_stale"].astype(str) + " of " + table["gone"].astype(str)
+        readable["gone: as nothing kept"] = table["gone_as_full"].astype(str) + " of " + table["gone"].astype(str)
     return readable

@@ -18,7 +18,7 @@ from fvlm_lib.schema import Count, Tolerance
 
 SHOWN = [
     *("policy", "n", "right", "right_low", "right_high", "broken", "stale", "stale_low", "stale_high", "asked"),
-    *("rows", "first_token_ms", "speedup"),
+    *("rows", "first_token_ms", "speedup", "gone", "gone_stale", "gone_as_full"),
 ]
 
 
@@ -29,12 +29,14 @@ def main(argv: list[str] | None = None) -> int:
         description="Let a vision-language model that reads drawn screens answer about screens in which one thing "
         "changed, by what is kept of the screen before. Prints right answers, those that a full computation gets right "
         "and this does not (broken), stale ones (of the questions about what changed), rows of the prefill, and time "
-        "to first token; by policy; and right answers by case. The last line is JSON.",
+        "to first token; by policy; and right answers by case. Questions about what is no longer there are counted "
+        "apart (gone): how many answers say what stood there before, how many are those of a full computation. The "
+        "last line is JSON.",
         epilog="example: fvlm bench-answers --model checkpoints/demo/reader --screens 5",
     )
     add = parser.add_argument
     add("--model", required=True, help="folder of a model that `fvlm train-reader` trained")
-    add("--screens", type=option(Count), default=10, metavar="N", help="of each of 18 cases; default %(default)s")
+    add("--screens", type=option(Count), default=10, metavar="N", help="of each of 20 cases; default %(default)s")
     add(
         "--tolerances",
         type=option(Tolerance),
@@ -46,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--times",
         metavar="MODEL",
-        help="a model of real size, whose answers are not looked at: its times, on one screen of each case, stand in "
-        "place of the small model's",
+        help="a model of real size, whose answers are not looked at: its times, on one screen of each of 9 kinds of "
+        "change, stand in place of the small model's",
     )
     add_seed(parser, "the screens")
     add_threads(parser, 1)
@@ -67,6 +69,7 @@ def _measure(args: argparse.Namespace) -> None:
         check_reader,
         compared_reuse,
         draw_cases,
+        draw_timed,
         measure_reader,
         summarize_reader,
     )
@@ -80,7 +83,7 @@ def _measure(args: argparse.Namespace) -> None:
     table = summarize_reader(rows)
     timed = "the same model"
     if args.times:
-        real = measure_reader(load_vlm(args.times), draw_cases(1, args.seed), compared)
+        real = measure_reader(load_vlm(args.times), draw_timed(args.seed), compared)
         times = summarize_reader(real).set_index("policy")
         for name in ("first_token_ms", "speedup"):
             table[name] = table["policy"].map(times[name])
@@ -92,7 +95,7 @@ def _measure(args: argparse.Namespace) -> None:
     print("shares with 95% intervals over screens, medians of ms\n")
     print(table[SHOWN].round(4).to_markdown(index=False))
     print("\nright, by what changed, what is asked, and whether what changed is asked about\n")
-    by_case = rows.pivot_table("is_right", "policy", ["case", "question", "asked"], sort=False)
+    by_case = rows[~rows["gone"]].pivot_table("is_right", "policy", ["case", "question", "asked"], sort=False)
     by_case.columns = [f"{case}, {question}{', asked' if asked else ''}" for case, question, asked in by_case]
     print(by_case.T.round(3).to_markdown())
     facts = {"benchmark": "answers", "model": args.model, "times": args.times, "threads": args.threads}

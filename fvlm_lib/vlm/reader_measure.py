@@ -43,13 +43,17 @@ MARK = "<question>"
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of change, a kind of question, whether the answer changes with it, and over how many frames it does."""
+    """A kind of change, a kind of question, whether the answer changes with it, and over how many frames it does.
+
+    gone: what is asked about is not there afterwards; no answer is right, and such cases are counted apart.
+    """
 
     name: str
     change: Change
     question: QuestionKind
     asked: bool
     frames: int = 1
+    gone: bool = False
 
 
 CASES = (
@@ -71,6 +75,8 @@ CASES = (
     Case("bar", "bar", "count", False),
     Case("select", "select", "read", False),
     Case("dissolve", "value", "read", True, DISSOLVED),
+    Case("covered", "dialog", "read", True, gone=True),
+    Case("scrolled away", "scroll", "read", True, gone=True),
 )
 
 
@@ -116,10 +122,16 @@ def open_reuse(vlm: VLM, prompt: str, reuse: Reuse) -> VLMStream:
 def draw_cases(count: int, seed: int = 0) -> list[tuple[Case, ScreenPair]]:
     """So many screens of every case, in turn."""
     return [
-        (case, screen_pair(case.change, case.question, i, asked=case.asked, seed=seed))
+        (case, screen_pair(case.change, case.question, i, asked=case.asked, gone=case.gone, seed=seed))
         for i in range(count)
         for case in CASES
     ]
+
+
+def draw_timed(seed: int = 0) -> list[tuple[Case, ScreenPair]]:
+    """One screen of each kind of change, for the times of a model whose answers are not looked at: what is asked and
+    answered changes them little, and a model of real size takes minutes for each."""
+    return list({case.change: (case, pair) for case, pair in reversed(draw_cases(1, seed))}.values())[::-1]
 
 
 def frames_of(case: Case, pair: ScreenPair) -> Iterator[np.ndarray]:
@@ -146,9 +158,10 @@ def measure_reader(
     compared: Mapping[str, Reuse],
     progress: bool = True,
 ) -> pd.DataFrame:
-    """One row a case and policy. Columns: case, question, asked, index, policy; answer, right (what is right),
-    is_right, is_stale (`screen_questions.verdict`), changed (share of patches), rows (of the prefill), encode_ms and
-    first_token_ms. Policies take turns on every case; the frame before the last is answered, too."""
+    """One row a case and policy. Columns: case, question, asked, gone, index, policy; answer, right (what is right;
+    None where nothing is), is_right, is_stale (`screen_questions.verdict`), changed (share of patches), rows (of the
+    prefill), encode_ms and first_token_ms. Policies take turns on every case; the frame before the last is answered,
+    too."""
     around = vlm.chat(MARK)  # rendered once: it takes half a second
     streams = {name: open_reuse(vlm, around, reuse) for name, reuse in compared.items()}
     rows = []
@@ -167,6 +180,7 @@ def measure_reader(
                     "case": case.name,
                     "question": case.question,
                     "asked": case.asked,
+                    "gone": case.gone,
                     "index": index,
                     "policy": name,
                     "answer": said.text,
@@ -186,14 +200,18 @@ def summarize_reader(rows: pd.DataFrame, by: Sequence[str] = ("policy",)) -> pd.
     """One row a policy (or group of `by`), in the order of the table: n; right, as a share with its 95% interval _low,
     _high (Wilson, over screens, of this one model); broken, how many a full computation answers right and this does
     not; stale of asked, counts, with the interval of their share; rows, mean; first_token_ms, median, and speedup, the
-    median of the ratios to the full computation of the same screen."""
+    median of the ratios to the full computation of the same screen. Where what is asked about is gone, answers are in
+    none of these but counted apart: gone, how many there are; gone_stale, how many say what stood there before;
+    gone_as_full, how many are what a full computation says."""
     full = rows[rows["policy"] == "full"].set_index("index")
     rows = rows.assign(
         broken=rows["index"].map(full["is_right"]) & ~rows["is_right"],
+        as_full=rows["index"].map(full["answer"]) == rows["answer"],
         ratio=rows["index"].map(full["first_token_ms"]) / rows["first_token_ms"],
     )
+    gone = dict(iter(rows[rows["gone"]].groupby(list(by))))
     found = []
-    for which, group in rows.groupby(list(by), sort=False):
+    for which, group in rows[~rows["gone"]].groupby(list(by), sort=False):
         line: dict[str, object] = dict(zip(by, which, strict=True)) | {"n": len(group)}
         stale, asked = int(group["is_stale"].sum()), int(group["asked"].sum())
         for name, hits, tries in (("right", int(group["is_right"].sum()), len(group)), ("stale", stale, asked)):
@@ -201,5 +219,8 @@ def summarize_reader(rows: pd.DataFrame, by: Sequence[str] = ("policy",)) -> pd.
             line |= {name: hits / tries if tries else np.nan, f"{name}_low": low, f"{name}_high": high}
         line |= {"asked": asked, "broken": int(group["broken"].sum()), "rows": group["rows"].mean()}
         line |= {"first_token_ms": group["first_token_ms"].median(), "speedup": group["ratio"].median()}
+        apart = gone.get(which, rows[:0])
+        line |= {"gone": len(apart), "gone_stale": int(apart["is_stale"].sum())}
+        line |= {"gone_as_full": int(apart["as_full"].sum())}
         found.append(line)
     return pd.DataFrame(found)

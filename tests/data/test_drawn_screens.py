@@ -184,6 +184,9 @@ def test_right_answers():
         ("A43, F17: A", "A42, F17: A", "A43, F17: A", "right"),
         ("A44, F17: A", "A42, F17: A", "A43, F17: A", "wrong"),
         ("", "42", "17", "wrong"),
+        ("42", "42", None, "stale"),
+        ("A41, F17: A", "A42, F17: A", None, "wrong"),
+        ("17", "42", None, "wrong"),
     ],
 )
 def test_an_answer_is_right_stale_or_wrong(answer, old, new, said):
@@ -201,6 +204,14 @@ def test_a_pair_has_a_question_whose_answer_changes_or_does_not(kind):
             assert pair.asked == asked
             assert right_answer(pair.question, pair.before) == pair.old
             assert right_answer(pair.question, pair.after) == pair.new
+
+
+@pytest.mark.parametrize("change", ["dialog", "scroll"])
+def test_what_a_question_is_about_can_be_gone(change):
+    pair = screen_pair(change, "read", 7, gone=True)
+    assert pair == screen_pair(change, "read", 7, gone=True)
+    assert pair.asked and pair.old == right_answer(pair.question, pair.before)
+    assert pair.new is None and right_answer(pair.question, pair.after) is None
 
 
 def test_streams_go_one_change_at_a_time_and_are_written_with_their_state(tmp_path):
@@ -269,6 +280,7 @@ def test_trees_hold_each_question_at_its_own_positions_apart_from_the_others():
         (lambda: Question("read"), "a question of kind 'read' names 1 labels, not 0"),
         (lambda: changed(screen(), "flood", np.random.default_rng(0)), "there is no change of kind 'flood'; there are"),
         (lambda: screen_pair("caret", "read", 0, asked=True), "no change of kind 'caret' was found that changes"),
+        (lambda: screen_pair("caret", "read", 0, gone=True), "'caret' was found that takes away what is asked about"),
         (lambda: font("Nowhere.ttf"), r"the font .*Nowhere\.ttf, which comes with matplotlib, cannot be read"),
     ],
 )

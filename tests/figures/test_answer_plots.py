@@ -19,6 +19,7 @@ TABLE = pd.DataFrame(
         "right_high": [1, 0.6, 0.95, 0.8, 0.3], "stale": [0, 0.25, 0, 0.5, 0], "stale_low": 0.0, "stale_high": 0.6,
         "asked": 4, "broken": [0, 4, 1, 2, 6], "rows": [1, 0.125, 0.5, 1, 1],
         "first_token_ms": [40, 10, 20, 32, 8.0], "speedup": [1, 4, 2, 1.25, 5],
+        "gone": 0, "gone_stale": 0, "gone_as_full": 0,
     }
 )  # fmt: skip
 
@@ -63,14 +64,15 @@ def test_every_policy_that_is_compared_is_named_and_told_apart():
 
 
 def test_right_answers_by_case_are_shares_with_the_numbers_that_are_not_all():
-    cases = [("value", "read", True), ("value", "read", False), ("box", "count", True)]
-    right = {"full": [[1, 1], [1, 1], [1, 0]], "none": [[0, 0], [1, 1], [0, 1]]}
+    cases = [("value", "read", True), ("value", "read", False), ("box", "count", True), ("covered", "read", True)]
+    right = {"full": [[1, 1], [1, 1], [1, 0], [0, 0]], "none": [[0, 0], [1, 1], [0, 1], [0, 0]]}
     rows = pd.DataFrame(
         [
             {
                 "case": case,
                 "question": question,
                 "asked": asked,
+                "gone": case == "covered",
                 "policy": policy,
                 "is_right": bool(right[policy][i][j]),
             }
@@ -104,3 +106,7 @@ def test_the_table_reads_with_intervals_and_the_times_of_both_models():
     assert [*both][:8] == [*readable]
     assert both.iloc[1].to_dict()["first token, ms, real size"] == "300.0"
     assert (both["times faster, real size"] == "2.50").all()
+    apart = answer_plots.readable_table(TABLE.assign(gone=7, gone_stale=[0, 1, 2, 3, 4], gone_as_full=[7, 6, 5, 4, 3]))
+    assert [*apart][:8] == [*readable]
+    assert apart["gone: says what was"].tolist() == ["0 of 7", "1 of 7", "2 of 7", "3 of 7", "4 of 7"]
+    assert apart["gone: as nothing kept"].tolist() == ["7 of 7", "6 of 7", "5 of 7", "4 of 7", "3 of 7"]

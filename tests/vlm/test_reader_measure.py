@@ -20,6 +20,7 @@ from fvlm_lib.vlm.reader_measure import (
     CASES,
     compared_reuse,
     draw_cases,
+    draw_timed,
     frames_of,
     measure_reader,
     summarize_reader,
@@ -52,6 +53,13 @@ def test_every_pair_is_of_its_case_and_its_answers_are_right(drawn):
         assert pair.old == right_answer(pair.question, pair.before)
         assert pair.new == right_answer(pair.question, pair.after)
         assert pair.before != pair.after and (pair.old != pair.new) == case.asked
+        assert (pair.new is None) == case.gone
+
+
+def test_one_screen_of_each_kind_of_change_is_timed_and_none_that_dissolves():
+    timed = draw_timed(seed=3)
+    assert {case.change for case, _ in timed} == {case.change for case in CASES}
+    assert len(timed) == len({case.change for case in CASES}) and all(case.frames == 1 for case, _ in timed)
 
 
 def test_a_dissolve_has_frames_between_that_a_threshold_does_not_tell_from_their_neighbours(drawn):
@@ -78,8 +86,9 @@ SCREENS = {  # policy -> of each of four screens, the last two of which are aske
 ROWS = pd.DataFrame(
     [
         {
-            "case": "value" if index % 2 else "box", "asked": index >= 2, "index": index, "policy": policy,
-            "is_right": right, "is_stale": stale, "rows": 0.25 * (index + 1), "first_token_ms": ms,
+            "case": "value" if index % 2 else "box", "asked": index >= 2, "gone": False, "index": index,
+            "policy": policy, "answer": str(right), "is_right": right, "is_stale": stale,
+            "rows": 0.25 * (index + 1), "first_token_ms": ms,
         }
         for index in range(4)
         for policy, (right, stale, ms) in ((policy, SCREENS[policy][index]) for policy in SCREENS)
@@ -109,6 +118,26 @@ def test_by_case_a_group_of_which_nothing_is_asked_has_no_share_of_stale_answers
     assert np.isnan(table.loc[("value", "none"), "stale"])
     assert table.loc[("value", "none"), ["stale_low", "stale_high"]].tolist() == [0, 1]
     assert table.loc[("box", "none"), ["n", "asked", "broken", "stale"]].tolist() == [2, 1, 2, 1]
+
+
+def test_answers_about_what_is_gone_are_counted_apart():
+    said = {"full": ("17", False), "gated 0.1": ("17", False), "none": ("42", True)}
+    gone = pd.DataFrame(
+        {
+            "case": "box", "asked": True, "gone": True, "index": index, "policy": policy, "answer": answer,
+            "is_right": False, "is_stale": stale, "rows": 1.0, "first_token_ms": 1000,
+        }
+        for index in (4, 5)
+        for policy, (answer, stale) in said.items()
+    )  # fmt: skip
+    without, table = summarize_reader(ROWS), summarize_reader(pd.concat([ROWS, gone], ignore_index=True))
+    counted = ["gone", "gone_stale", "gone_as_full"]
+    pd.testing.assert_frame_equal(table.drop(columns=counted), without.drop(columns=counted))
+    assert without[counted].to_numpy().tolist() == [[0, 0, 0]] * 3
+    assert table[counted].to_numpy().tolist() == [[2, 0, 2], [2, 0, 2], [2, 2, 0]]
+    by_case = summarize_reader(pd.concat([ROWS, gone], ignore_index=True), ("case", "policy"))
+    assert by_case.set_index(["case", "policy"]).loc[("box", "none"), counted].tolist() == [2, 2, 0]
+    assert by_case.set_index(["case", "policy"]).loc[("value", "none"), counted].tolist() == [0, 0, 0]
 
 
 # ---- measuring ---------------------------------------------------------------------------------------
@@ -145,7 +174,7 @@ def test_the_notebook_writes_table_and_figure_with_times_of_another_model_beside
     assert done.returncode == 0, done.stderr
     rows, policies = pd.read_parquet(result), compared_reuse([])
     assert rows.groupby("model", sort=False).size().to_dict() == {
-        parameters["model"]: len(CASES) * len(policies), parameters["times_model"]: len(CASES) * len(policies),
+        parameters["model"]: len(CASES) * len(policies), parameters["times_model"]: len(draw_timed()) * len(policies),
     }  # fmt: skip
     table = pd.read_csv(written[1])
     read = summarize_reader(rows[rows["model"] == parameters["model"]])
