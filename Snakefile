@@ -75,8 +75,8 @@ DIFFERENTIAL = [
     *expand(f"{PLOTS}/changes/{{sequence}}.png", sequence=BATCH.sequences),
     *expand(f"{RESULTS}/differential/{{sequence}}--{{tower}}.parquet", sequence=BATCH.sequences, tower=BATCH.towers),
     *expand(f"{PLOTS}/differential/{{sequence}}--{{tower}}.png", sequence=BATCH.sequences, tower=BATCH.towers),
-    *expand(f"{RESULTS}/predict/{{sequence}}--{{vlm}}.parquet", sequence=BATCH.sequences, vlm=BATCH.vlms),
-    *expand(f"{PLOTS}/predict/{{sequence}}--{{vlm}}.png", sequence=BATCH.sequences, vlm=BATCH.vlms),
+    *(f"{RESULTS}/predict/{sequence}--{vlm}.parquet" for sequence, vlm in BATCH.asked),
+    *(f"{PLOTS}/predict/{sequence}--{vlm}.png" for sequence, vlm in BATCH.asked),
 ]
 PREFILL = [
     *expand(f"{RESULTS}/prefill/{{model}}.parquet", model=BATCH.prefill),

@@ -41,7 +41,8 @@ class Batch:
     `gap` and `scaling`: the notebooks' parameters; `shards`: parts an evaluation is scored in;
     `knowledge`: the Markdown file that gets the findings, None for none; `sequences` id -> folder of screenshots;
     `towers` id -> parameters of the differential benchmark on that tower; `vlms` id -> parameters of the notebook that
-    asks that model about every frame; `settings`: what the notebooks on changed patches and on answers are run with;
+    asks that model about every frame, `asked` the pairs of a recording's and a model's id; `settings`: what the
+    notebooks on changed patches and on answers are run with;
     `prefill` id -> parameters of the notebook on a language model's prefill; `answers` id -> parameters of the notebook
     on right and stale answers; `paper`: parameters of the notebook of the paper's figures; `output`: the folder that
     gets results, plots and papermill_runs (`folders.folders`), None for the top level."""
@@ -55,6 +56,7 @@ class Batch:
     sequences: dict[str, str] = field(default_factory=dict)
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
     vlms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
     prefill: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: DifferentialSettings = field(default_factory=DifferentialSettings)
@@ -147,6 +149,8 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     _in(name, lambda: folders(found.output))
     _check_shards(found, name)
     _check_paper(found, name)
+    for id, vlm in found.differential.vlms.items():
+        _check_named(f"{name}: differential.vlms.{id}.sequences", vlm.sequences, found.differential.sequences)
     # of what is handed on as it was given, lest a new default makes results out of date
     given, differential = config.get("gap") or {}, config.get("differential") or {}
     said = {id: entry for id, entry in (config.get("checkpoints") or {}).items() if isinstance(entry, Mapping)}
@@ -162,7 +166,15 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         knowledge=found.knowledge,
         sequences=dict(found.differential.sequences),
         towers={id: dict(tower) for id, tower in (differential.get("towers") or {}).items()},
-        vlms={id: dict(vlm) for id, vlm in (differential.get("vlms") or {}).items()},
+        vlms={
+            id: {key: value for key, value in vlm.items() if key != "sequences"}
+            for id, vlm in (differential.get("vlms") or {}).items()
+        },
+        asked=[
+            (sequence, id)
+            for id, vlm in found.differential.vlms.items()
+            for sequence in (found.differential.sequences if vlm.sequences is None else vlm.sequences)
+        ],
         prefill={id: dict(model) for id, model in (config.get("prefill") or {}).items()},
         answers={id: dict(model) for id, model in (config.get("answers") or {}).items()},
         settings=_in(f"{name}: differential", lambda: read_settings(settings)) if settings else DifferentialSettings(),
@@ -195,11 +207,14 @@ def _check_paper(found: Config, name: str) -> None:
         "checkpoints": found.checkpoints,
     }
     for key, ids in known.items():
-        if unknown := [id for id in getattr(found.paper, key) or [] if id not in ids]:
-            raise ValueError(
-                f"{name}: paper.{key} names {unknown[0]!r}, which is not in this config; it has "
-                f"{', '.join(ids) or 'none'}"
-            )
+        _check_named(f"{name}: paper.{key}", getattr(found.paper, key), ids)
+
+
+def _check_named(where: str, named: Sequence[str] | None, ids: Collection[str]) -> None:
+    if unknown := [id for id in named or [] if id not in ids]:
+        raise ValueError(
+            f"{where} names {unknown[0]!r}, which is not in this config; it has {', '.join(ids) or 'none'}"
+        )
 
 
 # ---- what a config names -------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def batch_runs(batch: Batch) -> dict[str, str]:
         "gap": [{"id": id} for id in batch.checkpoints],
         "changes": [{"sequence": name} for name in batch.sequences],
         "differential": [{"sequence": s, "tower": t} for s, t in product(batch.sequences, batch.towers)],
-        "predict": [{"sequence": s, "vlm": v} for s, v in product(batch.sequences, batch.vlms)],
+        "predict": [{"sequence": s, "vlm": v} for s, v in batch.asked],
         "prefill": [{"model": id} for id in batch.prefill],
         "answers": [{"reader": id} for id in batch.answers],
     }

@@ -157,10 +157,12 @@ class Tower:
 
 @settings
 class Vlm:
-    """A vision-language model that is asked about every frame of all sequences (notebooks/predict_sequence.ipynb)."""
+    """A vision-language model that is asked about every frame of sequences (notebooks/predict_sequence.ipynb)."""
 
     model: Name
     """Folder or hub id: LLaVA 1.5, LLaVA-OneVision or FastVLM."""
+    sequences: Names | None = None
+    """ids of the recordings that it is asked about; null is all."""
     prompt: str = "Describe what is on the screen."
     max_new_tokens: NewTokens = 16
     fit: Fit = "processor"

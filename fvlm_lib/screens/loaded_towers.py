@@ -62,7 +62,8 @@ def squash(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTower:
     """A vision tower: the folder of a foveated checkpoint (its DINOv2), a random one (RANDOM_CLIP, RANDOM_TINY: for
-    times; the errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads.
+    times; the errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads, of a
+    tower, of CLIP or SigLIP, or of a vision-language model that calls it `vision_tower`, as LLaVA does.
 
     image_size (height, width): for towers that take any; None is the tower's own. Only a hub id that is no
     folder touches the network. Raises CheckpointError where there is no tower to be had.
@@ -91,7 +92,8 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
             raise
         except Exception as error:  # transformers raises many kinds
             raise CheckpointError(f"{spec} is no vision tower that can be loaded ({first_line(error)})") from error
-        model = getattr(whole, "vision_model", whole) if hasattr(config, "vision_config") else whole
+        inside = (getattr(whole, name, None) for name in ("vision_model", "vision_tower"))
+        model = next(filter(None, inside), whole) if hasattr(config, "vision_config") else whole
         mean, std = _normalisation(folder)
     own = getattr(model.config, "image_size", None)
     size = image_size or ((own, own) if isinstance(own, int) else own)
@@ -104,9 +106,12 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What the tower's own processor normalises with; CLIP's where the folder does not say."""
     file = folder / "preprocessor_config.json"
+    content = read_object(file, CheckpointError) if file.exists() else {}
     if not file.exists():
-        return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    content = read_object(file, CheckpointError)
+        file = folder / "processor_config.json"  # which holds the image processor's, too
+        content = read_object(file, CheckpointError).get("image_processor", {}) if file.exists() else {}
+        if not content:
+            return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     for name in ("image_mean", "image_std"):
         values = content.get(name)
         if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):

@@ -24,6 +24,7 @@ from conftest import DEMO, ROOT
 from matplotlib.backend_bases import FigureCanvasBase
 
 from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, read_batch, read_batch_file
+from fvlm_lib.batch.folders import batch_runs
 from fvlm_lib.batch.parameters import Figure, Format, Style, Table
 from fvlm_lib.batch.runs import run_status
 from fvlm_lib.data.files import data_stamp, matching_files
@@ -82,8 +83,21 @@ def test_what_is_given_is_handed_on_as_it_is():
     batch = read_batch({"checkpoints": {"a": "x"}, "gap": GAP, "differential": differential, "paper": {"runs": None}})
     assert batch.gap == GAP and json.dumps(batch.gap) == json.dumps(GAP)
     assert (batch.towers, batch.vlms, batch.paper) == (towers, {"v": {"model": "a/b"}}, {"runs": None})
+    assert batch.asked == [("s", "v")]
     answers = {"r": {"model": "a/b", "tolerances": [0], "times_model": None}}
     assert read_batch({"answers": answers}).answers == answers  # which are enough for a batch
+
+
+def test_a_model_is_asked_about_all_recordings_or_those_that_it_names():
+    vlms = {"v": {"model": "a/b"}, "w": {"model": "a/b", "sequences": ["t"]}, "x": {"model": "a/b", "sequences": []}}
+    batch = read_batch({"differential": {"sequences": {"s": "x", "t": "y"}, "vlms": vlms}})
+    assert batch.asked == [("s", "v"), ("t", "v"), ("t", "w")]
+    assert batch.vlms == {"v": {"model": "a/b"}, "w": {"model": "a/b"}, "x": {"model": "a/b"}}
+    assert [name for name in batch_runs(batch) if name.startswith("predict")] == [
+        "predict_s--v",
+        "predict_t--v",
+        "predict_t--w",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +114,8 @@ def test_what_is_given_is_handed_on_as_it_is():
          "config: shards is 10000, which of 3 checkpoints is 30000 jobs; a batch has at most 20000"),
         ({"gap": {"data": {"kind": "procedural"}}, "shards": 513},
          "config: shards is 513; 512 samples make at most 512"),
+        ({"differential": {"sequences": {"s": "y"}, "vlms": {"v": {"model": "a/b", "sequences": ["s", "x"]}}}},
+         "config: differential.vlms.v.sequences names 'x', which is not in this config; it has s"),
         ({"paper": {"sequences": ["x"]}},
          "config: paper.sequences names 'x', which is not in this config; it has none"),
         ({"paper": {"checkpoints": ["b"]}},

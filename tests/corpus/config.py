@@ -57,7 +57,8 @@ CONFIG: dict[str, Any] = {
         },
         "vlms": {
             "v": {
-                "model": "OWNER/MODEL", "prompt": "What?", "max_new_tokens": 8, "fit": "pad", "settings": SETTINGS,
+                "model": "OWNER/MODEL", "sequences": ["s"], "prompt": "What?", "max_new_tokens": 8, "fit": "pad",
+                "settings": SETTINGS,
                 "num_frames": 3, "num_shown": 2, "device": "cpu", "dtype": "float32", "threads": 1,
             },
         },
@@ -175,6 +176,7 @@ DIFFERENTIAL: dict[str, Wrong] = {
     "differential.towers.t.pack_weights": FLAG, "differential.towers.t.num_frames?": whole(2),
     "differential.towers.t.threads": THREADS, "differential.vlms": SECTION, "differential.vlms.v": SECTION,
     "differential.vlms.v.model": NAME, "differential.vlms.v.prompt": TEXT,
+    "differential.vlms.v.sequences?": listed(TEXT),
     "differential.vlms.v.max_new_tokens": whole(1, 100_000), "differential.vlms.v.fit": choice("processor", "squash",
         "pad"),
     "differential.vlms.v.settings": SECTION, "differential.vlms.v.num_frames?": COUNT,

@@ -26,6 +26,7 @@ from fvlm_lib.screens.measure import (
     summarize_policies,
 )
 from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vlm.vlms import load_vlm
 
 SCREENS = ROOT / "data" / "screens"
 TOWER = str(DEMO / "S-S-multi" / "step_3000")
@@ -107,6 +108,21 @@ def test_a_transformers_folder_is_a_tower(tmp_path):
     assert set(rows["total"]) == {16}
 
 
+def test_the_tower_of_a_vision_language_model_is_a_tower():
+    """As the model itself uses it: the same tokens of the same frame, of its own size and normalisation."""
+    folder = DEMO / "reader"
+    loaded, vlm = load_tower(str(folder)), load_vlm(str(folder))
+    assert loaded.image_size == vlm.image_size == (160, 160)
+    frame = read_sequence(SCREENS / "reader-form")[0]
+    pixels = loaded.pixel_values(frame)
+    torch.testing.assert_close(pixels, vlm.pixel_values(frame))
+    with torch.no_grad():
+        seen = loaded.model(pixels).last_hidden_state
+        torch.testing.assert_close(seen, vlm.model.model.vision_tower(pixels).last_hidden_state)
+    rows = measure_policies(loaded, read_sequence(SCREENS / "reader-form").head(4), policies([0.0]), progress=False)
+    assert set(rows["total"]) == {100} and rows.loc[rows["policy"] == "gated 0", "error_max"].max() < 1e-4
+
+
 def test_the_partial_updates_are_measured_at_the_settings_and_say_so(tower, tmp_path):
     settings = DifferentialSettings(0.3, "mean", 7, 8, "previous")
     rows = measured(tower, "dialog", policies([0.05], settings=settings), 4)
@@ -176,6 +192,7 @@ def test_a_tower_whose_weights_do_not_fit_is_refused(clip_folder, change, said):
         ("config.json", "null", r"config\.json holds null; it must hold a JSON object"),
         ("config.json", '{"model_type": "vgg"}', "clip is no vision tower that can be loaded"),
         ("preprocessor_config.json", "[]", r"preprocessor_config\.json holds a list"),
+        ("processor_config.json", '{"image_processor": {"a": 1}}', r"processor_config\.json: its image_mean is None"),
         ("preprocessor_config.json", "{}", "its image_mean is None; it must be three numbers"),
     ],
 )
