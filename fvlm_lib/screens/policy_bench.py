@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Encode a recording by several policies (whole frames kept by exact match, partial updates without "
         "propagation and gated ones, a published pseudocode) and in full, frame by frame in turn. Prints ms a frame, "
         "speed-up and relative L2 error of the tokens; the last line is JSON.",
-        epilog="example: fvlm bench-policies data/screens/jupyter --tower checkpoints/demo/S-S-multi/step_3000",
+        epilog="example: fvlm bench-policies data/screens/jupyter --tower checkpoints/demo/reader",
     )
     add = parser.add_argument
     add("recording", type=Path, metavar="DIR", help="a folder of screenshots, in natural order of names")
