@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="fvlm train-reader",
         description="Train the small LLaVA that reads drawn screens, checkpoints/demo/reader. Prints losses and shares "
-        "of right tokens, and at the end how many questions about unseen screens are answered right.",
+        "of right tokens, and at the end how many questions about unseen screens are answered right. Ctrl-C ends the "
+        "training early; what was learnt until then is tested and saved.",
         epilog="example: fvlm train-reader --out checkpoints/retrained/reader",
     )
     add = parser.add_argument
@@ -55,20 +57,55 @@ def main(argv: list[str] | None = None) -> int:
     return run(parser.prog, lambda: train_reader(args))
 
 
-def train_reader(args: argparse.Namespace) -> None:
-    """Train, save and test a reader."""
+def train_reader(args: argparse.Namespace) -> int:
+    """Train, test and save a reader; what it had learnt so far, if interrupted. Returns the exit code."""
     check_new_folder(args.out)
 
-    import numpy as np
     import torch
 
-    from fvlm_lib.data.drawn_screens import draw_state
-    from fvlm_lib.vlm.reader import draw_batch, losses, make_reader, make_tokenizer
+    from fvlm_lib.vlm.reader import make_reader, make_tokenizer
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
     model, processor = make_reader(tokenizer)
+    began, step, interrupted = time.monotonic(), 0, False
+    try:
+        for done in _steps(model, tokenizer, args):
+            step = done
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"interrupted at step {step}; what was learnt is tested and saved", flush=True)
+    seconds = time.monotonic() - began
+    model.eval()
+    about = {
+        "command": f"fvlm train-reader --minutes {args.minutes:g} --batch-size {args.batch_size} --rate {args.rate:g} "
+        f"--seed {args.seed} --threads {args.threads}",
+        "seed": args.seed,
+        "steps": step,
+        "screens": step * args.batch_size,
+        "seconds": round(seconds),
+        "interrupted": interrupted,
+        "num_parameters": model.num_parameters(),
+        "test": share_right(model, tokenizer, args.test_screens, args.seed),
+        "torch": torch.__version__,
+    }
+    with whole(args.out) as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+        (part / "training.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(about), flush=True)
+    return 130 if interrupted else 0
+
+
+def _steps(model: Any, tokenizer: Any, args: argparse.Namespace) -> Iterator[int]:
+    """Train; gives the number of steps that are done, behind each."""
+    import numpy as np
+    import torch
+
+    from fvlm_lib.data.drawn_screens import draw_state
+    from fvlm_lib.vlm.reader import draw_batch, losses
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     rng = np.random.default_rng([args.seed, TRAIN_STREAM])
     began, step, items = time.monotonic(), 0, float(FEWEST_ITEMS)
@@ -100,24 +137,7 @@ def train_reader(args: argparse.Namespace) -> None:
             shares = " ".join(f"{name} {share:.3f}" for name, share in mean.items())
             seconds = time.monotonic() - began
             print(f"{stage}: step {step}, {seconds:.0f} s, up to {items:.0f} items, right: {shares}", flush=True)
-    seconds = time.monotonic() - began
-    model.eval()
-    about = {
-        "command": f"fvlm train-reader --minutes {args.minutes:g} --batch-size {args.batch_size} --rate {args.rate:g} "
-        f"--seed {args.seed} --threads {args.threads}",
-        "seed": args.seed,
-        "steps": step,
-        "screens": step * args.batch_size,
-        "seconds": round(seconds),
-        "num_parameters": model.num_parameters(),
-        "test": share_right(model, tokenizer, args.test_screens, args.seed),
-        "torch": torch.__version__,
-    }
-    with whole(args.out) as part:
-        model.save_pretrained(part)
-        processor.save_pretrained(part)
-        (part / "training.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(about), flush=True)
+        yield step
 
 
 def share_right(model: Any, tokenizer: Any, screens: int, seed: int = 0) -> dict[str, dict[str, float]]:

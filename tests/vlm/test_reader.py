@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from transformers import LlamaModel
 
 from fvlm_lib.data.drawn_screens import GRID, contents, draw, draw_state
 from fvlm_lib.data.screen_questions import KINDS, all_questions, right_answer
@@ -125,6 +127,24 @@ def test_training_writes_a_model_that_loads_and_says_how_it_was_made(tmp_path, c
     assert vlm.image_size == (160, 160)
     assert train_reader.main(["--out", str(tmp_path / "reader"), *arguments]) == 2  # which exists
     assert "reader" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_is_tested_and_saved(tmp_path, capsys):
+    steps = itertools.count()
+
+    def interrupt(module: torch.nn.Module, _: object) -> None:
+        if isinstance(module, LlamaModel) and next(steps) == 3:
+            raise KeyboardInterrupt
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(interrupt)
+    try:
+        arguments = ["--batch-size", "2", "--test-screens", "2", "--threads", "1"]
+        assert train_reader.main(["--out", str(tmp_path / "reader"), *arguments]) == 130
+    finally:
+        hook.remove()
+    assert "interrupted at step 3" in capsys.readouterr().out
+    about = json.loads((tmp_path / "reader" / "training.json").read_text())
+    assert about["interrupted"] and about["steps"] == 3 and load_vlm(str(tmp_path / "reader"))
 
 
 # ---- the shipped one ---------------------------------------------------------------------------------
