@@ -77,17 +77,19 @@ def walk_rows(
     *,
     causal: bool = False,
     rotation: Rotation | None = None,
+    additions: Sequence[Tensor] = (),
 ) -> Tensor:
     """Compute `rows` (n,), rising, anew at every block from the first block's input x (n, D); all others stay.
 
-    rotation: of these rows. Returns the last block's output (n, D).
+    rotation, additions: of these rows; see `walk_gated`. Returns the last block's output (n, D).
     """
-    for block, keys, values in zip(blocks, kept.keys, kept.values, strict=True):
+    for layer, (block, keys, values) in enumerate(zip(blocks, kept.keys, kept.values, strict=True)):
         q, k, v = block.queries_keys_values(x[None], rotation)  # (1, H, n, d)
         journal.write(keys, rows, k)
         journal.write(values, rows, v)
         attended, _ = attention(q, keys, values, block.scaling, rows if causal else None)
         x = block.finish(x, joined(attended)[0])
+        x = x + additions[layer] if layer < len(additions) else x
     return x
 
 
@@ -103,10 +105,12 @@ def walk_gated(
     causal: bool = False,
     rotation: Rotation | None = None,
     correct: bool = True,
+    additions: Sequence[Tensor] = (),
 ) -> Walked:
     """Compute the rows that the policy picks of those from `start` on; those before are not looked at.
 
     x: (n, D) the first block's input, of the n rows from `start` on; given: bool (n,); rotation: of these rows.
+    additions: (n, D) each, of these rows, added to the outputs of the first blocks.
     correct: whether the kept attention is that over the kept keys, so that it can be corrected for the few that are
     replaced; if not, it is computed anew for all n.
     """
@@ -170,6 +174,7 @@ def walk_gated(
         journal.write(used, rows, attended)
         journal.write(change, rows, block.finish(moved, attended) - moved)
         x = x + change
+        x = x + additions[layer] if layer < len(additions) else x
         picked.append(torch.stack([first, second]))
         computed = second
     return Walked(x, torch.stack(picked) if picked else given.new_empty(0, 2, len(x)), owed)

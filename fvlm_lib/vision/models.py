@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fvlm_lib.reuse.fastest import PackWeights
+from fvlm_lib.vision.own_features import Features, own_features
 from fvlm_lib.vision.towers import Tower, open_tower
 
 
@@ -27,7 +28,8 @@ class Vision:
     patch_size: (height, width) of its patches in pixels; None where its config does not say. select: drops the
     global tokens from the tower's (N, P, D) if the model does. project: into the language model's width. newline:
     the embedding (width) that LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels
-    (N, C, height, width) to tokens (N, tokens, width), as the model itself goes it.
+    (N, C, height, width) to tokens (N, tokens, width), as the model itself goes it. features: the same, with what
+    Qwen3-VL's language model adds at its first layers.
     """
 
     module: nn.Module
@@ -36,6 +38,7 @@ class Vision:
     select: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
     own: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Features]
     dtype: torch.dtype
     newline: Tensor | None
 
@@ -56,7 +59,7 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
     config: Any = getattr(model, "config", None)
     call = _image_call(inner)
     own_call: Any = getattr(inner, call or "__call__")  # bound now: `replace_image_call` replaces it later
-    module: Any = inner.vision_tower if call else model
+    module: Any = _tower_of(inner) if call else model
     module = getattr(module, "vision_tower", module)  # the original LLaVA code wraps it once more
     projector = getattr(inner, "multi_modal_projector", None) or getattr(inner, "mm_projector", None)
     layer = getattr(config, "vision_feature_layer", None) if call else None
@@ -71,17 +74,8 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
 
     single_crop = getattr(config, "model_type", None) == "llava_onevision"
 
-    def own(images: Tensor) -> Tensor:
-        options: dict[str, Any] = {}
-        if single_crop:  # it makes one crop of an image where a prompt has several
-            sizes = torch.tensor([images.shape[-2:]] * len(images))
-            options = {"image_sizes": sizes, "batch_num_images": [2] * len(images)}
-        output = own_call(images.to(dtype), **options)
-        if call == "get_image_features":
-            output = output.pooler_output
-        elif not isinstance(output, Tensor):
-            output = output.last_hidden_state
-        return output if isinstance(output, Tensor) else torch.stack(list(output))
+    def features(images: Tensor) -> Features:
+        return own_features(own_call, call == "get_image_features", config, images.to(dtype))
 
     return Vision(
         module=module,
@@ -89,7 +83,8 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         patch_size=tower.patch_size if tower else _configured_patch_size(module),
         select=lambda features: features[:, 1:] if drops_cls else features,
         project=projector or (lambda features: features),
-        own=own,
+        own=lambda images: features(images).tokens,
+        features=features,
         dtype=dtype,
         newline=getattr(inner, "image_newline", None) if single_crop else None,
     )
@@ -134,6 +129,11 @@ def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> 
 def _image_call(model: Any) -> str | None:
     """Name of the method by which a vision-language model turns pixels into tokens; None for a mere tower."""
     return next((name for name in ("get_image_features", "encode_images") if hasattr(model, name)), None)
+
+
+def _tower_of(model: Any) -> Any:
+    """The vision tower of a vision-language model, by the names that transformers gives it."""
+    return next(getattr(model, name) for name in ("vision_tower", "visual", "vision_model") if hasattr(model, name))
 
 
 def _configured_patch_size(module: nn.Module) -> tuple[int, int] | None:

@@ -1,0 +1,16 @@
+"""The vision-language models that are known, by the `model_type` of their config; one line an architecture."""
+
+from __future__ import annotations
+
+from fvlm_lib.vlm.architectures.architecture import Architecture
+from fvlm_lib.vlm.architectures.llava import LLAVA
+from fvlm_lib.vlm.architectures.llava_onevision import LLAVA_ONEVISION
+from fvlm_lib.vlm.architectures.qwen_vl import QWEN_VL
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llava": LLAVA,
+    "llava_onevision": LLAVA_ONEVISION,
+    "fast_vlm": LLAVA,
+    "qwen2_5_vl": QWEN_VL,
+    "qwen3_vl": QWEN_VL,
+}
