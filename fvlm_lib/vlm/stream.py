@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.policies import Policy
@@ -129,9 +128,8 @@ class VLMStream:
     def _count_tokens(self, height: int, width: int) -> int:
         """How many vision tokens a frame has."""
         blank = torch.zeros(1, 3, height, width, device=self.vlm.model.device, dtype=self._vision.dtype)
-        tower = self._vision.tower  # its embeddings alone tell how many tokens there are
-        tokens = self._vision.finish(self._vision.select(tower.embed(blank))) if tower else self._vision.own(blank)
-        return tokens.shape[1]
+        tower = self._vision.tower
+        return self._vision.num_tokens(tower.grid(blank)) if tower else self._vision.own(blank).shape[1]
 
     def _check_positions(self, text: int, image: int) -> None:
         """Raise ValueError where tokens of prompt, image and answer are more than the language model's positions."""
@@ -184,10 +182,10 @@ class VLMStream:
     def _changed_tokens(self, stats: FrameStatistics, count: int) -> Tensor | None:
         """bool (count,), the image tokens whose patches were encoded from this frame; None for all that differ: where
         all were, and where tokens and patches do not correspond."""
-        newline = int(self._vision.newline is not None)
-        if stats.path in ("full", "fallback") or self._vision.tower is None or stats.encoded.numel() + newline != count:
+        if stats.path in ("full", "fallback") or self._vision.tower is None:
             return None
-        return F.pad(stats.encoded.flatten(), (0, newline))
+        changed = self._vision.tokens_of(stats.encoded)
+        return changed if len(changed) == count else None
 
     def _prompt(self, encoded: Encoded) -> Prompt:
         prompt = self.vlm.prompt(self.prompt_ids, encoded)
