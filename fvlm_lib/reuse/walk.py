@@ -81,10 +81,12 @@ def walk_rows(
     rotation: Rotation | None = None,
     windows: Sequence[Windows | None] = (),
     taps: Mapping[int, Tensor] | None = None,
+    additions: Sequence[Tensor] = (),
 ) -> Tensor:
     """Compute `rows` (n,), rising, anew at every block from the first block's input x (n, D); all others stay.
 
-    rotation: of these rows. windows, taps: as in `walk_gated`. Returns the last block's output (n, D).
+    rotation, additions: of these rows. windows, taps, additions: see `walk_gated`. Returns the last block's output
+    (n, D).
     """
     for layer, (block, keys, values) in enumerate(zip(blocks, kept.keys, kept.values, strict=True)):
         q, k, v = block.queries_keys_values(x[None], rotation)  # (1, H, n, d)
@@ -97,6 +99,7 @@ def walk_rows(
         x = block.finish(x, joined(attended)[0])
         if taps and layer in taps:
             journal.write(taps[layer], rows, x)
+        x = x + additions[layer] if layer < len(additions) else x
     return x
 
 
@@ -114,6 +117,7 @@ def walk_gated(
     windows: Sequence[Windows | None] = (),
     taps: Mapping[int, Tensor] | None = None,
     correct: bool = True,
+    additions: Sequence[Tensor] = (),
 ) -> Walked:
     """Compute the rows that the policy picks of those from `start` on; those before are not looked at.
 
@@ -121,6 +125,7 @@ def walk_gated(
     windows: a block's, in which alone its rows see each other, None where they see all; () for no windows at all, and
     with a `start` or `causal` there may be none.
     taps: tensors (n, D) by block, into which its output is written.
+    additions: (n, D) each, of these rows, added to the outputs of the first blocks.
     correct: whether the kept attention is that over the kept keys, so that it can be corrected for the few that are
     replaced; if not, it is computed anew for all n.
     """
@@ -164,6 +169,7 @@ def walk_gated(
         x = x + change
         if taps and layer in taps:
             journal.write(taps[layer], None, x)
+        x = x + additions[layer] if layer < len(additions) else x
         picked.append(torch.stack([first, second]))
         computed = second
     return Walked(x, torch.stack(picked) if picked else given.new_empty(0, 2, len(x)), owed)

@@ -112,6 +112,7 @@ class DifferentialVisionEncoder:
         self._grid_size = grid_size
         self.statistics = StreamStatistics()
         self.frame_statistics: FrameStatistics | None = None  # of the last frame, also where another asked for it
+        self.deepstack: tuple[Tensor, ...] = ()  # `Features.deepstack` of the last frame
         self.reset_cache()
 
     # ---- state ---------------------------------------------------------------------------------------
@@ -120,6 +121,7 @@ class DifferentialVisionEncoder:
         """Forget the last frame, as between unrelated sequences; the statistics stay."""
         self._cache: PatchCache | None = None
         self._features: Tensor | None = None  # what the tower gave, before the projector
+        self._deepstack: tuple[Tensor, ...] = ()  # of the frame that is kept
         self._tokens: Tensor | None = None  # what the caller gets, never the tensor itself
         self._owed = 0  # tokens of all layers that updates left to be computed
         self.tracker.reset()
@@ -157,7 +159,8 @@ class DifferentialVisionEncoder:
         grid = self._grid(images)
         num_patches = grid[0] * grid[1]
         if images.shape[0] > 1:
-            tokens = self.vision.own(images)
+            features = self.vision.features(images)
+            tokens, self.deepstack = features.tokens, features.deepstack
             everything = torch.ones(grid, dtype=torch.bool)
             stats = FrameStatistics("full", num_patches, num_patches, tokens.shape[0] * tokens.shape[1], everything, 0)
             self.frame_statistics = stats
@@ -185,7 +188,7 @@ class DifferentialVisionEncoder:
         except Exception:
             logger.exception("differential encoding failed; the frame is encoded in full")
             self.reset_cache()
-            self._tokens = self.vision.own(images)
+            self._keep_own(images)
             path, computed = "fallback", self._tokens.shape[1]
         if path != "partial":
             mask = torch.full(grid, path in ("full", "fallback"), device=images.device)
@@ -196,6 +199,7 @@ class DifferentialVisionEncoder:
             self.statistics.changed_patches += changed
             self.statistics.num_patches += num_patches
         assert self._tokens is not None
+        self.deepstack = tuple(features.clone() for features in self._deepstack)
         tokens = self._tokens.clone()  # never a live reference
         stats = FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)
         self.frame_statistics = stats
@@ -225,11 +229,16 @@ class DifferentialVisionEncoder:
         (height, width), (rows, columns) = images.shape[-2:], self._grid_size
         return -(-height // rows), -(-width // columns)
 
+    def _keep_own(self, images: Tensor) -> None:
+        """Keep the model's own full encode of the frame."""
+        features = self.vision.features(images)
+        self._tokens, self._deepstack = features.tokens, features.deepstack
+
     def _encode_full(self, images: Tensor) -> int:
         """Encode the frame in full and keep it; returns the number of its tokens."""
         tower = self.vision.tower
         if tower is None:
-            self._tokens = self.vision.own(images)
+            self._keep_own(images)
         else:
             cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
             features = self.vision.select(cache.read())

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.vision.opened_tower import Grid, Tower
+from fvlm_lib.vision.own_features import Features, own_features
 from fvlm_lib.vision.towers import open_tower
 
 
@@ -31,7 +32,8 @@ class Vision:
     grid of patches, the rows of the features that each token is made of, int64 (n, r); for a module with a tower.
     project: those rows (N, n, r, D) into the language model's width, (N, n, width). newline: the embedding (width) that
     LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels (N, C, height, width) to tokens
-    (N, tokens, width), as the model itself goes it.
+    (N, tokens, width), as the model itself goes it. features: the same, with what Qwen3-VL's language model adds at its
+    first layers.
     """
 
     module: nn.Module
@@ -41,6 +43,7 @@ class Vision:
     token_rows: Callable[[Grid], Tensor]
     project: Callable[[Tensor], Tensor]
     own: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Features]
     dtype: torch.dtype
     newline: Tensor | None
 
@@ -75,7 +78,7 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
     config: Any = getattr(model, "config", None)
     call = _image_call(inner)
     own_call: Any = getattr(inner, call or "__call__")  # bound now: `replace_image_call` replaces it later
-    module: Any = inner.vision_tower if call else model
+    module: Any = _tower_of(inner) if call else model
     module = getattr(module, "vision_tower", module)  # the original LLaVA code wraps it once more
     projector = getattr(inner, "multi_modal_projector", None) or getattr(inner, "mm_projector", None)
     layer = getattr(config, "vision_feature_layer", None) if call else None
@@ -94,17 +97,8 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         others = tower.num_global_tokens if tower and not drops_cls else 0
         return torch.arange(others + grid[0] * grid[1])[:, None]
 
-    def own(images: Tensor) -> Tensor:
-        options: dict[str, Any] = {}
-        if single_crop:  # it makes one crop of an image where a prompt has several
-            sizes = torch.tensor([images.shape[-2:]] * len(images))
-            options = {"image_sizes": sizes, "batch_num_images": [2] * len(images)}
-        output = own_call(images.to(dtype), **options)
-        if call == "get_image_features":
-            output = output.pooler_output
-        elif not isinstance(output, Tensor):
-            output = output.last_hidden_state
-        return output if isinstance(output, Tensor) else torch.stack(list(output))
+    def features(images: Tensor) -> Features:
+        return own_features(own_call, call == "get_image_features", config, images.to(dtype))
 
     return Vision(
         module=module,
@@ -113,7 +107,8 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         select=lambda features: features[:, 1:] if drops_cls else features,
         token_rows=token_rows,
         project=lambda rows: projector(rows.squeeze(2)) if projector else rows.squeeze(2),
-        own=own,
+        own=lambda images: features(images).tokens,
+        features=features,
         dtype=dtype,
         newline=getattr(inner, "image_newline", None) if single_crop else None,
     )
@@ -158,6 +153,11 @@ def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> 
 def _image_call(model: Any) -> str | None:
     """Name of the method by which a vision-language model turns pixels into tokens; None for a mere tower."""
     return next((name for name in ("get_image_features", "encode_images") if hasattr(model, name)), None)
+
+
+def _tower_of(model: Any) -> Any:
+    """The vision tower of a vision-language model, by the names that transformers gives it."""
+    return next(getattr(model, name) for name in ("vision_tower", "visual", "vision_model") if hasattr(model, name))
 
 
 def _configured_patch_size(module: nn.Module) -> tuple[int, int] | None:
