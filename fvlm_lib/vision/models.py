@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.vision.opened_tower import Grid, Tower
+from fvlm_lib.vision.pixel_shuffle import open_pixel_shuffle
 from fvlm_lib.vision.towers import open_tower
 
 
@@ -31,7 +32,8 @@ class Vision:
     grid of patches, the rows of the features that each token is made of, int64 (n, r); for a module with a tower.
     project: those rows (N, n, r, D) into the language model's width, (N, n, width). newline: the embedding (width) that
     LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels (N, C, height, width) to tokens
-    (N, tokens, width), as the model itself goes it.
+    (N, tokens, width), as the model itself goes it. tiled: whether the N are all tiles of one frame, which the model's
+    processor cuts.
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class Vision:
     own: Callable[[Tensor], Tensor]
     dtype: torch.dtype
     newline: Tensor | None
+    tiled: bool = False
 
     def finish(self, features: Tensor, grid: Grid) -> Tensor:
         """All tokens (N, tokens, width) of an image from its selected features (N, F, D)."""
@@ -75,10 +78,13 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
     config: Any = getattr(model, "config", None)
     call = _image_call(inner)
     own_call: Any = getattr(inner, call or "__call__")  # bound now: `replace_image_call` replaces it later
-    module: Any = inner.vision_tower if call else model
+    module: Any = _tower_of(inner) if call else model
     module = getattr(module, "vision_tower", module)  # the original LLaVA code wraps it once more
     projector = getattr(inner, "multi_modal_projector", None) or getattr(inner, "mm_projector", None)
     layer = getattr(config, "vision_feature_layer", None) if call else None
+    shuffle = open_pixel_shuffle(inner) if call else None
+    if shuffle and layer == -1:
+        layer = None  # which is behind the final norm
     if isinstance(layer, list | tuple):
         raise ValueError(f"vision_feature_layer is {layer}; models that join several layers are not supported")
     drops_cls = call is not None and getattr(config, "vision_feature_select_strategy", "full") == "default"
@@ -94,16 +100,23 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         others = tower.num_global_tokens if tower and not drops_cls else 0
         return torch.arange(others + grid[0] * grid[1])[:, None]
 
+    def project(rows: Tensor) -> Tensor:
+        projected: Tensor = projector(rows.squeeze(2)) if projector else rows.squeeze(2)
+        return projected
+
     def own(images: Tensor) -> Tensor:
         options: dict[str, Any] = {}
         if single_crop:  # it makes one crop of an image where a prompt has several
             sizes = torch.tensor([images.shape[-2:]] * len(images))
             options = {"image_sizes": sizes, "batch_num_images": [2] * len(images)}
-        output = own_call(images.to(dtype), **options)
+        images = images.to(dtype)
+        output = own_call(images[None] if _takes_prompts(config) else images, **options)
         if call == "get_image_features":
             output = output.pooler_output
         elif not isinstance(output, Tensor):
             output = output.last_hidden_state
+        if _takes_prompts(config):
+            output = output[0].unflatten(0, (len(images), -1))
         return output if isinstance(output, Tensor) else torch.stack(list(output))
 
     return Vision(
@@ -111,20 +124,23 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         tower=tower,
         patch_size=tower.patch_size if tower else _configured_patch_size(module),
         select=lambda features: features[:, 1:] if drops_cls else features,
-        token_rows=token_rows,
-        project=lambda rows: projector(rows.squeeze(2)) if projector else rows.squeeze(2),
+        token_rows=shuffle.token_rows if shuffle else token_rows,
+        project=shuffle.project if shuffle else project,
         own=own,
         dtype=dtype,
         newline=getattr(inner, "image_newline", None) if single_crop else None,
+        tiled=shuffle is not None,
     )
 
 
 @contextlib.contextmanager
 def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While inside, the model's image features are those of `encode`, frames (1, C, height, width) to tokens (1, P, D).
+    """While inside, the model's image features are those of `encode`, frames (1, C, height, width) to tokens (1, P, D);
+    of tiled models all tiles of a frame at once.
 
-    The model's own call is restored whatever happens. Raises TypeError for a model with neither `get_image_features`
-    nor `encode_images`.
+    Idefics3's and SmolVLM's images of several prompts, and their tiles with padding, still go to the model's own call.
+    That is restored whatever happens. Raises TypeError for a model with neither `get_image_features` nor
+    `encode_images`.
     """
     owner: Any = getattr(model, "model", model)
     name = _image_call(owner)
@@ -134,6 +150,13 @@ def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> 
     had = vars(owner).get(name)
 
     def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        config: Any = getattr(model, "config", None)
+        if _takes_prompts(config):
+            mask = kwargs.get("pixel_attention_mask", args[0] if args else None)
+            if len(pixel_values) > 1 or (mask is not None and not mask.all()):
+                return own(pixel_values, *args, **kwargs)
+            tokens = encode(pixel_values[0]).flatten(0, 1)
+            return BaseModelOutputWithPooling(pooler_output=[tokens])  # type: ignore[arg-type]
         if pixel_values.ndim == 5:  # LLaVA-OneVision's crops of an image
             if pixel_values.shape[1] > 1:
                 raise ValueError(f"an image has {pixel_values.shape[1]} crops; only a single one can be encoded")
@@ -141,8 +164,7 @@ def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> 
         tokens = encode(pixel_values)
         if name == "encode_images":
             return tokens
-        config: Any = model.config
-        joined = config.model_type == "fast_vlm"  # others give a list, one entry an image
+        joined = config.model_type in ("fast_vlm", "internvl")  # others give a list, one entry an image
         return BaseModelOutputWithPooling(pooler_output=tokens if joined else list(tokens))  # type: ignore[arg-type]
 
     setattr(owner, name, get_image_features)
@@ -158,6 +180,17 @@ def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> 
 def _image_call(model: Any) -> str | None:
     """Name of the method by which a vision-language model turns pixels into tokens; None for a mere tower."""
     return next((name for name in ("get_image_features", "encode_images") if hasattr(model, name)), None)
+
+
+def _takes_prompts(config: Any) -> bool:
+    """Whether a model's image call takes the tiles of several prompts (prompts, tiles, C, height, width), and gives a
+    list with the tokens (tiles · P, D) of each."""
+    return getattr(config, "model_type", None) in ("idefics3", "smolvlm")
+
+
+def _tower_of(model: Any) -> Any:
+    """The vision tower of a vision-language model, by the names that transformers gives it."""
+    return next(getattr(model, name) for name in ("vision_tower", "vision_model") if hasattr(model, name))
 
 
 def _configured_patch_size(module: nn.Module) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int]
+from fvlm_lib.vision.opened_tower import Grid
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class PixelShuffle:
 
 
 def open_pixel_shuffle(model: Any) -> PixelShuffle | None:
-    """The pixel shuffle of a model with `get_image_features`; None for one of another kind."""
-    opened = {"idefics3": _idefics3, "smolvlm": _idefics3, "internvl": _internvl}.get(model.config.model_type)
+    """The pixel shuffle of a model with `get_image_features` and its config; None for models of other kinds."""
+    kinds = {"idefics3": _idefics3, "smolvlm": _idefics3, "internvl": _internvl}
+    opened = kinds.get(getattr(getattr(model, "config", None), "model_type", ""))
     return opened(model) if opened else None
 
 

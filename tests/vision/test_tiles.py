@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
-from fvlm_lib.vision.models import open_vision, replace_image_call
+from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.towers import open_tower
 from fvlm_lib.vision.updates import encode_frame
 
@@ -224,6 +224,17 @@ def test_another_number_of_tiles_is_a_full_encode(model):
         tokens, stats = encoder.encode(images, return_stats=True)
         assert stats.path == path
         assert_tokens(tokens, own(model, images))
+
+
+def test_pixels_behind_the_last_whole_patch_are_not_looked_at(model):
+    encoder = exact(model)
+    wider = torch.cat([frame(), frame(3)[..., :2]], dim=-1)
+    wider = torch.cat([wider, wider[:, :, :2]], dim=-2)  # 34 x 34, as SigLIP's tiles of 384 have patches of 14
+    assert_tokens(encoder.encode(wider), own(model, wider))
+    wider[:, :, 33, 33] += 0.5
+    assert encoder.encode(wider, return_stats=True)[1].path == "cached"
+    wider = touched(wider, (1, 7, 7))
+    assert_tokens(encoder.encode(wider), own(model, wider))
 
 
 def test_reset_forgets_all_tiles(model):

@@ -10,12 +10,17 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Model,
     Dinov2WithRegistersModel,
+    Idefics3VisionTransformer,
+    InternVLVisionModel,
     Siglip2VisionModel,
     SiglipVisionModel,
+    SmolVLMVisionTransformer,
 )
 
 from fvlm_lib.vision.adapters.clip import open_clip_or_siglip
 from fvlm_lib.vision.adapters.dinov2 import open_dinov2
+from fvlm_lib.vision.adapters.idefics3 import open_idefics3
+from fvlm_lib.vision.adapters.internvl import open_internvl
 from fvlm_lib.vision.adapters.siglip2 import open_siglip2
 from fvlm_lib.vision.opened_tower import Tower
 
@@ -25,5 +30,8 @@ ADAPTERS: dict[type[nn.Module], Callable[[Any, bool], Tower]] = {
     Siglip2VisionModel: open_siglip2,
     Dinov2Model: open_dinov2,
     Dinov2WithRegistersModel: open_dinov2,
+    Idefics3VisionTransformer: open_idefics3,
+    SmolVLMVisionTransformer: open_idefics3,
+    InternVLVisionModel: open_internvl,
 }
 """How a model's parts are found: the adapter takes the model and `interpolate_pos_encoding`."""

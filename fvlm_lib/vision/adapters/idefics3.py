@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fvlm_lib.vision.towers import Tower, _clip_blocks
+from fvlm_lib.vision.adapters.clip import clip_blocks
+from fvlm_lib.vision.opened_tower import Tower
 
 
 def open_idefics3(model: Any, interpolate: bool) -> Tower:
@@ -25,7 +26,7 @@ def open_idefics3(model: Any, interpolate: bool) -> Tower:
         embeddings=embeddings,
         project_patches=lambda patches: F.linear(patches.flatten(1), convolution.weight.flatten(1)),
         pre_norm=nn.Identity(),
-        blocks=_clip_blocks(model),
+        blocks=clip_blocks(model),
         final_norm=model.post_layernorm,
         num_global_tokens=0,
         patch_size=convolution.kernel_size,

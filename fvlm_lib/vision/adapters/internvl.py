@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fvlm_lib.reuse.blocks import Block
-from fvlm_lib.vision.towers import Tower
+from fvlm_lib.vision.opened_tower import Tower
 
 
 def open_internvl(model: Any, interpolate: bool) -> Tower:
-    """The parts of an `InternVLVisionModel`; frames of any size, as its embeddings interpolate positions by themselves."""
+    """The parts of an `InternVLVisionModel`, which resizes its positions to frames of any size."""
     convolution = model.embeddings.patch_embeddings.projection
     return Tower(
         embeddings=model.embeddings,
