@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.vision.opened_tower import Grid, Tower
 from fvlm_lib.vision.own_features import Features, own_features
+from fvlm_lib.vision.pixel_shuffle import open_pixel_shuffle
 from fvlm_lib.vision.towers import open_tower
 
 
@@ -33,7 +34,7 @@ class Vision:
     project: those rows (N, n, r, D) into the language model's width, (N, n, width). newline: the embedding (width) that
     LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels (N, C, height, width) to tokens
     (N, tokens, width), as the model itself goes it. features: the same, with what Qwen3-VL's language model adds at its
-    first layers.
+    first layers. tiled: whether the N are all tiles of one frame, which the model's processor cuts.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Vision:
     features: Callable[[Tensor], Features]
     dtype: torch.dtype
     newline: Tensor | None
+    tiled: bool = False
 
     def finish(self, features: Tensor, grid: Grid) -> Tensor:
         """All tokens (N, tokens, width) of an image from its selected features (N, F, D)."""
@@ -82,6 +84,9 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
     module = getattr(module, "vision_tower", module)  # the original LLaVA code wraps it once more
     projector = getattr(inner, "multi_modal_projector", None) or getattr(inner, "mm_projector", None)
     layer = getattr(config, "vision_feature_layer", None) if call else None
+    shuffle = open_pixel_shuffle(inner) if call else None
+    if shuffle and layer == -1:
+        layer = None  # which is behind the final norm
     if isinstance(layer, list | tuple):
         raise ValueError(f"vision_feature_layer is {layer}; models that join several layers are not supported")
     drops_cls = call is not None and getattr(config, "vision_feature_select_strategy", "full") == "default"
@@ -97,6 +102,10 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         others = tower.num_global_tokens if tower and not drops_cls else 0
         return torch.arange(others + grid[0] * grid[1])[:, None]
 
+    def project(rows: Tensor) -> Tensor:
+        projected: Tensor = projector(rows.squeeze(2)) if projector else rows.squeeze(2)
+        return projected
+
     def features(images: Tensor) -> Features:
         return own_features(own_call, call == "get_image_features", config, images.to(dtype))
 
@@ -105,21 +114,24 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         tower=tower,
         patch_size=tower.patch_size if tower else _configured_patch_size(module),
         select=lambda features: features[:, 1:] if drops_cls else features,
-        token_rows=token_rows,
-        project=lambda rows: projector(rows.squeeze(2)) if projector else rows.squeeze(2),
+        token_rows=shuffle.token_rows if shuffle else token_rows,
+        project=shuffle.project if shuffle else project,
         own=lambda images: features(images).tokens,
         features=features,
         dtype=dtype,
         newline=getattr(inner, "image_newline", None) if single_crop else None,
+        tiled=shuffle is not None,
     )
 
 
 @contextlib.contextmanager
 def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While inside, the model's image features are those of `encode`, frames (1, C, height, width) to tokens (1, P, D).
+    """While inside, the model's image features are those of `encode`, frames (1, C, height, width) to tokens (1, P, D);
+    of tiled models all tiles of a frame at once.
 
-    The model's own call is restored whatever happens. Raises TypeError for a model with neither `get_image_features`
-    nor `encode_images`.
+    Idefics3's and SmolVLM's images of several prompts, and their tiles with padding, still go to the model's own call.
+    That is restored whatever happens. Raises TypeError for a model with neither `get_image_features` nor
+    `encode_images`.
     """
     owner: Any = getattr(model, "model", model)
     name = _image_call(owner)
@@ -129,6 +141,13 @@ def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> 
     had = vars(owner).get(name)
 
     def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        config: Any = getattr(model, "config", None)
+        if _takes_prompts(config):
+            mask = kwargs.get("pixel_attention_mask", args[0] if args else None)
+            if len(pixel_values) > 1 or (mask is not None and not mask.all()):
+                return own(pixel_values, *args, **kwargs)
+            tokens = encode(pixel_values[0]).flatten(0, 1)
+            return BaseModelOutputWithPooling(pooler_output=[tokens])  # type: ignore[arg-type]
         if pixel_values.ndim == 5:  # LLaVA-OneVision's crops of an image
             if pixel_values.shape[1] > 1:
                 raise ValueError(f"an image has {pixel_values.shape[1]} crops; only a single one can be encoded")
@@ -136,8 +155,7 @@ def replace_image_call(model: nn.Module, encode: Callable[[Tensor], Tensor]) -> 
         tokens = encode(pixel_values)
         if name == "encode_images":
             return tokens
-        config: Any = model.config
-        joined = config.model_type == "fast_vlm"  # others give a list, one entry an image
+        joined = config.model_type in ("fast_vlm", "internvl")  # others give a list, one entry an image
         return BaseModelOutputWithPooling(pooler_output=tokens if joined else list(tokens))  # type: ignore[arg-type]
 
     setattr(owner, name, get_image_features)
