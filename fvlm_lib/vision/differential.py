@@ -25,6 +25,7 @@ from fvlm_lib.reuse.walk import GatingPolicy
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
 from fvlm_lib.vision.changes import DEFAULT_CHANGED_SHARE, DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
+from fvlm_lib.vision.own_features import Features
 from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vision.statistics import FrameStatistics, StreamStatistics, joined_tiles
@@ -122,7 +123,7 @@ class DifferentialVisionEncoder:
     def reset_cache(self) -> None:
         """Forget the last frame, as between unrelated sequences; the statistics stay."""
         self._cache: PatchCache | None = None
-        self._features: Tensor | None = None  # what the tower gave, before the projector
+        self._features: tuple[Tensor, ...] = ()  # what the tower and its taps gave, before the projectors
         self._deepstack: tuple[Tensor, ...] = ()  # of the frame that is kept
         self._tokens: Tensor | None = None  # what the caller gets, never the tensor itself
         self._owed = 0  # tokens of all layers that updates left to be computed
@@ -279,8 +280,12 @@ class DifferentialVisionEncoder:
             self._keep_own(images)
         else:
             cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
-            features = self.vision.select(cache.read())
-            tokens = self.vision.finish(features, tower.grid(images))
+            grid = tower.grid(images)
+            features = self.vision.select(cache.read()), *cache.read_taps()
+            tokens = self.vision.finish(features[0], grid)
+            rows = self.vision.token_rows(grid)
+            taps = zip(self.vision.deepstack, features[1:], strict=True)
+            self._deepstack = tuple(project(tapped[:, rows]) for project, tapped in taps)
             self._cache, self._features, self._tokens = cache, features, tokens
         return self._tokens.shape[1]
 
@@ -290,19 +295,23 @@ class DifferentialVisionEncoder:
         Returns the mask of patches that were taken from this frame, the number of new tokens, and how many are owed.
         """
         tower, cache = self.vision.tower, self._cache
-        assert tower is not None and cache is not None and self._features is not None and self._tokens is not None
+        assert tower is not None and cache is not None and self._tokens is not None
         if self.context_radius:
             kernel = 2 * self.context_radius + 1
             mask = F.max_pool2d(mask[None, None].float(), kernel, 1, self.context_radius)[0, 0] > 0
         patches = extract_patches(images.to(self.vision.dtype), mask, tower.patch_size)
         owed = update_by(self.policy, tower, cache, patches, mask)
-        features = self.vision.select(cache.read())
-        rows = self.vision.token_rows(tower.grid(images)).to(features.device)  # (tokens, r)
-        new = (features != self._features).any(dim=-1)[0][rows].any(dim=1)  # (tokens,)
-        if new.any():
-            self._tokens[:, : new.numel()][:, new] = self.vision.project(features[:, rows[new]])
+        features = self.vision.select(cache.read()), *cache.read_taps()
+        rows = self.vision.token_rows(tower.grid(images)).to(images.device)  # (tokens, r)
+        made = zip((self.vision.project, *self.vision.deepstack), (self._tokens, *self._deepstack), strict=True)
+        computed = []
+        for (project, tokens), before, after in zip(made, self._features, features, strict=True):
+            new = (after != before).any(dim=-1)[0][rows].any(dim=1)  # (tokens,)
+            if new.any():
+                tokens[:, : new.numel()][:, new] = project(after[:, rows[new]])
+            computed.append(int(new.sum()))
         self._features = features
-        return mask, int(new.sum()), owed
+        return mask, computed[0], owed
 
     # ---- standing in for a model's own call ----------------------------------------------------------
 
@@ -313,7 +322,7 @@ class DifferentialVisionEncoder:
         model: one with `get_image_features` (transformers' LLaVA and its like) or `encode_images`.
         Raises TypeError for a model with neither.
         """
-        with replace_image_call(model, self.encode):
+        with replace_image_call(model, lambda images: Features(self.encode(images), self.deepstack)):
             yield self
 
 

@@ -108,6 +108,10 @@ class PatchCache(KeptRows):
             raise ValueError("the cache holds no tokens; only the caches of encode_frame do")
         return self.output[None].clone()
 
+    def read_taps(self) -> tuple[Tensor, ...]:
+        """Copies (1, P, D) of the outputs of the blocks that the tower taps."""
+        return tuple(tap[None].clone() for tap in self.taps)
+
     def tensors(self) -> list[Tensor]:
         """All tensors of the cache."""
         rows = (self.blank, self.embedded, self.output, *self.taps)
