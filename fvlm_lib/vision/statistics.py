@@ -22,8 +22,8 @@ class FrameStatistics(ModelOutput):
     partial updates), "fallback" (an error in the differential path, encoded in full).
     changed_patches, num_patches: in a frame that was compared with nothing, all have changed.
     computed_tokens: tokens, global ones included, whose value is new.
-    encoded: bool (grid_h, grid_w), the patches whose token was computed from this frame's pixels, or is owed; of a tiled
-    one (tiles, grid_h, grid_w).
+    encoded: bool (grid_h, grid_w), of a tiled frame (tiles, grid_h, grid_w), the patches whose token was computed from
+    this frame's pixels, or is owed.
     owed: with propagate="budget", tokens at all halves of all layers that had moved by more than the tolerance and were
     not computed; they are when their turn comes. 0 otherwise.
     """
