@@ -114,6 +114,7 @@ class DifferentialVisionEncoder:
         self._grid_size = grid_size
         self.statistics = StreamStatistics()
         self.frame_statistics: FrameStatistics | None = None  # of the last frame, also where another asked for it
+        self.deepstack: tuple[Tensor, ...] = ()  # `Features.deepstack` of the last frame
         self.reset_cache()
 
     # ---- state ---------------------------------------------------------------------------------------
@@ -122,6 +123,7 @@ class DifferentialVisionEncoder:
         """Forget the last frame, as between unrelated sequences; the statistics stay."""
         self._cache: PatchCache | None = None
         self._features: Tensor | None = None  # what the tower gave, before the projector
+        self._deepstack: tuple[Tensor, ...] = ()  # of the frame that is kept
         self._tokens: Tensor | None = None  # what the caller gets, never the tensor itself
         self._owed = 0  # tokens of all layers that updates left to be computed
         self._tiles: list[DifferentialVisionEncoder] = []  # of a tiled frame, each with a state of its own
@@ -162,7 +164,8 @@ class DifferentialVisionEncoder:
         if images.shape[0] > 1 and not self.vision.tiled:
             everything = torch.ones(self._grid(images), dtype=torch.bool)
             num_patches = everything.numel()
-            tokens = self.vision.own(images)
+            features = self.vision.features(images)
+            tokens, self.deepstack = features.tokens, features.deepstack
             stats = FrameStatistics("full", num_patches, num_patches, tokens.shape[0] * tokens.shape[1], everything, 0)
             self.frame_statistics = stats
             self.statistics.frames["full"] += images.shape[0]
@@ -176,6 +179,7 @@ class DifferentialVisionEncoder:
         self._tiles = tiles if self.vision.tiled else []
         every = [tile._encode(*of_tile) for tile, *of_tile in zip(tiles, images.split(1), masks, strict=True)]
         tokens = torch.cat([tile._tokens for tile in tiles])  # a copy, never a live reference
+        self.deepstack = tuple(map(torch.cat, zip(*(tile._deepstack for tile in tiles), strict=True)))
         stats = joined_tiles(every) if self.vision.tiled else every[0]
         self.statistics.add(stats, [tile for tile, mask in zip(every, masks, strict=True) if mask is not None])
         self.frame_statistics = stats
@@ -231,7 +235,7 @@ class DifferentialVisionEncoder:
         except Exception:
             logger.exception("differential encoding failed; the frame is encoded in full")
             self.reset_cache()
-            self._tokens = self.vision.own(images)
+            self._keep_own(images)
             path, computed = "fallback", self._tokens.shape[1]
         if path != "partial":
             mask = torch.full(grid, path in ("full", "fallback"), device=images.device)
@@ -263,11 +267,16 @@ class DifferentialVisionEncoder:
         (height, width), (rows, columns) = images.shape[-2:], self._grid_size
         return -(-height // rows), -(-width // columns)
 
+    def _keep_own(self, images: Tensor) -> None:
+        """Keep the model's own full encode of the frame."""
+        features = self.vision.features(images)
+        self._tokens, self._deepstack = features.tokens, features.deepstack
+
     def _encode_full(self, images: Tensor) -> int:
         """Encode the frame in full and keep it; returns the number of its tokens."""
         tower = self.vision.tower
         if tower is None:
-            self._tokens = self.vision.own(images)
+            self._keep_own(images)
         else:
             cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
             features = self.vision.select(cache.read())

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.vision.opened_tower import Grid, Tower
+from fvlm_lib.vision.own_features import Features, own_features
 from fvlm_lib.vision.pixel_shuffle import open_pixel_shuffle
 from fvlm_lib.vision.towers import open_tower
 
@@ -32,8 +33,8 @@ class Vision:
     grid of patches, the rows of the features that each token is made of, int64 (n, r); for a module with a tower.
     project: those rows (N, n, r, D) into the language model's width, (N, n, width). newline: the embedding (width) that
     LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels (N, C, height, width) to tokens
-    (N, tokens, width), as the model itself goes it. tiled: whether the N are all tiles of one frame, which the model's
-    processor cuts.
+    (N, tokens, width), as the model itself goes it. features: the same, with what Qwen3-VL's language model adds at its
+    first layers. tiled: whether the N are all tiles of one frame, which the model's processor cuts.
     """
 
     module: nn.Module
@@ -43,6 +44,7 @@ class Vision:
     token_rows: Callable[[Grid], Tensor]
     project: Callable[[Tensor], Tensor]
     own: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Features]
     dtype: torch.dtype
     newline: Tensor | None
     tiled: bool = False
@@ -107,20 +109,8 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         projected: Tensor = projector(rows.squeeze(2)) if projector else rows.squeeze(2)
         return projected
 
-    def own(images: Tensor) -> Tensor:
-        options: dict[str, Any] = {}
-        if single_crop:  # it makes one crop of an image where a prompt has several
-            sizes = torch.tensor([images.shape[-2:]] * len(images))
-            options = {"image_sizes": sizes, "batch_num_images": [2] * len(images)}
-        images = images.to(dtype)
-        output = own_call(images[None] if _takes_prompts(config) else images, **options)
-        if call == "get_image_features":
-            output = output.pooler_output
-        elif not isinstance(output, Tensor):
-            output = output.last_hidden_state
-        if _takes_prompts(config):
-            output = output[0].unflatten(0, (len(images), -1))
-        return output if isinstance(output, Tensor) else torch.stack(list(output))
+    def features(images: Tensor) -> Features:
+        return own_features(own_call, call == "get_image_features", config, images.to(dtype))
 
     return Vision(
         module=module,
@@ -129,7 +119,8 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         select=lambda features: features[:, 1:] if drops_cls else features,
         token_rows=shuffle.token_rows if shuffle else token_rows,
         project=shuffle.project if shuffle else project,
-        own=own,
+        own=lambda images: features(images).tokens,
+        features=features,
         dtype=dtype,
         newline=getattr(inner, "image_newline", None) if single_crop else None,
         tiled=shuffle is not None,
@@ -193,7 +184,7 @@ def _takes_prompts(config: Any) -> bool:
 
 def _tower_of(model: Any) -> Any:
     """The vision tower of a vision-language model, by the names that transformers gives it."""
-    return next(getattr(model, name) for name in ("vision_tower", "vision_model") if hasattr(model, name))
+    return next(getattr(model, name) for name in ("vision_tower", "visual", "vision_model") if hasattr(model, name))
 
 
 def _configured_patch_size(module: nn.Module) -> tuple[int, int] | None:
