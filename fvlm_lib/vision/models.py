@@ -66,8 +66,11 @@ class Vision:
         return len(self.token_rows(grid)) + (self.newline is not None)
 
     def tokens_of(self, patches: Tensor) -> Tensor:
-        """bool (tokens,): those with a row that is a global token or one of the patches, bool (rows, columns)."""
+        """bool (tokens,): those with a row that is a global token or one of the patches, bool (rows, columns); of a
+        tiled frame, (tiles, rows, columns), the tokens of all tiles."""
         assert self.tower is not None
+        if patches.ndim == 3:
+            return torch.cat([self.tokens_of(tile) for tile in patches])
         rows, columns = patches.shape
         order = self.tower.order((rows, columns))
         rows_of = patches.flatten() if order is None else patches.flatten()[order]

@@ -183,6 +183,7 @@ def test_with_none_only_the_token_of_the_changed_patch_is_projected(model):
     assert stats.computed_tokens == 1
     assert (tokens != before).any(dim=-1).nonzero().tolist() == [[2, 4 * 1 + 2]]
     assert stats.encoded.nonzero().tolist() == [[2, 3, 4]]
+    assert encoder.vision.tokens_of(stats.encoded).nonzero().flatten().tolist() == [2 * TOKENS + 4 * 1 + 2]
 
 
 def test_only_the_tiles_that_changed_are_computed(model):
