@@ -73,12 +73,11 @@ def trained():
 
 @pytest.fixture(scope="session")
 def vlm_folders(tmp_path_factory):
-    """Folders of a tiny random LLaVA, LLaVA-OneVision and FastVLM, by architecture."""
-    from vlm_folders import save_fast_vlm, save_llava, save_onevision
+    """Folders of a tiny random model of each architecture."""
+    from vlm_folders import SAVERS
 
     root = tmp_path_factory.mktemp("vlms")
-    savers = {"llava": save_llava, "llava_onevision": save_onevision, "fast_vlm": save_fast_vlm}
-    return {name: save(root / name) for name, save in savers.items()}
+    return {name: save(root / name) for name, save in SAVERS.items()}
 
 
 @pytest.fixture(scope="session")

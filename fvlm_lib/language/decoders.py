@@ -62,7 +62,7 @@ def open_decoder(model: nn.Module, pack_weights: PackWeights | None = None, pack
     Raises TypeError, naming the model and what does not fit, for one that is no pre-norm decoder with rotary positions:
     other parts, sliding windows, other layer types, positions that depend on the prompt's length, or other arithmetic.
     """
-    inner, lm_head = _inner(model), getattr(model, "lm_head", None)
+    inner, lm_head = language_model(model), getattr(model, "lm_head", None)
     name = type(model).__name__
     if inner is None or not isinstance(lm_head, nn.Module):
         raise TypeError(f"{name} is no causal language model with layers and an lm_head; {ADVICE}")
@@ -89,10 +89,11 @@ def open_decoder(model: nn.Module, pack_weights: PackWeights | None = None, pack
     return dataclasses.replace(decoder, blocks=blocks, packed=packed)
 
 
-def _inner(model: Any) -> Any:
-    """The stack of layers: of a causal language model its `model`, of a vision-language model the one below that."""
+def language_model(model: Any) -> Any:
+    """The stack of layers: of a causal language model its `model`, of a vision-language model the one below that; None
+    where there is none."""
     inner = getattr(model, "model", None)
-    inner = getattr(inner, "language_model", inner)
+    inner = getattr(inner, "language_model", None) or getattr(inner, "text_model", inner)
     return inner if all(hasattr(inner, part) for part in ("layers", "norm", "rotary_emb", "embed_tokens")) else None
 
 
