@@ -69,6 +69,7 @@ _CALLS: dict[str | None, Callable[[Callable[..., Any], Any, Tensor], Features]] 
     "llava_onevision": _llava_onevision,
     "qwen2_5_vl": _qwen_vl,
     "qwen3_vl": _qwen_vl,
+    "qwen3_5": _qwen_vl,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
 }
