@@ -6,7 +6,14 @@ merge window: the m x m patches that become one token stand together, windows in
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
+
+
+def flat_sizes(config: Any) -> tuple[int, int, int]:
+    """merge_size, temporal_size and patch_size of a vision tower's config."""
+    return config.spatial_merge_size, config.temporal_patch_size, config.patch_size
 
 
 def fold_patches(rows: Tensor, grid: tuple[int, int], merge_size: int, temporal_size: int, patch_size: int) -> Tensor:

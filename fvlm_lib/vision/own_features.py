@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fvlm_lib.vision.flat_patches import flatten_frame
+from fvlm_lib.vision.flat_patches import flat_sizes, flatten_frame
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def own_features(call: Callable[..., Any], pooled: bool, config: Any, images: Te
     call: its `get_image_features` (whose output is `pooled`) or `encode_images`, or a mere tower itself.
     config: the model's.
     """
-    special = _CALLS.get(getattr(config, "model_type", None)) if pooled else None
+    special = (_CALLS if pooled else _TOWERS).get(getattr(config, "model_type", None))
     if special:
         return special(call, config, images)
     output = call(images)
@@ -43,15 +43,26 @@ def _llava_onevision(call: Callable[..., Any], config: Any, images: Tensor) -> F
 
 
 def _qwen_vl(call: Callable[..., Any], config: Any, images: Tensor) -> Features:
-    vision = config.vision_config
-    sizes = (vision.spatial_merge_size, vision.temporal_patch_size, vision.patch_size)
-    grid = [1, *(side // vision.patch_size for side in images.shape[-2:])]
-    output = call(
-        torch.cat([flatten_frame(image[None], *sizes) for image in images]),
-        image_grid_thw=torch.tensor([grid] * len(images), device=images.device),
-    )
+    rows, grids = _flat(config.vision_config, images)
+    output = call(rows, image_grid_thw=grids)
     deepstack = getattr(output, "deepstack_features", None) or ()
     return Features(_joined(output.pooler_output), tuple(_joined(features) for features in deepstack))
+
+
+def _qwen_tower(call: Callable[..., Any], config: Any, images: Tensor) -> Features:
+    """The tower alone, whose tokens are those of its merger, of all images in one."""
+    rows, grids = _flat(config, images)
+    output = call(rows, grid_thw=grids)
+    every = output.pooler_output, *(getattr(output, "deepstack_features", None) or ())
+    tokens, *deepstack = (features.unflatten(0, (len(images), -1)) for features in every)
+    return Features(tokens, tuple(deepstack))
+
+
+def _flat(config: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of patches of all images, and (N, 3) their grids in time, height and width."""
+    grid = [1, *(side // config.patch_size for side in images.shape[-2:])]
+    rows = torch.cat([flatten_frame(image[None], *flat_sizes(config)) for image in images])
+    return rows, torch.tensor([grid] * len(images), device=images.device)
 
 
 def _idefics3(call: Callable[..., Any], config: Any, images: Tensor) -> Features:
@@ -72,4 +83,10 @@ _CALLS: dict[str | None, Callable[[Callable[..., Any], Any, Tensor], Features]] 
     "qwen3_5": _qwen_vl,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
+}
+
+_TOWERS: dict[str | None, Callable[[Callable[..., Any], Any, Tensor], Features]] = {
+    "qwen2_5_vl_vision": _qwen_tower,
+    "qwen3_vl_vision": _qwen_tower,
+    "qwen3_5_vision": _qwen_tower,
 }
