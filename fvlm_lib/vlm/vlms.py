@@ -198,11 +198,11 @@ def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -
     )
     model = _read(name, "model", lambda: load_strictly(name, load))
     vlm = VLM(name, model.to(device), processor)
-    _check_processor(vlm)
+    check_processor(vlm)
     return vlm
 
 
-def _check_processor(vlm: VLM) -> None:
+def check_processor(vlm: VLM) -> None:
     """Raise CheckpointError where the processor's tokens or frames are not those that the model knows."""
     tokens, embeddings = len(vlm.processor.tokenizer), vlm.model.get_input_embeddings().num_embeddings
     if tokens > embeddings:
