@@ -21,7 +21,8 @@ from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fvlm_lib.vision.towers import PatchCache, Tower
+    from fvlm_lib.vision.opened_tower import Tower
+    from fvlm_lib.vision.towers import PatchCache
 
 DEFAULT_TOLERANCE = 0.02  # that of `vision/updates.py`
 

@@ -233,8 +233,8 @@ class DifferentialVisionEncoder:
         else:
             cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
             features = self.vision.select(cache.read())
-            # as a copy: without a projector they would be one tensor, written to in updates
-            self._cache, self._features, self._tokens = cache, features, self.vision.finish(features).clone()
+            tokens = self.vision.finish(features, tower.grid(images))
+            self._cache, self._features, self._tokens = cache, features, tokens
         return self._tokens.shape[1]
 
     def _update(self, images: Tensor, mask: Tensor) -> tuple[Tensor, int, int]:
@@ -250,9 +250,10 @@ class DifferentialVisionEncoder:
         patches = extract_patches(images.to(self.vision.dtype), mask, tower.patch_size)
         owed = update_by(self.policy, tower, cache, patches, mask)
         features = self.vision.select(cache.read())
-        new = (features != self._features).any(dim=-1)[0]  # (tokens,)
+        rows = self.vision.token_rows(tower.grid(images)).to(features.device)  # (tokens, r)
+        new = (features != self._features).any(dim=-1)[0][rows].any(dim=1)  # (tokens,)
         if new.any():
-            self._tokens[:, : new.numel()][:, new] = self.vision.project(features[:, new])
+            self._tokens[:, : new.numel()][:, new] = self.vision.project(features[:, rows[new]])
         self._features = features
         return mask, int(new.sum()), owed
 

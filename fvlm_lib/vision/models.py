@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fvlm_lib.reuse.fastest import PackWeights
-from fvlm_lib.vision.towers import Tower, open_tower
+from fvlm_lib.vision.opened_tower import Grid, Tower
+from fvlm_lib.vision.towers import open_tower
 
 
 @dataclass(frozen=True)
@@ -25,26 +27,43 @@ class Vision:
 
     module: the vision tower. tower: the same, opened for partial updates; None where there is no adapter.
     patch_size: (height, width) of its patches in pixels; None where its config does not say. select: drops the
-    global tokens from the tower's (N, P, D) if the model does. project: into the language model's width. newline:
-    the embedding (width) that LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels
-    (N, C, height, width) to tokens (N, tokens, width), as the model itself goes it.
+    global tokens from the tower's (N, P, D) if the model does, so that F rows of features are left. token_rows: for a
+    grid of patches, the rows of the features that each token is made of, int64 (n, r); for a module with a tower.
+    project: those rows (N, n, r, D) into the language model's width, (N, n, width). newline: the embedding (width) that
+    LLaVA-OneVision puts behind an image's tokens. own: the whole way from pixels (N, C, height, width) to tokens
+    (N, tokens, width), as the model itself goes it.
     """
 
     module: nn.Module
     tower: Tower | None
     patch_size: tuple[int, int] | None
     select: Callable[[Tensor], Tensor]
+    token_rows: Callable[[Grid], Tensor]
     project: Callable[[Tensor], Tensor]
     own: Callable[[Tensor], Tensor]
     dtype: torch.dtype
     newline: Tensor | None
 
-    def finish(self, features: Tensor) -> Tensor:
-        """All tokens (N, tokens, width) of an image from its selected features (N, P, D)."""
-        tokens = self.project(features)
+    def finish(self, features: Tensor, grid: Grid) -> Tensor:
+        """All tokens (N, tokens, width) of an image from its selected features (N, F, D)."""
+        tokens = self.project(features[:, self.token_rows(grid)])
         if self.newline is None:
             return tokens
         return torch.cat([tokens, self.newline.to(tokens).expand(tokens.shape[0], 1, -1)], dim=1)
+
+    def num_tokens(self, grid: Grid) -> int:
+        """Tokens of an image."""
+        return len(self.token_rows(grid)) + (self.newline is not None)
+
+    def tokens_of(self, patches: Tensor) -> Tensor:
+        """bool (tokens,): those with a row that is a global token or one of the patches, bool (rows, columns)."""
+        assert self.tower is not None
+        rows, columns = patches.shape
+        order = self.tower.order((rows, columns))
+        rows_of = patches.flatten() if order is None else patches.flatten()[order]
+        every = F.pad(rows_of, (self.tower.num_global_tokens, 0), value=True)[None, :, None]  # (1, P, 1)
+        found = self.select(every)[0, :, 0][self.token_rows((rows, columns))].any(dim=1)
+        return F.pad(found, (0, int(self.newline is not None)))
 
 
 def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory: int | None = None) -> Vision:
@@ -71,6 +90,10 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
 
     single_crop = getattr(config, "model_type", None) == "llava_onevision"
 
+    def token_rows(grid: Grid) -> Tensor:
+        others = tower.num_global_tokens if tower and not drops_cls else 0
+        return torch.arange(others + grid[0] * grid[1])[:, None]
+
     def own(images: Tensor) -> Tensor:
         options: dict[str, Any] = {}
         if single_crop:  # it makes one crop of an image where a prompt has several
@@ -88,7 +111,8 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
         tower=tower,
         patch_size=tower.patch_size if tower else _configured_patch_size(module),
         select=lambda features: features[:, 1:] if drops_cls else features,
-        project=projector or (lambda features: features),
+        token_rows=token_rows,
+        project=lambda rows: projector(rows.squeeze(2)) if projector else rows.squeeze(2),
         own=own,
         dtype=dtype,
         newline=getattr(inner, "image_newline", None) if single_crop else None,

@@ -1,63 +1,30 @@
 """Vision transformers opened at their layers: encode frames into a `PatchCache`, look into it with a query.
 
-An adapter says where an architecture of transformers keeps the parts of its blocks (CLIP, SigLIP, SigLIP 2, DINOv2 with
-and without registers); what a block computes is `reuse/blocks.py`'s subject. A cache of one frame that is updated where
-patches changed is in `updates.py`. This module knows nothing of language models and videos.
+Where an architecture of transformers keeps the parts of its blocks is said by its adapter (`adapters/`); what a block
+computes is `reuse/blocks.py`'s subject. A cache of one frame that is updated where patches changed is in `updates.py`.
+This module knows nothing of language models and videos.
 
 Throughout: L blocks, D width of the ViT, P tokens of a frame (G global tokens such as CLS and registers, then
-the patches in reading order), H heads, d = D / H. Leading dimensions `...` are any (batch, or batch and time).
+the patches in the model's order, which is reading order unless its adapter says otherwise), H heads, d = D / H. Leading
+dimensions `...` are any (batch, or batch and time).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    CLIPVisionModel,
-    Dinov2Model,
-    Dinov2WithRegistersModel,
-    Siglip2VisionModel,
-    SiglipVisionModel,
-)
 
-from fvlm_lib.reuse.blocks import Block, joined
-from fvlm_lib.reuse.fastest import PackWeights, Products, few_rows_blocks
+from fvlm_lib.reuse.blocks import joined
+from fvlm_lib.reuse.fastest import PackWeights, few_rows_blocks
 from fvlm_lib.reuse.kept import KeptRows
+from fvlm_lib.vision.adapters import ADAPTERS
+from fvlm_lib.vision.opened_tower import Layout, Tower
 
 # ---- towers ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tower:
-    """A ViT taken apart: frames (N, C, height, width) -> embed -> (N, P, D) -> blocks -> final_norm.
-
-    embeddings: frames -> (N, P, D), with positions. Affine in the pixels: what a patch adds to its row of the
-    blank frame's embeddings is project_patches: (n, C, patch_h, patch_w) -> (n, D).
-    image_size: (height, width) of the frames, None if any multiple of the patch size will do.
-    packed: whether weights of the blocks are packed. products: how long their products take, if that was measured.
-    """
-
-    embeddings: Callable[[Tensor], Tensor]
-    project_patches: Callable[[Tensor], Tensor]
-    pre_norm: nn.Module
-    blocks: tuple[Block, ...]
-    final_norm: nn.Module
-    num_global_tokens: int
-    patch_size: tuple[int, int]
-    num_channels: int
-    image_size: tuple[int, int] | None
-    packed: bool = False
-    products: Products | None = None
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """The first block's input (N, P, D) of frames (N, C, height, width)."""
-        return self.pre_norm(self.embeddings(pixel_values))
 
 
 def open_tower(
@@ -81,8 +48,6 @@ def open_tower(
     `Tower.packed` is False. "auto" measures for about two seconds what is fastest for how many rows, and packs
     what gains by it, within `pack_memory` bytes (see `fastest.few_rows_blocks`).
 
-    SigLIP 2 takes frames here and patchifies them itself; its (pixel_values, pixel_attention_mask,
-    spatial_shapes) inputs pad several resolutions to one length, and a single frame needs no padding.
     Raises TypeError for an architecture without an adapter, ValueError for a layer that it does not have.
     """
     open_model = next((adapter for kind, adapter in ADAPTERS.items() if isinstance(model, kind)), None)
@@ -95,111 +60,14 @@ def open_tower(
         if not -layers - 1 <= read_layer <= layers:
             raise ValueError(f"read_layer is {read_layer}; the model has hidden states {-layers - 1} to {layers}")
         blocks = tower.blocks[: read_layer % (layers + 1)]
-        tower = dataclasses.replace(tower, blocks=blocks, final_norm=nn.Identity())
+        taps = tuple(tap for tap in tower.taps if tap < len(blocks))
+        tower = dataclasses.replace(tower, blocks=blocks, final_norm=nn.Identity(), taps=taps)
     if pack_weights is not None:
         blocks, packed, products = few_rows_blocks(tower.blocks, pack_weights, pack_memory)
         tower = dataclasses.replace(tower, blocks=blocks, packed=packed, products=products)
     elif pack_memory is not None:
         raise ValueError(f"pack_memory is {pack_memory}, but pack_weights is None; it goes with 'auto'")
     return tower
-
-
-def _open_dinov2(model: Any, interpolate: bool) -> Tower:
-    blocks = tuple(
-        Block(
-            norm1=layer.norm1,
-            q_proj=layer.attention.q_proj,
-            k_proj=layer.attention.k_proj,
-            v_proj=layer.attention.v_proj,
-            o_proj=layer.attention.o_proj,
-            scale1=layer.layer_scale1,
-            norm2=layer.norm2,
-            mlp=layer.mlp,
-            scale2=layer.layer_scale2,
-            num_heads=model.config.num_attention_heads,
-        )
-        for layer in model.encoder.layer
-    )
-    convolution = model.embeddings.patch_embeddings.projection
-    return Tower(
-        embeddings=model.embeddings,
-        project_patches=lambda patches: F.linear(patches.flatten(1), convolution.weight.flatten(1)),
-        pre_norm=nn.Identity(),
-        blocks=blocks,
-        final_norm=model.layernorm,
-        num_global_tokens=1 + getattr(model.config, "num_register_tokens", 0),
-        patch_size=convolution.kernel_size,
-        num_channels=convolution.in_channels,
-        image_size=None,
-    )
-
-
-def _open_clip_or_siglip(model: Any, interpolate: bool) -> Tower:
-    clip = isinstance(model, CLIPVisionModel)
-    convolution = model.embeddings.patch_embedding
-    return Tower(
-        embeddings=lambda pixels: model.embeddings(pixels, interpolate_pos_encoding=interpolate),
-        project_patches=lambda patches: F.linear(patches.flatten(1), convolution.weight.flatten(1)),
-        pre_norm=model.pre_layrnorm if clip else nn.Identity(),
-        blocks=_clip_blocks(model),
-        final_norm=nn.Identity() if clip else model.post_layernorm,
-        num_global_tokens=int(clip),
-        patch_size=convolution.kernel_size,
-        num_channels=convolution.in_channels,
-        image_size=None if interpolate else (model.config.image_size,) * 2,
-    )
-
-
-def _open_siglip2(model: Any, interpolate: bool) -> Tower:
-    patch, channels = model.config.patch_size, model.config.num_channels
-
-    def embeddings(pixels: Tensor) -> Tensor:
-        grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch
-        patches = pixels.unflatten(3, (grid[1], patch)).unflatten(2, (grid[0], patch))  # (N, C, gh, ph, gw, pw)
-        patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (N, gh gw, ph pw C)
-        return model.embeddings(patches, torch.tensor([grid] * len(pixels)))
-
-    return Tower(
-        embeddings=embeddings,
-        project_patches=lambda patches: F.linear(
-            patches.permute(0, 2, 3, 1).flatten(1), model.embeddings.patch_embedding.weight
-        ),
-        pre_norm=nn.Identity(),
-        blocks=_clip_blocks(model),
-        final_norm=model.post_layernorm,
-        num_global_tokens=0,
-        patch_size=(patch, patch),
-        num_channels=channels,
-        image_size=None,
-    )
-
-
-ADAPTERS: dict[type[nn.Module], Callable[[Any, bool], Tower]] = {
-    CLIPVisionModel: _open_clip_or_siglip,
-    SiglipVisionModel: _open_clip_or_siglip,
-    Siglip2VisionModel: _open_siglip2,
-    Dinov2Model: _open_dinov2,
-    Dinov2WithRegistersModel: _open_dinov2,
-}
-"""How a model's parts are found: the adapter takes the model and `interpolate_pos_encoding`."""
-
-
-def _clip_blocks(model: Any) -> tuple[Block, ...]:
-    return tuple(
-        Block(
-            norm1=layer.layer_norm1,
-            q_proj=layer.self_attn.q_proj,
-            k_proj=layer.self_attn.k_proj,
-            v_proj=layer.self_attn.v_proj,
-            o_proj=layer.self_attn.out_proj,
-            scale1=nn.Identity(),
-            norm2=layer.layer_norm2,
-            mlp=layer.mlp,
-            scale2=nn.Identity(),
-            num_heads=model.config.num_attention_heads,
-        )
-        for layer in model.encoder.layers
-    )
 
 
 # ---- the cache ---------------------------------------------------------------------------------------
@@ -216,6 +84,7 @@ class PatchCache(KeptRows):
     blank: (P, D) embeddings of an all-zero frame, before any norm.
     embedded: (P, D) the first block's input.
     output: (P, D) the tokens; `read` gives a copy.
+    layout: what depends on the frame's grid.
     gates: one `Gate` a layer for updates by a policy that gates, else empty.
     Memory: (2 L + 3) · P · D elements, and L · P · (5 D + H) more with gates.
     """
@@ -224,6 +93,7 @@ class PatchCache(KeptRows):
     blank: Tensor | None = None
     embedded: Tensor | None = None
     output: Tensor | None = None
+    layout: Layout = field(default_factory=Layout)
 
     def frame(self, t: int) -> PatchCache:
         """The cache of frame t of a cache with leading dimensions (B, T); views, no copies."""
@@ -247,7 +117,11 @@ def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = No
 
     For looks alone, with gradients: of the last layer only keys and values are computed, since no query sees
     that layer's own output. `encode_frame` is for updates.
+    Raises ValueError for towers with rotary positions or windows: a query has no place among the patches.
     """
+    layout = tower.layout(tower.grid(pixel_values))
+    if layout.rotation is not None or layout.windows:
+        raise ValueError("a query cannot look at the patches of a tower with rotary positions or window attention")
     leading = pixel_values.shape[:-3]
     x = tower.embed(pixel_values.flatten(0, -4))  # (N, P, D)
     first = len(tower.blocks) - (num_query_layers or len(tower.blocks))

@@ -17,7 +17,8 @@ from fvlm_lib.reuse.kept import Journal, empty_rows
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.reuse.walk import GatingPolicy, walk_gated, walk_rows
 from fvlm_lib.schema import Propagate, check
-from fvlm_lib.vision.towers import PatchCache, Tower
+from fvlm_lib.vision.opened_tower import Tower
+from fvlm_lib.vision.towers import PatchCache
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.policies import Policy
@@ -129,9 +128,9 @@ class VLMStream:
             return
         height, width = self.vlm.image_size
         blank = torch.zeros(1, 3, height, width, device=self.vlm.model.device, dtype=self._vision.dtype)
-        tower = self._vision.tower  # its embeddings alone tell how many tokens there are
-        tokens = self._vision.finish(self._vision.select(tower.embed(blank))) if tower else self._vision.own(blank)
-        text, image, answer = len(prompt_ids) - 1, tokens.shape[1], self.decoding.max_new_tokens
+        tower = self._vision.tower
+        image = self._vision.num_tokens(tower.grid(blank)) if tower else self._vision.own(blank).shape[1]
+        text, answer = len(prompt_ids) - 1, self.decoding.max_new_tokens
         if text + image + answer > positions:
             raise ValueError(
                 f"the prompt's {text} tokens, {image} of the image and up to {answer} of the answer (max_new_tokens) "
@@ -177,10 +176,10 @@ class VLMStream:
     def _changed_tokens(self, stats: FrameStatistics, count: int) -> Tensor | None:
         """bool (count,), the image tokens whose patches were encoded from this frame; None for all that differ: where
         all were, and where tokens and patches do not correspond."""
-        newline = int(self._vision.newline is not None)
-        if stats.path in ("full", "fallback") or self._vision.tower is None or stats.encoded.numel() + newline != count:
+        if stats.path in ("full", "fallback") or self._vision.tower is None:
             return None
-        return F.pad(stats.encoded.flatten(), (0, newline))
+        changed = self._vision.tokens_of(stats.encoded)
+        return changed if len(changed) == count else None
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.vlm.embed(self.prompt_ids, tokens)
