@@ -22,7 +22,9 @@ from fvlm_lib.reuse.policies.budget import Budget
 from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE, Gated
 from fvlm_lib.reuse.walk import GatingPolicy
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
+from fvlm_lib.vision import fast_vit
 from fvlm_lib.vision.changes import DEFAULT_CHANGED_SHARE, DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
+from fvlm_lib.vision.fast_vit import ConvolutionalTower, MapCache
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
 from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
@@ -100,6 +102,8 @@ class DifferentialVisionEncoder:
         if patch_size is not None and grid_size is not None:
             raise ValueError("patch_size and grid_size are both given; one follows from the other")
         self.vision = open_vision(model_or_tower, pack_weights, pack_memory)
+        if isinstance(self.vision.tower, ConvolutionalTower) and propagate == "budget":
+            raise ValueError("propagate is 'budget'; a convolutional tower takes 'gated' or 'none'")
         self.tracker = ChangeTracker(settings.diff_threshold, metric, reference, image_mean, image_std)
         self.max_changed_patches = settings.max_changed_patches
         self.context_radius = context_radius
@@ -118,7 +122,7 @@ class DifferentialVisionEncoder:
 
     def reset_cache(self) -> None:
         """Forget the last frame, as between unrelated sequences; the statistics stay."""
-        self._cache: PatchCache | None = None
+        self._cache: PatchCache | MapCache | None = None
         self._features: Tensor | None = None  # what the tower gave, before the projector
         self._tokens: Tensor | None = None  # what the caller gets, never the tensor itself
         self._owed = 0  # tokens of all layers that updates left to be computed
@@ -209,7 +213,7 @@ class DifferentialVisionEncoder:
         if self.max_changed_patches is not None:
             return self.max_changed_patches
         tower = self.vision.tower
-        if tower is None or tower.products is None:
+        if tower is None or isinstance(tower, ConvolutionalTower) or tower.products is None:
             return default_limit(grid)
         others = tower.num_global_tokens
         return max(0, tower.products.rows_within(DEFAULT_CHANGED_SHARE, grid[0] * grid[1] + others) - others)
@@ -231,7 +235,12 @@ class DifferentialVisionEncoder:
         if tower is None:
             self._tokens = self.vision.own(images)
         else:
-            cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
+            frame = images.to(self.vision.dtype)
+            cache: PatchCache | MapCache
+            if isinstance(tower, ConvolutionalTower):
+                cache = fast_vit.encode_frame(tower, frame, gated=self.propagate == "gated")
+            else:
+                cache = encode_frame(tower, frame, self.propagate)
             features = self.vision.select(cache.read())
             tokens = self.vision.finish(features, tower.grid(images))
             self._cache, self._features, self._tokens = cache, features, tokens
@@ -248,7 +257,13 @@ class DifferentialVisionEncoder:
             kernel = 2 * self.context_radius + 1
             mask = F.max_pool2d(mask[None, None].float(), kernel, 1, self.context_radius)[0, 0] > 0
         patches = extract_patches(images.to(self.vision.dtype), mask, tower.patch_size)
-        owed = update_by(self.policy, tower, cache, patches, mask)
+        owed = 0
+        if isinstance(tower, ConvolutionalTower):
+            assert isinstance(cache, MapCache) and isinstance(self.policy, Gated)
+            fast_vit.update(tower, cache, patches, mask, self.policy.tolerance)
+        else:
+            assert isinstance(cache, PatchCache)
+            owed = update_by(self.policy, tower, cache, patches, mask)
         features = self.vision.select(cache.read())
         rows = self.vision.token_rows(tower.grid(images)).to(features.device)  # (tokens, r)
         new = (features != self._features).any(dim=-1)[0][rows].any(dim=1)  # (tokens,)

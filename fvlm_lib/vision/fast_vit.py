@@ -19,13 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fvlm_lib.reuse.kept import Journal
-from fvlm_lib.schema import Propagate, check
+from fvlm_lib.vision.opened_tower import Grid
+from fvlm_lib.vision.updates import check_frame, check_patches
 
 TILE = 8
 """Positions a side of the tiles in which windows are gathered and convolved depthwise. Smaller ones read more halo,
@@ -164,12 +166,23 @@ def _positions(windows: Tensor) -> Tensor:
 class ConvolutionalTower:
     """Units from pixels (1, C, H, W) to tokens (1, D, rows, columns), one token for every patch.
 
-    patch_size: pixels (height, width) of a token, the product of all strides.
+    patch_size: pixels (height, width) of a token, the product of all strides. Frames of any whole patches will do.
     """
+
+    image_size: ClassVar[None] = None
+    num_global_tokens: ClassVar[int] = 0
 
     units: tuple[Unit, ...]
     patch_size: tuple[int, int]
     num_channels: int
+
+    def grid(self, pixel_values: Tensor) -> Grid:
+        """Rows and columns of patches of frames (..., height, width)."""
+        height, width = pixel_values.shape[-2:]
+        return height // self.patch_size[0], width // self.patch_size[1]
+
+    def order(self, grid: Grid) -> None:
+        """Tokens are in reading order."""
 
 
 @dataclass(frozen=True)
@@ -198,22 +211,18 @@ class MapCache:
 
 
 @torch.no_grad()
-def encode_frame(tower: ConvolutionalTower, pixel_values: Tensor, propagate: Propagate = "none") -> MapCache:
+def encode_frame(tower: ConvolutionalTower, pixel_values: Tensor, gated: bool = True) -> MapCache:
     """Encode one frame (1, C, height, width) into a cache that `update` takes; `.read()` gives its tokens.
 
-    Raises ValueError for another shape than that of one frame of whole patches, and for propagate="budget", which
-    bounds rows of a stack of blocks.
+    gated: see `update`. Raises ValueError for another shape than that of one frame of whole patches.
     """
-    check(Propagate, propagate, "propagate")
-    if propagate == "budget":
-        raise ValueError("propagate is 'budget'; a convolutional tower takes 'gated' or 'none'")
-    CHECK
+    check_frame(tower, pixel_values)
     x = pixel_values.clone(memory_format=torch.channels_last)
     maps = [x]
     for unit in tower.units:
         maps.append(unit.whole(maps[-1]))
     sizes = tuple((each.shape[2], each.shape[3]) for each in maps)
-    return MapCache(tuple(map(as_rows, maps)), sizes, gated=propagate == "gated")
+    return MapCache(tuple(map(as_rows, maps)), sizes, gated)
 
 
 def update(
@@ -224,14 +233,16 @@ def update(
     patches (n, C, patch_h, patch_w): the new pixels of the n patches that `changed` marks, in reading order;
     changed: bool (rows, columns). Of a patch, only the pixels that differ count. What is then computed anew:
 
-    * cache made with propagate="gated": all that the change reaches. Of every map, positions that moved by more than
+    * cache made with gated=True: all that the change reaches. Of every map, positions that moved by more than
       `tolerance` (relative L2, against what the map has) go on. 0 equals a full encode.
-    * "none": only positions of the changed patches, from the whole maps.
+    * with gated=False: only positions of the changed patches, from the whole maps.
 
     If anything is raised, an interrupt by the user included, the cache is as it was before.
     Raises ValueError for shapes that do not fit the cache, pixels that are not finite, and a negative tolerance.
     """
-    CHECK
+    check_patches(tower, len(cache.maps[-1]), patches, changed)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; it must be 0 or more")
     with torch.inference_mode():  # also takes caches made under inference mode, wherever it is called
         journal = Journal()
         try:
@@ -246,9 +257,10 @@ def _walk(
     tower: ConvolutionalTower, cache: MapCache, patches: Tensor, changed: Tensor, tolerance: float, journal: Journal
 ) -> None:
     pixels = cache.maps[0]
-    changed = changed.to(pixels.device)
+    changed = changed.to(pixels.device).reshape(cache.sizes[-1])
     frame = as_map(pixels.clone(), cache.sizes[0])[0]  # (C, H, W)
-    grid = frame.unflatten(2, (-1, tower.patch_size[1])).unflatten(1, (-1, tower.patch_size[0]))  # (C, rows, h, cols, w)
+    height, width = tower.patch_size
+    grid = frame.unflatten(2, (-1, width)).unflatten(1, (-1, height))  # (C, rows, h, columns, w)
     grid.permute(1, 3, 0, 2, 4)[changed] = patches.to(frame)
     moved = (as_rows(frame[None]) != pixels).any(dim=1)  # of a patch, often a few pixels
     places = moved.nonzero().squeeze(1)
