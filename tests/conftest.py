@@ -101,6 +101,20 @@ def vlms(vlm_folders):
     return Made(lambda name: load_vlm(str(vlm_folders[name])))
 
 
+@pytest.fixture(scope="session")
+def branched_fast_vlm(vlm_folders, tmp_path_factory):
+    """Folder of a FastVLM whose tower has the branches of training, of which there are no partial updates."""
+    import shutil
+
+    from transformers import FastVlmConfig, FastVlmForConditionalGeneration
+
+    folder = shutil.copytree(vlm_folders["fast_vlm"], tmp_path_factory.mktemp("branched") / "fast_vlm")
+    config = FastVlmConfig.from_pretrained(folder)
+    config.vision_config.model_args = {"inference_mode": False}
+    FastVlmForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 @contextlib.contextmanager
 def disk_of(size: int, from_the_first_forward: bool = False) -> Iterator[None]:
     """Files of this process take no more than `size` bytes, as on a disk that fills; from the start, or from when a

@@ -23,8 +23,11 @@ from fvlm_lib.reuse.policies.budget import Budget
 from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE, Gated
 from fvlm_lib.reuse.walk import GatingPolicy
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
+from fvlm_lib.vision import fast_vit
 from fvlm_lib.vision.changes import DEFAULT_CHANGED_SHARE, DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
+from fvlm_lib.vision.fast_vit import ConvolutionalTower, MapCache
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
+from fvlm_lib.vision.opened_tower import Tower
 from fvlm_lib.vision.own_features import Features
 from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
@@ -103,6 +106,8 @@ class DifferentialVisionEncoder:
         if patch_size is not None and grid_size is not None:
             raise ValueError("patch_size and grid_size are both given; one follows from the other")
         self.vision = open_vision(model_or_tower, pack_weights, pack_memory)
+        if isinstance(self.vision.tower, ConvolutionalTower) and propagate == "budget":
+            raise ValueError("propagate is 'budget'; a convolutional tower takes 'gated' or 'none'")
         self.tracker = ChangeTracker(settings.diff_threshold, metric, reference, image_mean, image_std)
         self.max_changed_patches = settings.max_changed_patches
         self.context_radius = context_radius
@@ -122,7 +127,7 @@ class DifferentialVisionEncoder:
 
     def reset_cache(self) -> None:
         """Forget the last frame, as between unrelated sequences; the statistics stay."""
-        self._cache: PatchCache | None = None
+        self._cache: PatchCache | MapCache | None = None
         self._features: tuple[Tensor, ...] = ()  # what the tower and its taps gave, before the projectors
         self._deepstack: tuple[Tensor, ...] = ()  # of the frame that is kept
         self._tokens: Tensor | None = None  # what the caller gets, never the tensor itself
@@ -252,7 +257,7 @@ class DifferentialVisionEncoder:
         if self.max_changed_patches is not None:
             return self.max_changed_patches
         tower = self.vision.tower
-        if tower is None or tower.products is None:
+        if tower is None or isinstance(tower, ConvolutionalTower) or tower.products is None:
             return default_limit(grid)
         others = tower.num_global_tokens
         return max(0, tower.products.rows_within(DEFAULT_CHANGED_SHARE, grid[0] * grid[1] + others) - others)
@@ -279,7 +284,7 @@ class DifferentialVisionEncoder:
         if tower is None:
             self._keep_own(images)
         else:
-            cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
+            cache = _encode_frame(tower, images.to(self.vision.dtype), self.propagate)
             grid = tower.grid(images)
             features = self.vision.select(cache.read()), *cache.read_taps()
             tokens = self.vision.finish(features[0], grid)
@@ -300,7 +305,7 @@ class DifferentialVisionEncoder:
             kernel = 2 * self.context_radius + 1
             mask = F.max_pool2d(mask[None, None].float(), kernel, 1, self.context_radius)[0, 0] > 0
         patches = extract_patches(images.to(self.vision.dtype), mask, tower.patch_size)
-        owed = update_by(self.policy, tower, cache, patches, mask)
+        owed = _update_by(self.policy, tower, cache, patches, mask)
         features = self.vision.select(cache.read()), *cache.read_taps()
         rows = self.vision.token_rows(tower.grid(images)).to(images.device)  # (tokens, r)
         made = zip((self.vision.project, *self.vision.deepstack), (self._tokens, *self._deepstack), strict=True)
@@ -324,6 +329,30 @@ class DifferentialVisionEncoder:
         """
         with replace_image_call(model, lambda images: Features(self.encode(images), self.deepstack)):
             yield self
+
+
+def _encode_frame(
+    tower: Tower | ConvolutionalTower, pixel_values: Tensor, propagate: Propagate
+) -> PatchCache | MapCache:
+    if isinstance(tower, ConvolutionalTower):
+        return fast_vit.encode_frame(tower, pixel_values, gated=propagate == "gated")
+    return encode_frame(tower, pixel_values, propagate)
+
+
+def _update_by(
+    policy: GatingPolicy,
+    tower: Tower | ConvolutionalTower,
+    cache: PatchCache | MapCache,
+    patches: Tensor,
+    changed: Tensor,
+) -> int:
+    """Returns how many rows are owed."""
+    if isinstance(tower, ConvolutionalTower):
+        assert isinstance(cache, MapCache) and isinstance(policy, Gated)
+        fast_vit.update(tower, cache, patches, changed, policy.tolerance)
+        return 0
+    assert isinstance(cache, PatchCache)
+    return update_by(policy, tower, cache, patches, changed)
 
 
 def _policy(settings: DifferentialSettings) -> GatingPolicy:

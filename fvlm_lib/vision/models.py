@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from fvlm_lib.reuse.fastest import PackWeights
+from fvlm_lib.vision.fast_vit import ConvolutionalTower
 from fvlm_lib.vision.flat_patches import flat_sizes, fold_patches
 from fvlm_lib.vision.merged_tokens import Mergers, open_mergers
 from fvlm_lib.vision.opened_tower import Grid, Tower
@@ -42,7 +43,7 @@ class Vision:
     """
 
     module: nn.Module
-    tower: Tower | None
+    tower: Tower | ConvolutionalTower | None
     patch_size: tuple[int, int] | None
     select: Callable[[Tensor], Tensor]
     token_rows: Callable[[Grid], Tensor]
@@ -98,10 +99,14 @@ def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory
     if isinstance(layer, list | tuple):
         raise ValueError(f"vision_feature_layer is {layer}; models that join several layers are not supported")
     drops_cls = call is not None and getattr(config, "vision_feature_select_strategy", "full") == "default"
-    try:
-        tower = open_tower(module, layer, pack_weights=pack_weights, pack_memory=pack_memory)
-    except TypeError:
-        tower = None
+    tower: Tower | ConvolutionalTower | None = None
+    with contextlib.suppress(TypeError):  # no adapter
+        if type(getattr(module, "timm_model", None)).__name__ == "FastVit":
+            from fvlm_lib.vision.adapters.fast_vit import open_fast_vit  # here, since not every model takes timm
+
+            tower = open_fast_vit(module.timm_model)
+        else:
+            tower = open_tower(module, layer, pack_weights=pack_weights, pack_memory=pack_memory)
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
 
     merging = open_mergers(module, tower) or shuffle

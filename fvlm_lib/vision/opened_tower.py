@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -20,6 +21,19 @@ Grid = tuple[int, int]
 
 def _none(grid: Grid) -> None:
     """What most towers have: patches in reading order, no rotary positions, full attention in every block."""
+
+
+class TakesFrames(Protocol):
+    """Which frames a tower takes, of whatever architecture; fields as in `Tower`."""
+
+    @property
+    def patch_size(self) -> tuple[int, int]: ...
+
+    @property
+    def num_channels(self) -> int: ...
+
+    @property
+    def image_size(self) -> tuple[int, int] | None: ...
 
 
 @dataclass(frozen=True)

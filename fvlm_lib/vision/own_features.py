@@ -33,7 +33,10 @@ def own_features(call: Callable[..., Any], pooled: bool, config: Any, images: Te
     output = call(images)
     if isinstance(output, Tensor):
         return Features(output)
-    return Features(_joined(output.pooler_output) if pooled else output.last_hidden_state)
+    if pooled:
+        return Features(_joined(output.pooler_output))
+    tokens = output.last_hidden_state
+    return Features(tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens)  # a map's channels come first
 
 
 def _llava_onevision(call: Callable[..., Any], config: Any, images: Tensor) -> Features:

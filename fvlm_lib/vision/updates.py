@@ -17,7 +17,7 @@ from fvlm_lib.reuse.kept import Journal, empty_rows
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.reuse.walk import GatingPolicy, walk_gated, walk_rows
 from fvlm_lib.schema import Propagate, check
-from fvlm_lib.vision.opened_tower import Tower
+from fvlm_lib.vision.opened_tower import TakesFrames, Tower
 from fvlm_lib.vision.towers import PatchCache
 
 
@@ -115,7 +115,7 @@ def _walk(tower: Tower, cache: PatchCache, given: Tensor, policy: GatingPolicy, 
     return 0
 
 
-def check_frame(tower: Tower, pixel_values: Tensor) -> None:
+def check_frame(tower: TakesFrames, pixel_values: Tensor) -> None:
     """ValueError unless pixel_values is one frame (1, C, height, width) that the tower takes."""
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[0] != 1 or shape[1] != tower.num_channels:
@@ -130,7 +130,12 @@ def _check_update(tower: Tower, cache: PatchCache, patches: Tensor, changed: Ten
     assert cache.blank is not None
     if len(cache.keys) != len(tower.blocks) or cache.num_global_tokens != tower.num_global_tokens:
         raise ValueError(f"the cache has {len(cache.keys)} layers and the tower {len(tower.blocks)}; they must match")
-    num_patches = len(cache.blank) - cache.num_global_tokens
+    check_patches(tower, len(cache.blank) - cache.num_global_tokens, patches, changed)
+
+
+def check_patches(tower: TakesFrames, num_patches: int, patches: Tensor, changed: Tensor) -> None:
+    """ValueError unless `changed` is bool, one for each of num_patches, and patches (n, C, patch_h, patch_w) are finite
+    pixels of those that it marks."""
     if changed.dtype != torch.bool or changed.numel() != num_patches:
         raise ValueError(
             f"changed is {changed.dtype} of shape {tuple(changed.shape)}; it must be bool, one for each of "

@@ -22,7 +22,7 @@ from fvlm_lib.vision.settings import DifferentialSettings, prefill_options, read
 from fvlm_lib.vlm import predict
 from fvlm_lib.vlm.calibrate import calibrate, summarize, walk
 from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
-from fvlm_lib.vlm.vlms import VLM
+from fvlm_lib.vlm.vlms import VLM, load_vlm
 
 SCREENS = ROOT / "data" / "screens"
 PROMPT = "What is on the screen?"
@@ -85,14 +85,14 @@ def test_the_full_way_is_the_first_row_and_rows_are_reported_as_they_come(vlms):
     assert reported[1]["vision"] == "none" and reported[1]["prefill"] == "exact"  # the walk begins there
 
 
-def test_what_is_not_varied_is_as_it_was_set(vlms):
+def test_what_is_not_varied_is_as_it_was_set(vlms, branched_fast_vlm):
     sequences = recordings("terminal", count=3)
     done = calibrated(vlms["llava"], 10.0, sequences, DifferentialSettings(propagate="none"))
     assert {*done.table["vision"][1:]} == {"as set"} and len(done.table) == 1 + len(FEW)
     assert done.chosen.propagate == "none"
     done = calibrated(vlms["llava"], 10.0, sequences, DifferentialSettings(prefill="full"), keep_prefill=True)
     assert {*done.table["prefill"][1:]} == {"as set"} and done.chosen.prefill == "full"
-    done = calibrated(vlms["fast_vlm"], 10.0, sequences)  # its tower has no partial updates
+    done = calibrated(load_vlm(str(branched_fast_vlm)), 10.0, sequences)  # its tower has no partial updates
     assert {*done.table["vision"][1:]} == {"as set"}
 
 

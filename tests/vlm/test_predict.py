@@ -217,18 +217,20 @@ def test_the_ways_to_fit_a_frame_are_those_of_the_models():
     assert get_args(vlms.Fit) == FITS
 
 
-def test_fast_vlm_says_that_its_tower_has_no_partial_updates(call, vlm_folders, sequence, tmp_path, capsys):
+def test_a_tower_without_partial_updates_says_so(call, branched_fast_vlm, sequence, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
-    assert call("--image-dir", sequence, "--output", out, model=vlm_folders["fast_vlm"]) == 0
+    assert call("--image-dir", sequence, "--output", out, model=branched_fast_vlm) == 0
     assert capsys.readouterr().err.count("fastvit_mci0) has no partial updates") == 1
     assert {row["path"] for row in rows(out)[1:]} == {"full"}
     small = tmp_path / "small.jsonl"
     asked = ["--image-dir", sequence, "--output", small, "--diff-skip-small", "--diff-max-changed-patches", 2]
-    assert call(*asked, model=vlm_folders["fast_vlm"]) == 0
+    assert call(*asked, model=branched_fast_vlm) == 0
     assert {row["path"] for row in rows(small)[2:]} >= {"skipped"}
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "idefics3"])
+@pytest.mark.parametrize(
+    "name", ["llava_onevision", "fast_vlm", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "idefics3"]
+)
 def test_every_model_is_updated_and_says_what_it_says_in_full(call, vlm_folders, sequence, tmp_path, capsys, name):
     asked = ["--image-dir", sequence]
     exact = ["--diff-threshold", 0, "--diff-tolerance", 0, "--prefill", "gated", "--prefill-tolerance", 0]
