@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig, SiglipVisionConfig
 
 from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.checkpoints import load_checkpoint
@@ -23,8 +23,8 @@ from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import RANDOM_TOWERS
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM_CLIP, RANDOM_TINY = RANDOM_TOWERS
-_RANDOM = {
+RANDOM_CLIP, RANDOM_TINY, RANDOM_SIGLIP = RANDOM_TOWERS
+RANDOM_CONFIGS: dict[str, CLIPVisionConfig | SiglipVisionConfig] = {
     RANDOM_CLIP: CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
         patch_size=14,
@@ -32,6 +32,10 @@ _RANDOM = {
     RANDOM_TINY: CLIPVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=224,
         patch_size=14,
+    ),
+    RANDOM_SIGLIP: SiglipVisionConfig(
+        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384,
+        patch_size=14, vision_use_head=False,
     ),
 }  # fmt: skip
 
@@ -61,7 +65,7 @@ def squash(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTower:
-    """A vision tower: the folder of a foveated checkpoint (its DINOv2), a random one (RANDOM_CLIP, RANDOM_TINY: for
+    """A vision tower: the folder of a foveated checkpoint (its DINOv2), a random one (`RANDOM_CONFIGS`: for
     times; the errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads, of a
     tower, of CLIP or SigLIP, or of a vision-language model that calls it `vision_tower`, as LLaVA does.
 
@@ -70,13 +74,13 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
     """
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    if spec in _RANDOM:
+    if spec in RANDOM_CONFIGS:
         torch.manual_seed(0)
-        model: Any = CLIPVisionModel(_RANDOM[spec]).eval()
+        model: Any = AutoModel.from_config(RANDOM_CONFIGS[spec]).eval()
         size = model.config.image_size
         return LoadedTower(spec, model, (size, size), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     if spec.startswith("random:"):
-        raise CheckpointError(f"there is no {spec}; known are {', '.join(_RANDOM)}")
+        raise CheckpointError(f"there is no {spec}; known are {', '.join(RANDOM_CONFIGS)}")
     folder = Path(spec)
     config_file = folder / "config.json"
     if config_file.exists() and read_object(config_file, CheckpointError).get("model_type") == "fvlm":
