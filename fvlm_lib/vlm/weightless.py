@@ -57,7 +57,7 @@ def open_weightless(name: str, size: tuple[int, int]) -> Weightless:
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(getattr(config, "vision_config", config)).eval()
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # of a config that has no model, or lacks what its model reads
         raise CheckpointError(f"{name} has no vision tower that can be planned ({first_line(error)})") from error
     vision = open_vision(model, pack_weights=None)
     height, width = _frame_size(name, config, vision, size)
@@ -97,7 +97,9 @@ def _frame_size(name: str, config: Any, vision: Vision, size: tuple[int, int]) -
     if own is not None:
         return (own, own) if isinstance(own, int) else (int(own[0]), int(own[1]))
     if vision.patch_size is None:
-        raise CheckpointError(f"the config of {name} says neither the size of its frames nor that of its patches")
+        raise CheckpointError(
+            f"{name} is no vision tower: its config says neither the size of frames nor that of patches"
+        )
     height, width = (side // patch * patch for side, patch in zip(size, vision.patch_size, strict=True))
     if not height or not width:
         raise ValueError(

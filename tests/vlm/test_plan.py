@@ -1,4 +1,4 @@
-"""The plan of a model: its arithmetic against the model's own forward, its reach against an update, its times in order."""
+"""The plan of a model: its arithmetic against the model's own forward, its reach against an update, its times."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fvlm_lib.reuse.walk import walk_gated
 from fvlm_lib.reuse.windows import consecutive_windows
 from fvlm_lib.schema import RANDOM_TOWERS
 from fvlm_lib.screens.loaded_towers import load_tower
+from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.towers import open_tower
 from fvlm_lib.vlm import plan_command
 from fvlm_lib.vlm.plan import plan_text, plan_tower, reach, update_flops, width, windows
@@ -68,8 +69,6 @@ def test_a_models_arithmetic_is_that_of_its_own_forward(name, vlm_folders, vlms)
     inner, head = vlm.model.model.language_model, vlm.model.lm_head
     embeds = torch.zeros(1, text.rows, vlm.model.get_input_embeddings().embedding_dim)
     with torch.no_grad():
-        from fvlm_lib.vision.models import open_vision
-
         vision = open_vision(vlm.model)
         tokens = vision.own(pixels)
         encode = count_flops(lambda: vision.own(pixels))
@@ -184,16 +183,21 @@ def test_a_foveated_checkpoint_has_a_plan_without_times(capsys):
         (["--model", "no/such/folder"], "there is no folder no/such/folder; name a model's folder"),
         (["--model", "FOLDER"], "FOLDER has no config.json"),
         (["--model", "DINOV2", "--size", "7x80"], "a frame of 7 x 80 pixels is smaller than a patch of DINOV2, 8 x 8"),
-        (["--model", "TEXT"], "TEXT has no vision tower that can be planned"),
+        (
+            ["--model", "TEXT"],
+            "TEXT is no vision tower: its config says neither the size of frames nor that of patches",
+        ),
+        (["--model", "PAIR"], "PAIR has no vision tower that can be planned (Unrecognized configuration class"),
         (["--model", "UNKNOWN"], "UNKNOWN has no config that can be loaded"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(options, said, tmp_path, capsys):
-    folders = {name: tmp_path / name.lower() for name in ("FOLDER", "DINOV2", "TEXT", "UNKNOWN")}
+    folders = {name: tmp_path / name.lower() for name in ("FOLDER", "DINOV2", "TEXT", "PAIR", "UNKNOWN")}
     for folder in folders.values():
         folder.mkdir()
     CONFIGS["dinov2"].save_pretrained(folders["DINOV2"])
     (folders["TEXT"] / "config.json").write_text('{"model_type": "llama"}')
+    (folders["PAIR"] / "config.json").write_text('{"model_type": "encoder-decoder"}')
     (folders["UNKNOWN"] / "config.json").write_text('{"model_type": "nobody"}')
     options = [str(folders.get(word, word)) for word in options]
     for name, folder in folders.items():
