@@ -62,13 +62,15 @@ def open_decoder(model: nn.Module, pack_weights: PackWeights | None = None, pack
     Raises TypeError, naming the model and what does not fit, for one that is no pre-norm decoder with rotary positions:
     other parts, sliding windows, other layer types, positions that depend on the prompt's length, or other arithmetic.
     """
-    inner, lm_head = _inner(model), getattr(model, "lm_head", None)
+    inner, lm_head = language_model(model), getattr(model, "lm_head", None)
     name = type(model).__name__
     if inner is None or not isinstance(lm_head, nn.Module):
         raise TypeError(f"{name} is no causal language model with layers and an lm_head; {ADVICE}")
     config: Any = inner.config
     if unfit := _misfit(inner, config):
-        raise TypeError(f"the language model {type(inner).__name__} cannot be opened: {unfit}; {ADVICE}")
+        linear = "linear_attention" in _layer_types(config)  # of which no exact prefix can be kept either
+        advice = "compute all of every prompt (prefill 'full')" if linear else ADVICE
+        raise TypeError(f"the language model {type(inner).__name__} cannot be opened: {unfit}; {advice}")
     blocks = tuple(_block(layer, config) for layer in inner.layers[: config.num_hidden_layers])
     weight = inner.embed_tokens.weight
     decoder = Decoder(
@@ -89,17 +91,21 @@ def open_decoder(model: nn.Module, pack_weights: PackWeights | None = None, pack
     return dataclasses.replace(decoder, blocks=blocks, packed=packed)
 
 
-def _inner(model: Any) -> Any:
-    """The stack of layers: of a causal language model its `model`, of a vision-language model the one below that."""
+def language_model(model: Any) -> Any:
+    """The stack of layers: of a causal language model its `model`, of a vision-language model the one below that; None
+    where there is none."""
     inner = getattr(model, "model", None)
-    inner = getattr(inner, "language_model", inner)
+    inner = getattr(inner, "language_model", None) or getattr(inner, "text_model", inner)
     return inner if all(hasattr(inner, part) for part in ("layers", "norm", "rotary_emb", "embed_tokens")) else None
+
+
+def _layer_types(config: Any) -> set[str]:
+    return {*(getattr(config, "layer_types", None) or ["full_attention"])}
 
 
 def _misfit(inner: Any, config: Any) -> str | None:
     """What of a decoder does not fit, in words."""
-    kinds = {*(getattr(config, "layer_types", None) or ["full_attention"])}
-    if others := kinds - {"full_attention"}:
+    if others := _layer_types(config) - {"full_attention"}:
         return f"it has layers of the type {', '.join(sorted(others))}"
     window = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:

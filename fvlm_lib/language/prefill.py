@@ -71,12 +71,13 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class _State:
-    """rows: of the prompt at every layer. embeds (N, D): its embeddings. positions (..., 1, N). last (1, D): the last
-    block's output at the last position."""
+    """rows: of the prompt at every layer. embeds (N, D): its embeddings. positions (..., 1, N). additions: (N, D) each.
+    last (1, D): the last block's output at the last position."""
 
     rows: KeptRows
     embeds: Tensor
     positions: Tensor
+    additions: tuple[Tensor, ...]
     last: Tensor
     input_ids: tuple[int, ...] | None
     owed: int
@@ -133,7 +134,10 @@ class GatedPrefill:
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept of the last prompt, but for its positions and the last hidden state."""
-        return self._state.rows.nbytes + self._state.embeds.nbytes if self._state else 0
+        if not self._state:
+            return 0
+        state = self._state
+        return state.rows.nbytes + sum(tensor.nbytes for tensor in (state.embeds, *state.additions))
 
     @torch.no_grad()
     def __call__(
@@ -144,6 +148,7 @@ class GatedPrefill:
         position_ids: Tensor | None = None,
         changed: Tensor | None = None,
         observed: Tensor | None = None,
+        additions: Sequence[Tensor] = (),
     ) -> Prefilled:
         """Prefill a prompt.
 
@@ -155,30 +160,36 @@ class GatedPrefill:
             tokens are always computed, and the last one if anything is.
         observed: bool (N,), tokens of an image or of the screen's text, for the policies that treat them apart; None is
             none.
+        additions: (N, D) each, added to the outputs of the first layers; as many as for the last prompt.
 
         If anything is raised, an interrupt included, the state is as it was. Raises ValueError for shapes, types and
         positions that do not fit, embeddings that are not finite, and a prompt longer than the context.
         """
         embeds, positions = self._checked(inputs_embeds, position_ids, input_ids, changed, observed)
+        kept_additions = self._checked_additions(additions, embeds)
         ids = None if input_ids is None else tuple(input_ids)
         count = len(embeds)
         observed = torch.zeros(count, dtype=torch.bool) if observed is None else observed
         with torch.inference_mode():
             old = self._state
             if old is None:
-                return self._full(embeds, positions, ids)
+                return self._full(embeds, positions, kept_additions, ids)
             source = align_ids(old.input_ids, ids) if ids and old.input_ids else align_rows(old.embeds, embeds)
             if not bool((source >= 0).any()):
-                return self._full(embeds, positions, ids)
-            return self._update(old, embeds, positions, ids, source.to(embeds.device), changed, observed)
+                return self._full(embeds, positions, kept_additions, ids)
+            return self._update(
+                old, embeds, positions, kept_additions, ids, source.to(embeds.device), changed, observed
+            )
 
     # ---- the first prompt, and one that has nothing of the last ------------------------------------------
 
-    def _full(self, embeds: Tensor, positions: Tensor, ids: tuple[int, ...] | None) -> Prefilled:
+    def _full(
+        self, embeds: Tensor, positions: Tensor, additions: tuple[Tensor, ...], ids: tuple[int, ...] | None
+    ) -> Prefilled:
         rows = empty_rows(self.decoder.blocks, embeds, is_gating(self.policy))
         everything = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
-        x, computed, _ = self._walk(rows, embeds, positions, everything, Full(), Journal(), 0)
-        state = _State(rows, embeds, positions, x, ids, 0)
+        x, computed, _ = self._walk(rows, embeds, positions, additions, everything, Full(), Journal(), 0)
+        state = _State(rows, embeds, positions, additions, x, ids, 0)
         done = self._prefilled(state, "full", computed, len(embeds), 0)
         self._state = state
         return done
@@ -190,6 +201,7 @@ class GatedPrefill:
         old: _State,
         embeds: Tensor,
         positions: Tensor,
+        additions: tuple[Tensor, ...],
         ids: tuple[int, ...] | None,
         source: Tensor,
         changed: Tensor | None,
@@ -201,6 +213,8 @@ class GatedPrefill:
         moved = found & (old.positions[..., 0, places] != positions[..., 0, :]).reshape(-1, count).any(dim=0)
         stays = count == len(old.embeds) and torch.equal(source, torch.arange(count, device=source.device))
         differs = ~found | (embeds != old.embeds[places]).any(dim=1)
+        for new, kept in zip(additions, old.additions, strict=True):
+            differs |= (new != kept[places]).any(dim=1)
         given = differs.clone()
         if changed is not None and is_gating(self.policy):  # which sees by itself how much the others differ
             given = changed.to(embeds.device) | ~found
@@ -222,9 +236,9 @@ class GatedPrefill:
         rows = old.rows if in_place else self._moved(old, source, positions, moved)
         try:
             x, computed, owed = self._walk(
-                rows, embeds, positions, given, self.policy, journal, start, observed, correct=in_place
+                rows, embeds, positions, additions, given, self.policy, journal, start, observed, correct=in_place
             )
-            state = _State(rows, embeds, positions, x, ids, owed)
+            state = _State(rows, embeds, positions, additions, x, ids, owed)
             done = self._prefilled(state, "partial", computed, changed_tokens, int(moved.sum()))
         except BaseException:
             journal.undo()
@@ -250,6 +264,7 @@ class GatedPrefill:
         rows: KeptRows,
         embeds: Tensor,
         positions: Tensor,
+        additions: tuple[Tensor, ...],
         given: Tensor,
         policy: Policy,
         journal: Journal,
@@ -266,6 +281,7 @@ class GatedPrefill:
             walked = walk_gated(
                 blocks, rows, embeds[start:], given[start:], gating, journal,
                 start=start, causal=True, rotation=rotation, correct=correct,
+                additions=[addition[start:] for addition in additions],
             )  # fmt: skip
             either = walked.computed.any(dim=1)  # (L, n)
             computed = torch.cat([either.new_zeros(len(blocks), start), either], dim=1)
@@ -273,7 +289,10 @@ class GatedPrefill:
         observed = given if observed is None else observed.to(given.device)
         chosen: Tensor = policy.rows(given, observed)  # type: ignore[union-attr]
         picked = chosen.nonzero().squeeze(1)
-        x = walk_rows(blocks, rows, embeds[picked], picked, journal, causal=True, rotation=(cos[picked], sin[picked]))
+        x = walk_rows(
+            blocks, rows, embeds[picked], picked, journal,
+            causal=True, rotation=(cos[picked], sin[picked]), additions=[addition[picked] for addition in additions],
+        )  # fmt: skip
         return x[-1:], chosen.expand(len(blocks), -1), 0
 
     def _prefilled(
@@ -326,6 +345,22 @@ class GatedPrefill:
                 "position_ids has another number of dimensions than those of the last prompt; reset() first"
             )
         return inputs_embeds[0].to(decoder.device).clone(), position_ids.to(decoder.device)
+
+    def _checked_additions(self, additions: Sequence[Tensor], embeds: Tensor) -> tuple[Tensor, ...]:
+        """Copies. Raises ValueError for what cannot be added, or for another number than the last prompt's."""
+        for addition in additions:
+            if addition.shape != embeds.shape or addition.dtype != embeds.dtype:
+                raise ValueError(
+                    f"additions has one of {addition.dtype} and shape {tuple(addition.shape)}; each must be "
+                    f"{embeds.dtype} and {tuple(embeds.shape)}"
+                )
+            if not addition.isfinite().all():
+                raise ValueError("additions has values that are NaN or infinite; all must be finite")
+        most = len(self._state.additions) if self._state else len(self.decoder.blocks)
+        if len(additions) > most or (self._state and len(additions) < most):
+            known = f"the last prompt had {most}; reset() first" if self._state else f"there are {most} layers"
+            raise ValueError(f"additions has {len(additions)} tensors, but {known}")
+        return tuple(addition.to(embeds.device).clone() for addition in additions)
 
 
 def _double(rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

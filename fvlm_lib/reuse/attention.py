@@ -12,31 +12,41 @@ from torch import Tensor
 CHUNK = 128
 """Of a causal stack, rows whose attention is computed at once, so that what none of them sees is not computed."""
 
+MOST_SCORES = 2**24
+"""Scores that are computed at once, of all heads: what many rows see of many would take gigabytes."""
+
 
 def attention(
-    queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None = None, rows: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float | None = None,
+    rows: Tensor | None = None,
+    hidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention (1, H, n, d) of queries (1, H, n, d) over keys and values (1, G, N, d), and its log-normaliser
-    (1, H, n, 1).
+    """Attention (B, H, n, d) of queries (B, H, n, d) over keys and values (B, G, N, d), and its log-normaliser
+    (B, H, n, 1). hidden: bool (B, N), keys that no query sees, where `rows` is None.
 
     Written out, because that gives the normaliser, and on a CPU is no slower than the fused kernel. Of half precision
     it is computed in float32, as fused kernels do.
     """
     if queries.dtype in (torch.float16, torch.bfloat16):
-        single = attention(queries.float(), keys.float(), values.float(), scaling, rows)
+        single = attention(queries.float(), keys.float(), values.float(), scaling, rows, hidden)
         return single[0].to(queries), single[1].to(queries)
-    if rows is None:
-        return _attention(queries, keys, values, scaling, None)
-    if not len(rows):
+    if not queries.shape[2]:
         return torch.empty_like(queries), queries.new_empty(*queries.shape[:3], 1)
     parts = []
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        seen = int(chunk[-1]) + 1
-        hidden = torch.arange(seen, device=rows.device) > chunk[:, None]  # (n, seen)
-        parts.append(
-            _attention(queries[:, :, start : start + CHUNK], keys[:, :, :seen], values[:, :, :seen], scaling, hidden)
-        )
+    if rows is None:
+        unseen = None if hidden is None else hidden[:, None, None]
+        size = rows_at_once(queries, keys.shape[2])
+        parts = [_attention(some, keys, values, scaling, unseen) for some in queries.split(size, dim=2)]
+    else:
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            seen = int(chunk[-1]) + 1
+            later = torch.arange(seen, device=rows.device) > chunk[:, None]  # (n, seen)
+            some = queries[:, :, start : start + CHUNK]
+            parts.append(_attention(some, keys[:, :, :seen], values[:, :, :seen], scaling, later))
     if len(parts) == 1:
         return parts[0]
     attended, logsumexp = zip(*parts, strict=True)
@@ -46,7 +56,7 @@ def attention(
 def _attention(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None, hidden: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    scores = _scores(queries, keys, scaling)  # (1, H, n, N)
+    scores = _scores(queries, keys, scaling)  # (B, H, n, N)
     if hidden is not None:
         scores.masked_fill_(hidden, -torch.inf)
     highest = scores.amax(dim=-1, keepdim=True)
@@ -71,6 +81,13 @@ def corrected(
     of the arithmetic of computing it anew. Also returns the new log-normaliser, and for which rows (N,) the normaliser
     of any head shrank to less than a quarter or grew more than fourfold: there rounding may have eaten the result.
     """
+    size = rows_at_once(queries, keys.shape[2])
+    if size < queries.shape[2]:
+        parts = [part.split(size, dim=2) for part in (queries, attended, logsumexp)]
+        unseen = [None] * len(parts[0]) if hidden is None else hidden.split(size)
+        found = [corrected(q, keys, values, *old, scaling, h) for q, *old, h in zip(*parts, unseen, strict=True)]
+        new, normaliser, lost = zip(*found, strict=True)
+        return torch.cat(new, dim=2), torch.cat(normaliser, dim=2), torch.cat(lost)
     weights = _scores(queries, keys, scaling).sub_(logsumexp).exp_()  # (1, H, N, 2 n)
     n = keys.shape[2] // 2
     weights[..., :n].neg_()
@@ -81,20 +98,27 @@ def corrected(
     return _weighted(weights, values).add_(attended).div_(total), total.log().add_(logsumexp), lost
 
 
+def rows_at_once(queries: Tensor, seen: int) -> int:
+    """How many of the queries (B, H, n, d) are computed at once, where each sees so many keys."""
+    return max(1, MOST_SCORES // max(1, queries.shape[0] * queries.shape[1] * seen))
+
+
 def _scores(queries: Tensor, keys: Tensor, scaling: float | None) -> Tensor:
-    """(1, H, n, N); heads that share their keys are multiplied as one, with no copy of the keys."""
-    groups, heads, n = keys.shape[1], *queries.shape[1:3]
+    """(B, H, n, N); heads that share their keys are multiplied as one, with no copy of the keys."""
+    batch, heads, n, channels = queries.shape
+    groups = keys.shape[1]
     queries = queries * (queries.shape[-1] ** -0.5 if scaling is None else scaling)
     if groups == heads:
         return queries @ keys.transpose(-2, -1)
-    folded = queries.reshape(1, groups, heads // groups * n, queries.shape[-1])
-    return (folded @ keys.transpose(-2, -1)).view(1, heads, n, keys.shape[2])
+    folded = queries.reshape(batch, groups, heads // groups * n, channels)
+    return (folded @ keys.transpose(-2, -1)).view(batch, heads, n, keys.shape[2])
 
 
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:
-    """(1, H, n, d)"""
-    groups, heads, n = values.shape[1], *weights.shape[1:3]
+    """(B, H, n, d)"""
+    batch, heads, n, seen = weights.shape
+    groups = values.shape[1]
     if groups == heads:
         return weights @ values
-    folded = weights.reshape(1, groups, heads // groups * n, weights.shape[-1])
-    return (folded @ values).view(1, heads, n, values.shape[-1])
+    folded = weights.reshape(batch, groups, heads // groups * n, seen)
+    return (folded @ values).view(batch, heads, n, values.shape[-1])

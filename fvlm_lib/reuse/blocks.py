@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fvlm_lib.reuse.packing import FewRowsLinears, few_rows_copy
 
@@ -80,6 +81,34 @@ class Block:
         return float(torch.linalg.matrix_norm(weight)) / weight.shape[0] ** 0.5
 
 
+class LinearPart(nn.Module):
+    """Some of the outputs of an nn.Linear, as a layer of its own; its weights are views of the whole layer's."""
+
+    def __init__(self, linear: nn.Linear, outputs: slice) -> None:
+        super().__init__()
+        self.linear, self.outputs = linear, outputs
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in)"""
+        return self.linear.weight[self.outputs]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,)"""
+        return None if self.linear.bias is None else self.linear.bias[self.outputs]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        return F.linear(x, self.weight, self.bias)
+
+
+def linear_parts(linear: nn.Linear, count: int) -> list[LinearPart]:
+    """A layer that makes queries, keys and values at once, taken apart into `count` of the same size."""
+    size = linear.out_features // count
+    return [LinearPart(linear, slice(i * size, (i + 1) * size)) for i in range(count)]
+
+
 def cut(states: Tensor, heads: int) -> Tensor:
     """(..., n, heads d) -> (..., n, heads, d)"""
     return states.unflatten(-1, (heads, -1))
@@ -91,10 +120,12 @@ def joined(heads: Tensor) -> Tensor:
 
 
 def rotate(states: Tensor, rotation: Rotation) -> Tensor:
-    """Queries or keys (..., heads, n, d) turned by their rows' rotary angles (Su et al., RoFormer, 2021)."""
+    """Queries or keys (..., heads, n, d) turned by their rows' rotary angles (Su et al., RoFormer, 2021), in the
+    precision of the angles."""
     cos, sin = rotation
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-second, first], dim=-1) * sin
+    turned = states.to(cos.dtype)
+    first, second = turned.chunk(2, dim=-1)
+    return (turned * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
 
 
 def turn(states: Tensor, old: Rotation, new: Rotation) -> Tensor:

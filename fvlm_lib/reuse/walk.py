@@ -14,16 +14,18 @@ Letters as in `blocks.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fvlm_lib.reuse.attention import attention, corrected
-from fvlm_lib.reuse.blocks import Block, Rotation, cut, joined
+from fvlm_lib.reuse.attention import attention
+from fvlm_lib.reuse.blocks import Block, Rotation, joined
 from fvlm_lib.reuse.kept import Journal, KeptRows
+from fvlm_lib.reuse.kept_attention import FullAttention, KeptAttention, WindowAttention
+from fvlm_lib.reuse.windows import Windows, window_attention
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,27 @@ def walk_rows(
     *,
     causal: bool = False,
     rotation: Rotation | None = None,
+    windows: Sequence[Windows | None] = (),
+    taps: Mapping[int, Tensor] | None = None,
+    additions: Sequence[Tensor] = (),
 ) -> Tensor:
     """Compute `rows` (n,), rising, anew at every block from the first block's input x (n, D); all others stay.
 
-    rotation: of these rows. Returns the last block's output (n, D).
+    rotation, additions: of these rows. windows, taps, additions: see `walk_gated`. Returns the last block's output
+    (n, D).
     """
-    for block, keys, values in zip(blocks, kept.keys, kept.values, strict=True):
+    for layer, (block, keys, values) in enumerate(zip(blocks, kept.keys, kept.values, strict=True)):
         q, k, v = block.queries_keys_values(x[None], rotation)  # (1, H, n, d)
         journal.write(keys, rows, k)
         journal.write(values, rows, v)
-        attended, _ = attention(q, keys, values, block.scaling, rows if causal else None)
+        if (inside := windows[layer] if windows else None) is None:
+            attended, _ = attention(q, keys, values, block.scaling, rows if causal else None)
+        else:
+            attended, _ = window_attention(q, keys, values, inside, rows, block.scaling)
         x = block.finish(x, joined(attended)[0])
+        if taps and layer in taps:
+            journal.write(taps[layer], rows, x)
+        x = x + additions[layer] if layer < len(additions) else x
     return x
 
 
@@ -102,11 +114,18 @@ def walk_gated(
     start: int = 0,
     causal: bool = False,
     rotation: Rotation | None = None,
+    windows: Sequence[Windows | None] = (),
+    taps: Mapping[int, Tensor] | None = None,
     correct: bool = True,
+    additions: Sequence[Tensor] = (),
 ) -> Walked:
     """Compute the rows that the policy picks of those from `start` on; those before are not looked at.
 
     x: (n, D) the first block's input, of the n rows from `start` on; given: bool (n,); rotation: of these rows.
+    windows: a block's, in which alone its rows see each other, None where they see all; () for no windows at all, and
+    with a `start` or `causal` there may be none.
+    taps: tensors (n, D) by block, into which its output is written.
+    additions: (n, D) each, of these rows, added to the outputs of the first blocks.
     correct: whether the kept attention is that over the kept keys, so that it can be corrected for the few that are
     replaced; if not, it is computed anew for all n.
     """
@@ -117,18 +136,12 @@ def walk_gated(
     for layer, block in enumerate(blocks):
         gate = kept.gates[layer]
         keys, values = kept.keys[layer], kept.values[layer]
-        inputs, attended_kept, used = gate.inputs[start:], gate.attended[start:], gate.used[start:]
-        queries, logsumexp_kept, change = gate.queries[:, :, start:], gate.logsumexp[:, :, start:], gate.change[start:]
-
-        def attend(
-            rows: Tensor,
-            block: Block = block, queries: Tensor = queries, keys: Tensor = keys, values: Tensor = values,
-        ) -> tuple[Tensor, Tensor]:  # fmt: skip
-            """(n, H d), (1, H, n, 1)"""
-            chosen = queries if len(rows) == len(places) else queries.index_select(2, rows)
-            attended, logsumexp = attention(chosen, keys, values, block.scaling, places[rows] if causal else None)
-            return joined(attended)[0], logsumexp
-
+        inputs, used, change = gate.inputs[start:], gate.used[start:], gate.change[start:]
+        looked: KeptAttention
+        if (inside := windows[layer] if windows else None) is None:
+            looked = FullAttention(block, gate, keys, values, places, causal, correct)
+        else:
+            looked = WindowAttention(block, gate, keys, values, inside)
         half = functools.partial(Half, layer, len(blocks), given)
         distance = _distance(x, inputs)
         first = policy.first(half(distance, computed, _no_deviation))
@@ -139,37 +152,24 @@ def walk_gated(
         turned = None if rotation is None else (rotation[0][rows], rotation[1][rows])
         q, k, v = block.queries_keys_values(moved[None], turned)
         journal.write(inputs, rows, moved)
-        journal.write(queries, rows, q)
+        journal.write(gate.queries[:, :, start:], rows, q)
         old_k, old_v = journal.write(keys, places[rows], k), journal.write(values, places[rows], v)
-        # beyond a third of the rows, computing attention anew measured faster; half precision would add rounding up
-        few = correct and 3 * len(rows) < len(x) and x.dtype in (torch.float32, torch.float64)
-        if few:
-            attended, logsumexp, lost = corrected(
-                queries, torch.cat([old_k, k], dim=-2), torch.cat([old_v, v], dim=-2),
-                cut(attended_kept, block.num_heads).transpose(0, 1)[None], logsumexp_kept, block.scaling,
-                places[rows] > places[:, None] if causal else None,
-            )  # fmt: skip
-            attended = joined(attended)[0]
-            anew = (first | lost).nonzero().squeeze(1)  # those whose queries are new, and what rounding has eaten
-            attended[anew], logsumexp[:, :, anew] = attend(anew)
-        else:
-            attended, logsumexp = attend(torch.arange(len(x), device=x.device))
+        attended = looked.update(rows, (old_k, old_v), (k, v), journal)
         distance = gate.gain * torch.linalg.vector_norm(attended - used, dim=-1)
         distance = torch.nan_to_num(distance / torch.linalg.vector_norm(x, dim=-1), nan=0.0)
         deviation = functools.partial(_deviation, old_k, old_v, k, v, rows, len(x))
         second = policy.second(half(distance, first, deviation))
         if tolerance is not None:
             owed += int(((distance > tolerance) & ~second).sum())
-        if few:  # what the rest of the block is computed from is never a correction
-            rest = (second & ~first).nonzero().squeeze(1)
-            attended[rest], logsumexp[:, :, rest] = attend(rest)
+        looked.settle((second & ~first).nonzero().squeeze(1), journal)
         rows = second.nonzero().squeeze(1)
-        journal.write(attended_kept, None, attended)
-        journal.write(logsumexp_kept, None, logsumexp)
-        attended, moved = attended[rows], x[rows]
-        journal.write(used, rows, attended)
-        journal.write(change, rows, block.finish(moved, attended) - moved)
+        settled, moved = attended[rows], x[rows]
+        journal.write(used, rows, settled)
+        journal.write(change, rows, block.finish(moved, settled) - moved)
         x = x + change
+        if taps and layer in taps:
+            journal.write(taps[layer], None, x)
+        x = x + additions[layer] if layer < len(additions) else x
         picked.append(torch.stack([first, second]))
         computed = second
     return Walked(x, torch.stack(picked) if picked else given.new_empty(0, 2, len(x)), owed)

@@ -9,6 +9,7 @@ recomputed `updates.py`'s; where a model keeps its tower is told by `models.py`,
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
@@ -24,9 +25,10 @@ from fvlm_lib.reuse.walk import GatingPolicy
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
 from fvlm_lib.vision.changes import DEFAULT_CHANGED_SHARE, DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
+from fvlm_lib.vision.own_features import Features
 from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
-from fvlm_lib.vision.statistics import FrameStatistics, StreamStatistics
+from fvlm_lib.vision.statistics import FrameStatistics, StreamStatistics, joined_tiles
 from fvlm_lib.vision.towers import PatchCache
 from fvlm_lib.vision.updates import check_frame, encode_frame, update_by
 
@@ -43,8 +45,9 @@ class DifferentialVisionEncoder:
         if it says so.
     diff_threshold: fraction of the full range, in [0, 1]; patches that differ by more have changed.
     metric: "max" holds every pixel of an unchanged patch to the threshold, "mean" their mean.
-    max_changed_patches: up to so many a partial update is made, with more a full encode; None is three quarters of
-        them, or as many as take three quarters of a full encode's time where that was measured (pack_weights="auto").
+    max_changed_patches: up to so many, of each tile if frames are tiled, a partial update is made, with more a full
+        encode; None is three quarters of them, or as many as take three quarters of a full encode's time where that was
+        measured (pack_weights="auto").
     context_radius: patches within so many of a changed one are recomputed with it; a smaller gain for its time
         than a lower tolerance.
     skip_small_updates: for towers without partial updates: up to max_changed_patches changed patches, return
@@ -112,6 +115,7 @@ class DifferentialVisionEncoder:
         self._grid_size = grid_size
         self.statistics = StreamStatistics()
         self.frame_statistics: FrameStatistics | None = None  # of the last frame, also where another asked for it
+        self.deepstack: tuple[Tensor, ...] = ()  # `Features.deepstack` of the last frame
         self.reset_cache()
 
     # ---- state ---------------------------------------------------------------------------------------
@@ -119,9 +123,11 @@ class DifferentialVisionEncoder:
     def reset_cache(self) -> None:
         """Forget the last frame, as between unrelated sequences; the statistics stay."""
         self._cache: PatchCache | None = None
-        self._features: Tensor | None = None  # what the tower gave, before the projector
+        self._features: tuple[Tensor, ...] = ()  # what the tower and its taps gave, before the projectors
+        self._deepstack: tuple[Tensor, ...] = ()  # of the frame that is kept
         self._tokens: Tensor | None = None  # what the caller gets, never the tensor itself
         self._owed = 0  # tokens of all layers that updates left to be computed
+        self._tiles: list[DifferentialVisionEncoder] = []  # of a tiled frame, each with a state of its own
         self.tracker.reset()
 
     def reset_statistics(self) -> None:
@@ -144,9 +150,11 @@ class DifferentialVisionEncoder:
     ) -> Tensor | tuple[Tensor, FrameStatistics]:
         """Tokens of one frame, of the shape and dtype that the model itself gives.
 
-        images: (1, C, height, width), normalised as the model wants it. A batch of more is encoded in full, the
-        cache left alone. image_sizes is accepted for models that pass it and not used. With `return_stats`,
-        also a `FrameStatistics`, a dict with attributes; `frame_statistics` is that of the last call in any case.
+        images: (1, C, height, width), normalised as the model wants it; of a model that cuts frames into tiles
+        (`Vision.tiled`) all tiles of a frame (tiles, C, height, width), in the model's order, another number of which
+        is a full encode. Of other models, a batch of more is encoded in full, the cache left alone. image_sizes is
+        accepted for models that pass it and not used. With `return_stats`, also a `FrameStatistics`, a dict with
+        attributes; `frame_statistics` is that of the last call in any case.
 
         Raises ValueError for a frame that cannot be right (channels, size, NaN, range); the cache is then as
         it was. Any other error in the differential path is logged and counted, and the frame encoded in full.
@@ -154,24 +162,67 @@ class DifferentialVisionEncoder:
         if images.ndim != 4 or not images.shape[0]:
             raise ValueError(f"images has shape {tuple(images.shape)}; it must be (1, channels, height, width)")
         images = images.to(self.device) if self.device else images
-        grid = self._grid(images)
-        num_patches = grid[0] * grid[1]
-        if images.shape[0] > 1:
-            tokens = self.vision.own(images)
-            everything = torch.ones(grid, dtype=torch.bool)
+        if images.shape[0] > 1 and not self.vision.tiled:
+            everything = torch.ones(self._grid(images), dtype=torch.bool)
+            num_patches = everything.numel()
+            features = self.vision.features(images)
+            tokens, self.deepstack = features.tokens, features.deepstack
             stats = FrameStatistics("full", num_patches, num_patches, tokens.shape[0] * tokens.shape[1], everything, 0)
             self.frame_statistics = stats
             self.statistics.frames["full"] += images.shape[0]
             return (tokens, stats) if return_stats else tokens
-        if self.vision.tower:
-            check_frame(self.vision.tower, images)
-        patch_size = self._frame_patch_size(images)
-        mask = self.tracker.changed(images, patch_size)  # None: nothing to compare with
+        tiles = [self]
+        if self.vision.tiled:
+            images = self._whole_patches(images)
+            tiles = self._tiles if len(self._tiles) == len(images) else [self._another() for _ in images]
+        # all are compared before any is encoded: what cannot be right leaves everything as it was
+        masks = [tile._changed(image) for tile, image in zip(tiles, images.split(1), strict=True)]
+        self._tiles = tiles if self.vision.tiled else []
+        every = [tile._encode(*of_tile) for tile, *of_tile in zip(tiles, images.split(1), masks, strict=True)]
+        tokens = torch.cat([tile._tokens for tile in tiles])  # copies, never a live reference
+        self.deepstack = tuple(map(torch.cat, zip(*(tile._deepstack for tile in tiles), strict=True)))
+        stats = joined_tiles(every) if self.vision.tiled else every[0]
+        self.statistics.add(stats, [tile for tile, mask in zip(every, masks, strict=True) if mask is not None])
+        self.frame_statistics = stats
+        return (tokens, stats) if return_stats else tokens
+
+    def _whole_patches(self, tiles: Tensor) -> Tensor:
+        """Tiles without the pixels behind their last whole patches, which tiled models do not look at either."""
+        rows, columns = self._frame_patch_size(tiles)
+        height, width = tiles.shape[-2:]
+        return tiles[..., : height - height % rows, : width - width % columns]
+
+    def _another(self) -> DifferentialVisionEncoder:
+        """An encoder with the same settings and weights, and nothing kept."""
+        another = copy.copy(self)
+        another.tracker = copy.copy(self.tracker)
+        another.reset_cache()
+        return another
+
+    def _changed(self, images: Tensor) -> Tensor | None:
+        """Mask (grid_h, grid_w) of the patches that changed; None where there is nothing to compare with."""
+        self._grid(images)  # refuses an empty frame
+        tower = self.vision.tower
+        if tower:
+            check_frame(tower, images)
+            self.vision.token_rows(tower.grid(images))  # refuses grids of which no tokens can be made
+        return self.tracker.changed(images, self._frame_patch_size(images))
+
+    def _encode(self, images: Tensor, mask: Tensor | None) -> FrameStatistics:
+        """Bring what is kept up to date with images (1, C, height, width), of which the patches in `mask` changed."""
+        try:
+            return self._encode_or_fall_back(images, mask)
+        except BaseException:  # an interrupt may leave tokens that are newer than the pixels they are compared by
+            self.reset_cache()
+            raise
+
+    def _encode_or_fall_back(self, images: Tensor, mask: Tensor | None) -> FrameStatistics:
+        grid = self._grid(images)
+        num_patches = grid[0] * grid[1]
         changed = None if mask is None else int(mask.sum())
-        limit = self.limit(grid)
         path = choose_path(
             changed,
-            limit,
+            self.limit(grid),
             can_update=self._cache is not None,
             skip_small_updates=self.skip_small_updates and self.vision.tower is None,
             owed=self._owed,
@@ -185,21 +236,13 @@ class DifferentialVisionEncoder:
         except Exception:
             logger.exception("differential encoding failed; the frame is encoded in full")
             self.reset_cache()
-            self._tokens = self.vision.own(images)
+            self._keep_own(images)
             path, computed = "fallback", self._tokens.shape[1]
         if path != "partial":
             mask = torch.full(grid, path in ("full", "fallback"), device=images.device)
-        self.tracker.encoded(images, patch_size, mask)
-        self.statistics.frames[path] += 1
-        self._owed = self.statistics.owed = owed
-        if changed is not None:
-            self.statistics.changed_patches += changed
-            self.statistics.num_patches += num_patches
-        assert self._tokens is not None
-        tokens = self._tokens.clone()  # never a live reference
-        stats = FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)
-        self.frame_statistics = stats
-        return (tokens, stats) if return_stats else tokens
+        self.tracker.encoded(images, self._frame_patch_size(images), mask)
+        self._owed = owed
+        return FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)
 
     def limit(self, grid: tuple[int, int]) -> int:
         """Changed patches up to which a frame of this grid (rows, columns) is updated, and with more encoded in
@@ -225,15 +268,24 @@ class DifferentialVisionEncoder:
         (height, width), (rows, columns) = images.shape[-2:], self._grid_size
         return -(-height // rows), -(-width // columns)
 
+    def _keep_own(self, images: Tensor) -> None:
+        """Keep the model's own full encode of the frame."""
+        features = self.vision.features(images)
+        self._tokens, self._deepstack = features.tokens, features.deepstack
+
     def _encode_full(self, images: Tensor) -> int:
         """Encode the frame in full and keep it; returns the number of its tokens."""
         tower = self.vision.tower
         if tower is None:
-            self._tokens = self.vision.own(images)
+            self._keep_own(images)
         else:
             cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
-            features = self.vision.select(cache.read())
-            tokens = self.vision.finish(features, tower.grid(images))
+            grid = tower.grid(images)
+            features = self.vision.select(cache.read()), *cache.read_taps()
+            tokens = self.vision.finish(features[0], grid)
+            rows = self.vision.token_rows(grid)
+            taps = zip(self.vision.deepstack, features[1:], strict=True)
+            self._deepstack = tuple(project(tapped[:, rows]) for project, tapped in taps)
             self._cache, self._features, self._tokens = cache, features, tokens
         return self._tokens.shape[1]
 
@@ -243,19 +295,23 @@ class DifferentialVisionEncoder:
         Returns the mask of patches that were taken from this frame, the number of new tokens, and how many are owed.
         """
         tower, cache = self.vision.tower, self._cache
-        assert tower is not None and cache is not None and self._features is not None and self._tokens is not None
+        assert tower is not None and cache is not None and self._tokens is not None
         if self.context_radius:
             kernel = 2 * self.context_radius + 1
             mask = F.max_pool2d(mask[None, None].float(), kernel, 1, self.context_radius)[0, 0] > 0
         patches = extract_patches(images.to(self.vision.dtype), mask, tower.patch_size)
         owed = update_by(self.policy, tower, cache, patches, mask)
-        features = self.vision.select(cache.read())
-        rows = self.vision.token_rows(tower.grid(images)).to(features.device)  # (tokens, r)
-        new = (features != self._features).any(dim=-1)[0][rows].any(dim=1)  # (tokens,)
-        if new.any():
-            self._tokens[:, : new.numel()][:, new] = self.vision.project(features[:, rows[new]])
+        features = self.vision.select(cache.read()), *cache.read_taps()
+        rows = self.vision.token_rows(tower.grid(images)).to(images.device)  # (tokens, r)
+        made = zip((self.vision.project, *self.vision.deepstack), (self._tokens, *self._deepstack), strict=True)
+        computed = []
+        for (project, tokens), before, after in zip(made, self._features, features, strict=True):
+            new = (after != before).any(dim=-1)[0][rows].any(dim=1)  # (tokens,)
+            if new.any():
+                tokens[:, : new.numel()][:, new] = project(after[:, rows[new]])
+            computed.append(int(new.sum()))
         self._features = features
-        return mask, int(new.sum()), owed
+        return mask, computed[0], owed
 
     # ---- standing in for a model's own call ----------------------------------------------------------
 
@@ -266,7 +322,7 @@ class DifferentialVisionEncoder:
         model: one with `get_image_features` (transformers' LLaVA and its like) or `encode_images`.
         Raises TypeError for a model with neither.
         """
-        with replace_image_call(model, self.encode):
+        with replace_image_call(model, lambda images: Features(self.encode(images), self.deepstack)):
             yield self
 
 

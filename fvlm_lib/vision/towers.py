@@ -84,6 +84,7 @@ class PatchCache(KeptRows):
     blank: (P, D) embeddings of an all-zero frame, before any norm.
     embedded: (P, D) the first block's input.
     output: (P, D) the tokens; `read` gives a copy.
+    taps: (P, D) the output of each block that the tower taps.
     layout: what depends on the frame's grid.
     gates: one `Gate` a layer for updates by a policy that gates, else empty.
     Memory: (2 L + 3) · P · D elements, and L · P · (5 D + H) more with gates.
@@ -93,6 +94,7 @@ class PatchCache(KeptRows):
     blank: Tensor | None = None
     embedded: Tensor | None = None
     output: Tensor | None = None
+    taps: tuple[Tensor, ...] = ()
     layout: Layout = field(default_factory=Layout)
 
     def frame(self, t: int) -> PatchCache:
@@ -106,9 +108,13 @@ class PatchCache(KeptRows):
             raise ValueError("the cache holds no tokens; only the caches of encode_frame do")
         return self.output[None].clone()
 
+    def read_taps(self) -> tuple[Tensor, ...]:
+        """Copies (1, P, D) of the outputs of the blocks that the tower taps."""
+        return tuple(tap[None].clone() for tap in self.taps)
+
     def tensors(self) -> list[Tensor]:
         """All tensors of the cache."""
-        rows = (self.blank, self.embedded, self.output)
+        rows = (self.blank, self.embedded, self.output, *self.taps)
         return super().tensors() + [tensor for tensor in rows if tensor is not None]
 
 

@@ -35,6 +35,7 @@ def encode_frame(tower: Tower, pixel_values: Tensor, propagate: Propagate = "non
     cache = PatchCache(
         rows.keys, rows.values, rows.gates, tower.num_global_tokens,
         blank=tower.embeddings(torch.zeros_like(pixel_values))[0], embedded=x, output=torch.empty_like(x),
+        taps=tuple(torch.empty_like(x) for _ in tower.taps), layout=tower.layout(tower.grid(pixel_values)),
     )  # fmt: skip
     _walk(tower, cache, torch.ones(len(x), dtype=torch.bool, device=x.device), Gated(0.0), Journal(new=True))
     return cache
@@ -75,10 +76,16 @@ def update_by(policy: GatingPolicy, tower: Tower, cache: PatchCache, patches: Te
     with torch.inference_mode():
         journal = Journal()
         try:
-            given = F.pad(changed.flatten().to(cache.blank.device), (tower.num_global_tokens, 0), value=True)  # (P,)
+            marked = changed.flatten().to(cache.blank.device)
+            patches = patches.to(cache.blank)
+            if (order := cache.layout.order) is not None:
+                number = marked.cumsum(0) - 1  # of a marked patch, among those
+                marked = marked[order]
+                patches = patches[number[order[marked]]]
+            given = F.pad(marked, (tower.num_global_tokens, 0), value=True)  # (P,)
             rows = given.nonzero().squeeze(1)
             embedded = cache.blank[rows]
-            embedded[tower.num_global_tokens :] += tower.project_patches(patches.to(embedded))
+            embedded[tower.num_global_tokens :] += tower.project_patches(patches)
             journal.write(cache.embedded, rows, tower.pre_norm(embedded))
             return _walk(tower, cache, given, policy, journal)
         except BaseException:
@@ -90,12 +97,20 @@ def _walk(tower: Tower, cache: PatchCache, given: Tensor, policy: GatingPolicy, 
     """Compute the tokens that are given (P,) anew, and those that the policy picks if the cache has gates, from what is
     embedded; returns how many rows are owed."""
     assert cache.embedded is not None and cache.output is not None
+    rotation, windows = cache.layout.rotation, cache.layout.windows
+    taps = dict(zip(tower.taps, cache.taps, strict=True))
     if cache.gates:
-        walked = walk_gated(tower.blocks, cache, cache.embedded, given, policy, journal)
+        walked = walk_gated(
+            tower.blocks, cache, cache.embedded, given, policy, journal, rotation=rotation, windows=windows, taps=taps
+        )
         journal.write(cache.output, None, tower.final_norm(walked.x))
         return walked.owed
     rows = given.nonzero().squeeze(1)
-    x = walk_rows(tower.blocks, cache, cache.embedded[rows], rows, journal)
+    if rotation is not None:
+        rotation = rotation[0][rows], rotation[1][rows]
+    x = walk_rows(
+        tower.blocks, cache, cache.embedded[rows], rows, journal, rotation=rotation, windows=windows, taps=taps
+    )
     journal.write(cache.output, rows, tower.final_norm(x))
     return 0
 

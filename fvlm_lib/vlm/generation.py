@@ -5,6 +5,7 @@ How it is begun is `prefills.py`'s subject.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from fvlm_lib.language.decoders import language_model
 from fvlm_lib.schema import Beams, CountOrNone, NewTokens, Seed, Temperature, TopP, settings
 from fvlm_lib.timing import now
 from fvlm_lib.vlm.check import Said, first_hidden
-from fvlm_lib.vlm.prefills import Begun, Kept, Prefix, continued
+from fvlm_lib.vlm.prefills import Begun, Kept, Prefix, added, continued
+from fvlm_lib.vlm.prompts import Prompt
 
 
 @settings
@@ -68,39 +71,44 @@ class Generated:
 
 
 def generate(
-    model: Any, prefill: Prefix | Kept, embeds: Tensor, begun: Begun, options: dict[str, Any], seed: int
+    model: Any, prefill: Prefix | Kept, prompt: Prompt, begun: Begun, options: dict[str, Any], seed: int
 ) -> Generated:
-    """Go on from a prompt of embeddings (1, N, D) that `prefill` has begun, by transformers' `generate` with `options`.
+    """Go on from a prompt that `prefill` has begun, by transformers' `generate` with `options`.
 
     Whatever is raised passes on, an interrupt included; what was kept of half an answer is then forgotten.
     """
     torch.manual_seed(seed)
     clock = _FirstToken()
     try:
-        output = _generate(model, embeds, begun, options, [clock])
+        output = _generate(model, prompt, begun, options, [clock])
         end = now()
     except BaseException:
         prefill.abandon()
         raise
-    prefill.end(embeds, output.past_key_values)
+    prefill.end(prompt, output.past_key_values)
     return Generated(output.sequences[0].tolist(), clock.time, end)
 
 
-def say_greedily(model: Any, embeds: Tensor, begun: Begun, max_new_tokens: int, min_new_tokens: int = 0) -> Said:
+def say_greedily(model: Any, prompt: Prompt, begun: Begun, max_new_tokens: int, min_new_tokens: int = 0) -> Said:
     """What is said by the likeliest tokens, and the hidden state of the first; what is begun is used up."""
     decoding = Decoding(max_new_tokens, min(min_new_tokens, max_new_tokens))
     with first_hidden(model, begun.hidden) as hidden:
-        output = _generate(model, embeds, begun, decoding.options(), [])
+        output = _generate(model, prompt, begun, decoding.options(), [])
     return Said(hidden[0], output.sequences[0].tolist())
 
 
 def _generate(
-    model: Any, embeds: Tensor, begun: Begun, options: dict[str, Any], logits_processor: list[LogitsProcessor]
+    model: Any, prompt: Prompt, begun: Begun, options: dict[str, Any], logits_processor: list[LogitsProcessor]
 ) -> Any:
-    with continued(model, begun, options["num_beams"]) as past:
+    embeds, positions = prompt.embeds, prompt.generation_positions()
+    with contextlib.ExitStack() as stack:
+        past = stack.enter_context(continued(model, begun, options["num_beams"]))
+        if begun.logits is None and prompt.additions:
+            stack.enter_context(added(language_model(model).layers, prompt.additions))
         return model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            **({} if positions is None else {"position_ids": positions}),
             past_key_values=past,
             logits_processor=logits_processor,
             return_dict_in_generate=True,

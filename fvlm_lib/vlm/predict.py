@@ -1,4 +1,4 @@
-"""Command line: frames through a LLaVA- or FastVLM-style model, one answer a frame, differential encoding on.
+"""Command line: frames through a vision-language model, one answer a frame, differential encoding on.
 
 Here is what is made of the options, which are `predict_options.py`'s subject. What happens to a frame is `stream.py`'s,
 how answers are written and resumed `answers.py`'s, `--benchmark` `bench.py`'s. What takes seconds to import is imported
@@ -41,12 +41,16 @@ def notes(vlm: VLM, encoder: DifferentialVisionEncoder | None, frame_size: tuple
         )
     if encoder and encoder.vision.tower is None:
         architecture = getattr(encoder.vision.module.config, "architecture", type(encoder.vision.module).__name__)
-        small = (
-            "kept while its changes are small (--diff-skip-small)"
-            if encoder.skip_small_updates
-            else "encoded in full if anything changed"
+        if vlm.architecture.tiled:
+            small = "cut into tiles, and encoded in full each time"
+        elif encoder.skip_small_updates:
+            small = "kept while its changes are small (--diff-skip-small)"
+        else:
+            small = "encoded in full if anything changed"
+        found.append(
+            f"the vision tower ({architecture}) has no partial updates: a frame is {small}; what --prefill says of the "
+            "prompt holds all the same"
         )
-        found.append(f"the vision tower ({architecture}) has no partial updates: a frame is {small}")
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -26,6 +26,7 @@ from fvlm_lib.reuse.policies.exact import Exact
 from fvlm_lib.reuse.policies.full import Full
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.schema import Tolerance, check
+from fvlm_lib.vlm.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -116,13 +117,15 @@ def open_prefill(
 class Prefix:
     """Keys and values up to the first embedding that differs from the last prompt's, or none (`keep` is False).
 
-    Raises ValueError for a language model with sliding windows, whose cache cannot be cropped.
+    Raises ValueError for a language model whose cache cannot be cropped: with sliding windows, or linear attention.
     """
 
     def __init__(self, model: NamedModel, keep: bool) -> None:
-        if keep and any(DynamicCache(config=model.model.config).is_sliding):
+        cache = DynamicCache(config=model.model.config)
+        if keep and (any(cache.is_sliding) or any(cache.is_linear)):
+            way = "attends in sliding windows" if any(cache.is_sliding) else "has layers of linear attention"
             raise ValueError(
-                f"the language model of {model.name} attends in sliding windows, so its prefix cannot be reused; "
+                f"the language model of {model.name} {way}, so its prefix cannot be reused; "
                 "compute all of every prompt (prefill 'full', --prefill full)"
             )
         self._config, self._keep = model.model.config, keep
@@ -130,37 +133,32 @@ class Prefix:
 
     def reset(self) -> None:
         """Forget the last prompt."""
-        self._embeds: Tensor | None = None  # (1, N, D), what the cache was filled with
+        self._prompt: Prompt | None = None  # what the cache was filled with
         self._past = DynamicCache(config=self._config)
 
-    def begin(
-        self, embeds: Tensor, changed: Tensor | None, observed: Tensor, input_ids: Sequence[int] | None = None
-    ) -> Begun:
-        """The cache cropped at the first of the embeddings (1, N, D) that differs from the last prompt's.
+    def begin(self, prompt: Prompt, changed: Tensor | None) -> Begun:
+        """The cache cropped at the first token whose embedding, position or additions differ from the last prompt's.
 
         The last position always runs: its logits are the first token's.
         """
-        keep, count, last = 0, embeds.shape[1], self._embeds
-        self._embeds = None  # until `end`, the cache is that of no prompt
-        if last is not None:
-            least = min(count, last.shape[1])
-            same = (last[:, :least] == embeds[:, :least]).all(dim=-1)[0]  # (least,)
-            keep = min(int(same.long().cumprod(dim=0).sum()), count - 1)
+        count, last = len(prompt), self._prompt
+        self._prompt = None  # until `end`, the cache is that of no prompt
+        keep = 0 if last is None else min(prompt.prefix_of(last), count - 1)
         if keep == 0:
             self.reset()
         else:
             self._past.crop(keep - self._past.get_seq_length())
         return Begun(self._past, "exact" if keep else "full", 1 - keep / count, keep)
 
-    def end(self, embeds: Tensor, past: DynamicCache) -> None:
+    def end(self, prompt: Prompt, past: DynamicCache) -> None:
         """Keep what `generate` leaves, one row a beam."""
         if not self._keep:
             self.reset()
             return
-        self._past, self._embeds = past, embeds
+        self._past, self._prompt = past, prompt
         if past.layers[0].keys.shape[0] > 1:  # type: ignore[union-attr]
-            past.batch_select_indices(torch.zeros(1, dtype=torch.long, device=embeds.device))
-        past.crop(embeds.shape[1] - past.get_seq_length())
+            past.batch_select_indices(torch.zeros(1, dtype=torch.long, device=prompt.embeds.device))
+        past.crop(len(prompt) - past.get_seq_length())
 
     def abandon(self) -> None:
         """An answer that was interrupted leaves half a cache."""
@@ -183,18 +181,23 @@ class Kept:
         """Forget the last prompt."""
         self.gated.reset()
 
-    def begin(
-        self, embeds: Tensor, changed: Tensor | None, observed: Tensor, input_ids: Sequence[int] | None = None
-    ) -> Begun:
-        """Run the whole prompt, of embeddings (1, N, D), by an update of the last; arguments as of `GatedPrefill`.
+    def begin(self, prompt: Prompt, changed: Tensor | None) -> Begun:
+        """Run the whole prompt by an update of the last; changed: as of `GatedPrefill`.
 
         Raises ValueError for embeddings that are not finite. Any other error is logged, what is kept is forgotten, and
         the prompt left to `generate`.
         """
-        if not embeds.isfinite().all():
+        if not all(tensor.isfinite().all() for tensor in (prompt.embeds, *prompt.additions)):
             raise ValueError("the prompt's embeddings have values that are NaN or infinite; all must be finite")
         try:
-            done = self.gated(embeds, input_ids=input_ids, changed=changed, observed=observed)
+            done = self.gated(
+                prompt.embeds,
+                input_ids=prompt.input_ids,
+                position_ids=prompt.position_ids,
+                changed=changed,
+                observed=prompt.observed,
+                additions=prompt.additions,
+            )
         except Exception:
             logger.exception("the update of the prefill failed; the frame is answered in full")
             self.reset()
@@ -210,11 +213,30 @@ class Kept:
             found.owed,
         )
 
-    def end(self, embeds: Tensor, past: DynamicCache) -> None:
+    def end(self, prompt: Prompt, past: DynamicCache) -> None:
         """Nothing: what decoding appends does not reach the kept rows."""
 
     def abandon(self) -> None:
         """Nothing: the kept rows are of the whole prompt."""
+
+
+@contextlib.contextmanager
+def added(layers: Sequence[nn.Module], additions: Sequence[Tensor]) -> Iterator[None]:
+    """While inside, each of the first layers adds its additions (N, D) to its output, at its next call and only then:
+    to the n rows (B, n, D) that are run of a prompt of N tokens, its last."""
+    hooks = []
+
+    def add(index: int, output: Tensor) -> Tensor:
+        hooks[index].remove()
+        return output + additions[index][-output.shape[1] :]
+
+    for index, layer in enumerate(layers[: len(additions)]):
+        hooks.append(layer.register_forward_hook(lambda _, __, output, index=index: add(index, output)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager

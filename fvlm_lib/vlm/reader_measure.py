@@ -146,9 +146,10 @@ def check_reader(vlm: VLM) -> None:
     """ValueError for a model that sees frames of another size than drawn screens have, so cannot be one that reads
     them."""
     if vlm.image_size != SIZE:
+        size = "any size" if vlm.image_size is None else f"{vlm.image_size[0]} x {vlm.image_size[1]} pixels"
         raise ValueError(
-            f"{vlm.name} sees frames of {vlm.image_size[0]} x {vlm.image_size[1]} pixels, but drawn screens have "
-            f"{SIZE[0]} x {SIZE[1]}; name a folder that `fvlm train-reader` wrote"
+            f"{vlm.name} sees frames of {size}, but drawn screens have {SIZE[0]} x {SIZE[1]}; name a folder that "
+            "`fvlm train-reader` wrote"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +26,12 @@ from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.settings import DifferentialSettings, encoder_options
 from fvlm_lib.vision.statistics import FrameStatistics
+from fvlm_lib.vlm.architectures.architecture import Frame
 from fvlm_lib.vlm.check import Check, CheckTotals, Said, check_options, compare, first_hidden
 from fvlm_lib.vlm.generation import GREEDY, Decoding, generate, say_greedily
 from fvlm_lib.vlm.prefills import Begun, Kept, PrefillTotals, nothing_run, open_policy, open_prefill
-from fvlm_lib.vlm.vlms import VLM
+from fvlm_lib.vlm.prompts import Prompt
+from fvlm_lib.vlm.vlms import VLM, Encoded
 
 _NONE = torch.zeros((), dtype=torch.bool)  # no token changed
 
@@ -117,21 +120,22 @@ class VLMStream:
     def ask(self, prompt: str) -> None:
         """Have this asked of the frames from now on; what is kept of those before stays. ValueError as above."""
         prompt_ids = self.vlm.prompt_ids(prompt)
-        self._check_positions(prompt_ids)
+        if self.vlm.image_size:  # else each frame tells
+            self._check_positions(len(prompt_ids) - 1, self._count_tokens(*self.vlm.image_size))
         self.prompt_ids = prompt_ids
 
     @torch.no_grad()
-    def _check_positions(self, prompt_ids: list[int]) -> None:
-        """Raise ValueError where prompt, image and answer are more than the language model's positions."""
-        positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is None:
-            return
-        height, width = self.vlm.image_size
+    def _count_tokens(self, height: int, width: int) -> int:
+        """How many vision tokens a frame has."""
         blank = torch.zeros(1, 3, height, width, device=self.vlm.model.device, dtype=self._vision.dtype)
         tower = self._vision.tower
-        image = self._vision.num_tokens(tower.grid(blank)) if tower else self._vision.own(blank).shape[1]
-        text, answer = len(prompt_ids) - 1, self.decoding.max_new_tokens
-        if text + image + answer > positions:
+        return self._vision.num_tokens(tower.grid(blank)) if tower else self._vision.own(blank).shape[1]
+
+    def _check_positions(self, text: int, image: int) -> None:
+        """Raise ValueError where tokens of prompt, image and answer are more than the language model's positions."""
+        positions = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
+        answer = self.decoding.max_new_tokens
+        if positions is not None and text + image + answer > positions:
             raise ValueError(
                 f"the prompt's {text} tokens, {image} of the image and up to {answer} of the answer (max_new_tokens) "
                 f"are more than the {positions} positions of the language model of {self.vlm.name}; ask for less"
@@ -155,23 +159,25 @@ class VLMStream:
         return encodes + self.prefill_totals.frames["fallback"]
 
     @torch.no_grad()
-    def encode(self, frame: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
-        """The frame's vision tokens (1, P, D), and the fields of `Answer` that tell how they were made."""
-        (pixel_values, preprocess_ms) = timed(lambda: self.vlm.pixel_values(frame, self.fit))
+    def encode(self, frame: np.ndarray) -> tuple[Encoded, dict[str, Any]]:
+        """The frame's vision tokens, and the fields of `Answer` that tell how they were made."""
+        seen, preprocess_ms = timed(lambda: self.vlm.frame(frame, self.fit))
         if self.encoder is None:
-            tokens, encode_ms = timed(lambda: self._vision.own(pixel_values))
+            features, encode_ms = timed(lambda: self._vision.features(seen.pixel_values))
+            tokens, deepstack = features.tokens, features.deepstack
             fields: dict[str, Any] = {"path": "full", "changed_patches": 0, "num_patches": 0}
             changed = None
         else:
             encoder = self.encoder
-            (tokens, stats), encode_ms = timed(lambda: encoder.encode(pixel_values, return_stats=True))
+            (tokens, stats), encode_ms = timed(lambda: encoder.encode(seen.pixel_values, return_stats=True))
+            deepstack = encoder.deepstack
             fields = {name: getattr(stats, name) for name in ("path", "changed_patches", "num_patches")}
             changed = self._changed_tokens(stats, tokens.shape[1])
         if changed is None or self._changed is None:
             self._changed = None
         else:  # with those of frames that were encoded and not answered
             self._changed = self._changed | changed
-        return tokens, fields | {"preprocess_ms": preprocess_ms, "encode_ms": encode_ms}
+        return _encoded(seen, tokens, deepstack), fields | {"preprocess_ms": preprocess_ms, "encode_ms": encode_ms}
 
     def _changed_tokens(self, stats: FrameStatistics, count: int) -> Tensor | None:
         """bool (count,), the image tokens whose patches were encoded from this frame; None for all that differ: where
@@ -181,39 +187,39 @@ class VLMStream:
         changed = self._vision.tokens_of(stats.encoded)
         return changed if len(changed) == count else None
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        return self.vlm.embed(self.prompt_ids, tokens)
+    def _prompt(self, encoded: Encoded) -> Prompt:
+        prompt = self.vlm.prompt(self.prompt_ids, encoded)
+        image = encoded.tokens.shape[1]
+        self._check_positions(len(prompt) - image, image)
+        return prompt
 
-    def _begin(self, tokens: Tensor) -> tuple[Tensor, Begun]:
-        """The prompt's embeddings (1, N, D), and what was run of them."""
-        embeds = self._embed(tokens)
-        place = self.prompt_ids.index(self.vlm.model.config.image_token_id)
-        observed = torch.zeros(embeds.shape[1], dtype=torch.bool, device=embeds.device)
-        observed[place : place + tokens.shape[1]] = True
+    def _begin(self, encoded: Encoded) -> tuple[Prompt, Begun]:
+        """The prompt, and what was run of it."""
+        prompt = self._prompt(encoded)
         changed = None
         if self._changed is not None:
-            changed = torch.zeros_like(observed)
-            changed[observed] = self._changed.to(changed.device)
-        begun = self._prefill.begin(embeds, changed, observed)
+            changed = torch.zeros_like(prompt.observed)
+            changed[prompt.observed] = self._changed.to(changed.device)
+        begun = self._prefill.begin(prompt, changed)
         self._changed = _NONE
         self.prefill_totals.add(begun)
-        return embeds, begun
+        return prompt, begun
 
     @torch.no_grad()
     def follow(self, frame: np.ndarray) -> None:
         """Take note of a frame without answering, so that later ones are answered as if it had been."""
         self._seen += 1
         keeps = isinstance(self._prefill, Kept)  # on an exact prefix, what later answers say does not depend
-        tokens, fields = self.encode(frame)
-        embeds, begun = self._begin(tokens) if keeps else (self._embed(tokens), nothing_run(self.vlm.model))
+        encoded, fields = self.encode(frame)
+        prompt, begun = self._begin(encoded) if keeps else (self._prompt(encoded), nothing_run(self.vlm.model))
         if self.max_kl is None or not self._is_checked():
             return
-        kept, full = self._greedily(embeds, begun, num_tokens=1), self.in_full(frame, num_tokens=1)
+        kept, full = self._greedily(prompt, begun, num_tokens=1), self.in_full(frame, num_tokens=1)
         if compare(self.vlm.model.lm_head, kept, full, self.max_kl).failed:
             self._discount(fields["path"], begun if keeps else None)
-            tokens, _ = self.encode(frame)
+            encoded, _ = self.encode(frame)
             if keeps:
-                self._begin(tokens)
+                self._begin(encoded)
 
     def _is_checked(self) -> bool:
         return self.check_every is not None and self._seen % self.check_every == 0
@@ -255,32 +261,34 @@ class VLMStream:
 
         num_tokens: of the answer at most; None is as `decoding` has it.
         """
-        tokens = self._vision.own(self.vlm.pixel_values(frame, self.fit))
-        return self._greedily(self._embed(tokens), nothing_run(self.vlm.model), num_tokens)
+        seen = self.vlm.frame(frame, self.fit)
+        features = self._vision.features(seen.pixel_values)
+        prompt = self._prompt(_encoded(seen, features.tokens, features.deepstack))
+        return self._greedily(prompt, nothing_run(self.vlm.model), num_tokens)
 
-    def _greedily(self, embeds: Tensor, begun: Begun, num_tokens: int | None = None) -> Said:
+    def _greedily(self, prompt: Prompt, begun: Begun, num_tokens: int | None = None) -> Said:
         most = num_tokens or self.decoding.max_new_tokens
-        return say_greedily(self.vlm.model, embeds, begun, most, self.decoding.min_new_tokens)
+        return say_greedily(self.vlm.model, prompt, begun, most, self.decoding.min_new_tokens)
 
     @torch.no_grad()
     def _answer(self, frame: np.ndarray, number: int, watched: bool = False) -> tuple[Answer, Begun, Said | None]:
         """The answer, what it was begun from, and if it is watched what is said greedily."""
-        tokens, fields = self.encode(frame)
-        (embeds, begun), begin_ms = timed(lambda: self._begin(tokens))
+        encoded, fields = self.encode(frame)
+        (prompt, begun), begin_ms = timed(lambda: self._begin(encoded))
         said = None
         if watched and not self.decoding.is_greedy:  # whose tokens tell nothing of the kept state
-            said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past)))
+            said = self._greedily(prompt, replace(begun, past=copy.deepcopy(begun.past)))
         start = now()
         options, seed = self.decoding.options(), self.decoding.seed + number
         with contextlib.ExitStack() as stack:
             hidden = stack.enter_context(first_hidden(self.vlm.model, begun.hidden)) if watched else []
-            done = generate(self.vlm.model, self._prefill, embeds, begun, options, seed)
+            done = generate(self.vlm.model, self._prefill, prompt, begun, options, seed)
         if watched and said is None:
             said = Said(hidden[0], done.token_ids)
         answer = Answer(
             text=self.vlm.processor.tokenizer.decode(done.token_ids, skip_special_tokens=True),
             token_ids=done.token_ids,
-            prompt_tokens=embeds.shape[1],
+            prompt_tokens=len(prompt),
             reused_tokens=begun.reused_tokens,
             prefill_path=begun.path,
             prefill_rows=begun.rows,
@@ -290,6 +298,11 @@ class VLMStream:
             **fields,
         )
         return answer, begun, said
+
+
+def _encoded(frame: Frame, tokens: Tensor, deepstack: Sequence[Tensor]) -> Encoded:
+    """With the tokens (tiles, P, D) of all tiles as those of one image."""
+    return Encoded(frame, tokens.flatten(0, 1)[None], tuple(features.flatten(0, 1)[None] for features in deepstack))
 
 
 def open_encoder(

@@ -10,7 +10,6 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.reuse.policies import Policy
@@ -18,7 +17,8 @@ from fvlm_lib.timing import now, timed
 from fvlm_lib.vlm.check import Check, CheckTotals, Said, check_options, compare
 from fvlm_lib.vlm.generation import GREEDY, Decoding, generate, say_greedily
 from fvlm_lib.vlm.prefills import Begun, PrefillTotals, nothing_run, open_policy, open_prefill
-from fvlm_lib.vlm.text_models import TextModel, TextPrompt
+from fvlm_lib.vlm.prompts import Prompt
+from fvlm_lib.vlm.text_models import TextModel
 
 
 @dataclass(frozen=True)
@@ -91,40 +91,39 @@ class TextStream:
             )
         self._seen += 1
         embeds = self.text_model.embed(prompt)
+        embedded = Prompt(embeds, prompt.observed.to(embeds.device), prompt.input_ids)
         if self.check_every is None or self._seen % self.check_every:
-            return self._answer(prompt, embeds, number)[0]
-        answer, begun, kept = self._answer(prompt, embeds, number, watched=True)
-        full, ms = timed(lambda: self._greedily(embeds, nothing_run(model)))
+            return self._answer(embedded, number)[0]
+        answer, begun, kept = self._answer(embedded, number, watched=True)
+        full, ms = timed(lambda: self._greedily(embedded, nothing_run(model)))
         assert kept is not None
         found = replace(compare(model.lm_head, kept, full, self.max_kl), ms=ms)
         if found.failed:  # what is kept is not to be trusted
             self._prefill.reset()
             self.prefill_totals.add(begun, -1)
-            answer, _, _ = self._answer(prompt, embeds, number)
+            answer, _, _ = self._answer(embedded, number)
         self.check_totals.add(found)
         return replace(answer, check=found)
 
-    def _greedily(self, embeds: Tensor, begun: Begun) -> Said:
+    def _greedily(self, prompt: Prompt, begun: Begun) -> Said:
         return say_greedily(
-            self.text_model.model, embeds, begun, self.decoding.max_new_tokens, self.decoding.min_new_tokens
+            self.text_model.model, prompt, begun, self.decoding.max_new_tokens, self.decoding.min_new_tokens
         )
 
-    def _answer(
-        self, prompt: TextPrompt, embeds: Tensor, number: int, watched: bool = False
-    ) -> tuple[TextAnswer, Begun, Said | None]:
+    def _answer(self, prompt: Prompt, number: int, watched: bool = False) -> tuple[TextAnswer, Begun, Said | None]:
         """The answer, what it was begun from, and if it is watched what is said greedily."""
         model, decoding = self.text_model.model, self.decoding
         start = now()
-        begun = self._prefill.begin(embeds, None, prompt.observed.to(embeds.device), prompt.input_ids)
+        begun = self._prefill.begin(prompt, None)
         begin_ms = 1e3 * (now() - start)
         self.prefill_totals.add(begun)
-        said = self._greedily(embeds, replace(begun, past=copy.deepcopy(begun.past))) if watched else None
+        said = self._greedily(prompt, replace(begun, past=copy.deepcopy(begun.past))) if watched else None
         start = now()
-        done = generate(model, self._prefill, embeds, begun, decoding.options(), decoding.seed + number)
+        done = generate(model, self._prefill, prompt, begun, decoding.options(), decoding.seed + number)
         answer = TextAnswer(
             text=self.text_model.tokenizer.decode(done.token_ids, skip_special_tokens=True),
             token_ids=done.token_ids,
-            prompt_tokens=embeds.shape[1],
+            prompt_tokens=len(prompt),
             reused_tokens=begun.reused_tokens,
             prefill_path=begun.path,
             prefill_rows=begun.rows,

@@ -1,15 +1,16 @@
 """Vision-language models of transformers, taken frame by frame: loading, frames to pixels, prompts, embeddings.
 
 What the known architectures have in common is all that a stream needs: a screenshot becomes `pixel_values`, the
-vision tower's tokens take the place of the prompt's image token, and the language model goes on from embeddings.
-How tokens are encoded is `differential.py`'s subject, how a stream is answered `stream.py`'s.
+vision tower's tokens take the place of the prompt's image tokens, and the language model goes on from embeddings.
+In what they differ is said in `architectures/`. How tokens are encoded is `differential.py`'s subject, how a stream is
+answered `stream.py`'s.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +25,78 @@ from fvlm_lib.foveated.checkpoints import TOKENIZER_FILES, check_json_files, che
 from fvlm_lib.foveated.weights import load_strictly
 from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import Fit, check
+from fvlm_lib.vlm.architectures import ARCHITECTURES
+from fvlm_lib.vlm.architectures.architecture import Architecture, Frame
 from fvlm_lib.vlm.chat_template import render_chat
+from fvlm_lib.vlm.prompts import Prompt
 
-ARCHITECTURES = ("llava", "llava_onevision", "fast_vlm")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
-class VLM:
-    """A vision-language model of transformers with its processor.
+class Encoded:
+    """A frame, its vision tokens (1, P, D), and what is added to them at the language model's first layers, one of that
+    shape a layer."""
 
-    LLaVA-OneVision's frames are taken as a single crop each, as its processor does where a prompt has several
-    images; behind an image's tokens its language model sees one newline embedding.
-    """
+    frame: Frame
+    tokens: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model of transformers with its processor; what its architecture makes of frames and prompts is
+    said in `architectures/`."""
 
     name: str
     model: Any
     processor: Any
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the frames that the vision tower sees."""
-        size = self._crop_size or self.processor.image_processor.size
-        edge = size.get("shortest_edge")
-        return (edge, edge) if edge else (size["height"], size["width"])
+    def architecture(self) -> Architecture:
+        """How models of its type take a frame and a prompt."""
+        return ARCHITECTURES[self.model.config.model_type]
 
     @property
-    def _crop_size(self) -> Any:
-        images = self.processor.image_processor
-        return images.crop_size if getattr(images, "do_center_crop", False) else None
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the frames that the vision tower sees; None where it depends on the frame."""
+        return self.architecture.image_size(self.processor)
 
     def share_cut_off(self, height: int, width: int) -> float:
         """Which share of a frame's pixels the model's own processor crops away."""
-        images = self.processor.image_processor
+        images, size = self.processor.image_processor, self.image_size
+        if size is None or not getattr(images, "do_center_crop", False) or getattr(images, "do_pad", False):
+            return 0.0
         edge = images.size.get("shortest_edge")
-        if not (self._crop_size and edge) or getattr(images, "do_pad", False):
+        if not edge:
             return 0.0
         scale = edge / min(height, width)
-        kept = [min(1.0, crop / (side * scale)) for crop, side in zip(self.image_size, (height, width), strict=True)]
+        kept = [min(1.0, crop / (side * scale)) for crop, side in zip(size, (height, width), strict=True)]
         return 1.0 - kept[0] * kept[1]
 
-    def pixel_values(self, frame: np.ndarray, fit: Fit = "processor") -> Tensor:
-        """A screenshot uint8 (H, W, 3) as the model's processor makes it: float32 (1, 3, height, width).
+    def frame(self, screenshot: np.ndarray, fit: Fit = "processor") -> Frame:
+        """A screenshot uint8 (H, W, 3) as the model's processor makes it, float32.
 
         fit: "processor" leaves resizing and cropping to the processor; "squash" and "pad" bring the whole frame to
-        the tower's size first, distorted or with black borders, so that nothing is cropped away.
+        the tower's size first, distorted or with black borders, so that nothing is cropped away. Raises ValueError for
+        these two of a model whose frames have no one size.
         """
         check(Fit, fit, "fit")
-        image = Image.fromarray(frame)
-        height, width = self.image_size
-        if fit == "squash":
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        elif fit == "pad":
-            image = ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC)
-        # two images in one prompt: then LLaVA-OneVision's processor makes a single crop of each
-        images = [[image, image]] if self.model.config.model_type == "llava_onevision" else image
-        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        pixels = pixels[:1, 0] if pixels.ndim == 5 else pixels
-        return pixels.to(self.model.device, torch.float32)
+        image = Image.fromarray(screenshot)
+        if fit != "processor":
+            if self.image_size is None:
+                raise ValueError(
+                    f"fit is {fit!r}, but {self.name} takes whole frames of any size; leave it at 'processor'"
+                )
+            height, width = self.image_size
+            resized = image.resize if fit == "squash" else functools.partial(ImageOps.pad, image)
+            image = resized((width, height), Image.Resampling.BICUBIC)
+        frame = self.architecture.frame(self.processor, image)
+        return replace(frame, pixel_values=frame.pixel_values.to(self.model.device, torch.float32))
+
+    def pixel_values(self, screenshot: np.ndarray, fit: Fit = "processor") -> Tensor:
+        """The pixels of `frame`: (1, 3, height, width), or (tiles, 3, height, width)."""
+        return self.frame(screenshot, fit).pixel_values
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a question about one image, by the processor's chat template; one id stands for the image.
@@ -117,16 +132,42 @@ class VLM:
                 f"the chat template of {self.name} cannot be used ({error}); mend it, or {advice}"
             ) from None
 
-    def embed(self, prompt_ids: list[int], tokens: Tensor) -> Tensor:
-        """The prompt's embeddings (1, L, D) with the image's tokens (1, P, D) where its id stands."""
+    def input_ids(self, prompt_ids: list[int], encoded: Encoded) -> list[int]:
+        """The prompt's ids with all tokens of the image where one id stands for it."""
         place = prompt_ids.index(self.model.config.image_token_id)
-        ids = torch.tensor([prompt_ids], device=self.model.device)
+        image = self.architecture.image_ids(self.processor, encoded.frame, encoded.tokens.shape[1])
+        return [*prompt_ids[:place], *image, *prompt_ids[place + 1 :]]
+
+    def prompt(self, prompt_ids: list[int], encoded: Encoded) -> Prompt:
+        """The prompt as the language model takes it, the image's vision tokens in place of its image tokens.
+
+        Raises ValueError where these are not as many.
+        """
+        ids = torch.tensor([self.input_ids(prompt_ids, encoded)], device=self.model.device)
+        observed, count = ids[0] == self.model.config.image_token_id, encoded.tokens.shape[1]
+        if int(observed.sum()) != count:
+            raise ValueError(
+                f"the processor of {self.name} gives a frame {int(observed.sum())} image tokens, but its vision tower "
+                f"makes {count}"
+            )
         embeds = self.model.get_input_embeddings()(ids)
-        return torch.cat([embeds[:, :place], tokens.to(embeds), embeds[:, place + 1 :]], dim=1)
+        embeds[0, observed] = encoded.tokens[0].to(embeds)
+        additions = []
+        for features in encoded.deepstack:
+            addition = torch.zeros_like(embeds[0])
+            addition[observed] = features[0].to(addition)
+            additions.append(addition)
+        positions = self.architecture.positions
+        return Prompt(
+            embeds,
+            observed,
+            position_ids=positions(self.model, ids, encoded.frame) if positions else None,
+            additions=tuple(additions),
+        )
 
 
 def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -> VLM:
-    """A LLaVA 1.5, LLaVA-OneVision or FastVLM model by folder or hub id, in eval mode, strictly.
+    """A vision-language model of a known architecture by folder or hub id, in eval mode, strictly.
 
     dtype: None as stored. Only a hub id that is no folder touches the network; nothing executes code of a file.
 
@@ -157,29 +198,20 @@ def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -
     )
     model = _read(name, "model", lambda: load_strictly(name, load))
     vlm = VLM(name, model.to(device), processor)
-    _check_processor(vlm)
+    check_processor(vlm)
     return vlm
 
 
-def _check_processor(vlm: VLM) -> None:
+def check_processor(vlm: VLM) -> None:
     """Raise CheckpointError where the processor's tokens or frames are not those that the model knows."""
     tokens, embeddings = len(vlm.processor.tokenizer), vlm.model.get_input_embeddings().num_embeddings
     if tokens > embeddings:
         raise CheckpointError(f"{vlm.name}: its tokenizer has {tokens} tokens, but its model embeds {embeddings}")
-    try:
-        size = vlm.image_size
-    except (KeyError, TypeError, AttributeError):
-        raise CheckpointError(
-            f"{vlm.name}: its processor does not say the height and width of its frames in pixels"
-        ) from None
-    vision = vlm.model.config.vision_config
-    own, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    if isinstance(own, int) and isinstance(patch, int) and size != (own, own):
-        grids = [f"{height // patch} x {width // patch}" for height, width in (size, (own, own))]
-        raise CheckpointError(
-            f"{vlm.name}: its processor makes frames of {size[0]} x {size[1]} pixels, a grid of {grids[0]} patches, "
-            f"but its vision tower has positions for {own} x {own} pixels, {grids[1]} patches"
-        )
+    token, wanted = vlm.processor.image_token, vlm.model.config.image_token_id
+    if vlm.processor.tokenizer.convert_tokens_to_ids(token) != wanted:
+        raise CheckpointError(f"{vlm.name}: its processor's image token {token} is not its model's, of id {wanted}")
+    if misfit := vlm.architecture.misfit(vlm.processor, vlm.model.config):
+        raise CheckpointError(f"{vlm.name}: {misfit}")
 
 
 def _read(name: str, part: str, call: Callable[[], Any]) -> Any:

@@ -454,6 +454,25 @@ def test_attached_is_restored_after_an_error(llava):
         encoder.attach(nn.Linear(1, 1)).__enter__()
 
 
+@pytest.mark.parametrize("place", ["block", "projector"])
+def test_after_an_interrupt_the_next_frame_is_right(llava, place):
+    encoder = DifferentialVisionEncoder(llava, tolerance=0.0, diff_threshold=0.0)
+    encoder.encode(frame())
+    projector = llava.model.multi_modal_projector
+    module = projector if place == "projector" else encoder.vision.tower.blocks[-1].norm1
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = module.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode(touched(frame(), (1, 1)))
+    hook.remove()
+    changed = touched(frame(), (2, 2))  # without what changed in the frame that was interrupted
+    own = torch.stack(list(llava.get_image_features(changed).pooler_output))
+    torch.testing.assert_close(encoder.encode(changed), own, rtol=1e-4, atol=1e-4)
+
+
 def test_siglip_works_as_a_plain_tower():
     siglip = lively(SiglipVisionModel(SiglipVisionConfig(**VISION)))
     encoder = DifferentialVisionEncoder(siglip, tolerance=0.0, diff_threshold=0.0)

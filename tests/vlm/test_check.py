@@ -13,7 +13,7 @@ from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vlm.check import CheckTotals, Said, compare, first_token_kl
 from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
-from fvlm_lib.vlm.vlms import VLM
+from fvlm_lib.vlm.vlms import VLM, Encoded
 
 SCREENS = ROOT / "data" / "screens"
 PROMPT = "What is on the screen?"
@@ -89,10 +89,11 @@ def test_a_check_is_of_what_was_kept(vlms, prefill):
     opened.answer(first)
     answer = opened.answer(second)
     with torch.no_grad():
-        full = vlm.embed(opened.prompt_ids, opened._vision.own(vlm.pixel_values(second)))
-        full_logits = vlm.model(inputs_embeds=full).logits[:, -1]
-        kept = vlm.embed(opened.prompt_ids, opened.encoder._tokens)
-        kept_logits = vlm.model(inputs_embeds=kept).logits[:, -1]
+        seen = vlm.frame(second)
+        full = vlm.prompt(opened.prompt_ids, Encoded(seen, opened._vision.own(seen.pixel_values)))
+        full_logits = vlm.model(inputs_embeds=full.embeds).logits[:, -1]
+        kept = vlm.prompt(opened.prompt_ids, Encoded(seen, opened.encoder._tokens))
+        kept_logits = vlm.model(inputs_embeds=kept.embeds).logits[:, -1]
     expected = first_token_kl(full_logits, kept_logits)
     assert expected > 1e-4
     if prefill == "exact":

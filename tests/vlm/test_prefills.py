@@ -19,6 +19,7 @@ from fvlm_lib.reuse.policies import POLICIES
 from fvlm_lib.reuse.policies.budget import Budget
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vlm.architectures.architecture import Frame
 from fvlm_lib.vlm.prefills import Begun, continued, open_policy
 from fvlm_lib.vlm.stream import Decoding, VLMStream, open_encoder
 from fvlm_lib.vlm.vlms import VLM
@@ -173,7 +174,9 @@ def test_onevisions_newline_is_no_patch(vlms, monkeypatch):
     other = pixels.clone()
     other[..., 8:16, 16:24] = 1 - other[..., 8:16, 16:24]
     for values in (pixels, other):
-        opened.vlm = SimpleNamespace(**vars(vlm), pixel_values=lambda *_, values=values: values, embed=vlm.embed)
+        opened.vlm = SimpleNamespace(
+            **vars(vlm), frame=lambda *_, values=values: Frame(values), image_size=vlm.image_size, prompt=vlm.prompt
+        )
         opened.answer(frames("idle", 1)[0])
     assert told[0] is None and told[1].nonzero().flatten().tolist() == [place + 6 + 2]
 
@@ -243,10 +246,10 @@ def test_embeddings_that_are_not_finite_are_refused_and_the_state_kept(vlms):
     opened = stream(vlm, "gated", 0.0)
     opened.answer(shown[0])
     before = opened._prefill.gated._state
-    tokens, _ = opened.encode(shown[1])
-    tokens[0, 3, 1] = float("nan")
+    encoded, _ = opened.encode(shown[1])
+    encoded.tokens[0, 3, 1] = float("nan")
     with pytest.raises(ValueError, match="have values that are NaN or infinite"):
-        opened._begin(tokens)
+        opened._begin(encoded)
     assert opened._prefill.gated._state is before
     assert opened.answer(shown[1]).token_ids == stream(vlm, "full").answer(shown[1]).token_ids
 

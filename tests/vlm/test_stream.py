@@ -63,7 +63,9 @@ def test_the_cache_is_that_of_a_fresh_prefill(vlms):
     assert 0 < answer.reused_tokens < answer.prompt_tokens
     fresh = DynamicCache(config=vlm.model.config)
     with torch.no_grad():
-        vlm.model.model.language_model(inputs_embeds=stream._prefill._embeds, past_key_values=fresh, use_cache=True)
+        vlm.model.model.language_model(
+            inputs_embeds=stream._prefill._prompt.embeds, past_key_values=fresh, use_cache=True
+        )
     assert stream._prefill._past.get_seq_length() == fresh.get_seq_length() == answer.prompt_tokens
     for kept, new in zip(stream._prefill._past.layers, fresh.layers, strict=True):
         torch.testing.assert_close(kept.keys, new.keys, rtol=1e-4, atol=1e-4)

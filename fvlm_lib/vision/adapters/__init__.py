@@ -10,12 +10,22 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Model,
     Dinov2WithRegistersModel,
+    Idefics3VisionTransformer,
+    InternVLVisionModel,
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen3_5VisionModel,
+    Qwen3VLVisionModel,
     Siglip2VisionModel,
     SiglipVisionModel,
+    SmolVLMVisionTransformer,
 )
 
 from fvlm_lib.vision.adapters.clip import open_clip_or_siglip
 from fvlm_lib.vision.adapters.dinov2 import open_dinov2
+from fvlm_lib.vision.adapters.idefics3 import open_idefics3
+from fvlm_lib.vision.adapters.internvl import open_internvl
+from fvlm_lib.vision.adapters.qwen2_5_vl import open_qwen2_5_vl
+from fvlm_lib.vision.adapters.qwen3_vl import open_qwen3_vl
 from fvlm_lib.vision.adapters.siglip2 import open_siglip2
 from fvlm_lib.vision.opened_tower import Tower
 
@@ -25,5 +35,11 @@ ADAPTERS: dict[type[nn.Module], Callable[[Any, bool], Tower]] = {
     Siglip2VisionModel: open_siglip2,
     Dinov2Model: open_dinov2,
     Dinov2WithRegistersModel: open_dinov2,
+    Qwen2_5_VisionTransformerPretrainedModel: open_qwen2_5_vl,
+    Qwen3VLVisionModel: open_qwen3_vl,
+    Qwen3_5VisionModel: open_qwen3_vl,
+    Idefics3VisionTransformer: open_idefics3,
+    SmolVLMVisionTransformer: open_idefics3,
+    InternVLVisionModel: open_internvl,
 }
 """How a model's parts are found: the adapter takes the model and `interpolate_pos_encoding`."""

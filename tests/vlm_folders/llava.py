@@ -1,4 +1,4 @@
-"""Tiny random vision-language models with their processors, saved as folders."""
+"""Tiny LLaVA 1.5, LLaVA-OneVision and FastVLM."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaProcessor,
-    Qwen2Config,
     SiglipVisionConfig,
 )
 from transformers.models.timm_wrapper import TimmWrapperConfig
 
-from fvlm_lib.vlm.assemble import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava, random_llama
+from fvlm_lib.vlm.assemble import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava
+from vlm_folders.parts import byte_tokenizer, small_text
 
 
 def save_llava(folder: Path) -> Path:
@@ -29,13 +29,14 @@ def save_llava(folder: Path) -> Path:
 
 def save_fast_vlm(folder: Path) -> Path:
     """The smallest FastViT, 4 x 4 tokens, one for 32 x 32 pixels."""
-    tokenizer = random_llama()[1]
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    tokenizer = byte_tokenizer("<image>")
     torch.manual_seed(0)
     vision = TimmWrapperConfig(
         architecture="fastvit_mci0", model_args={"inference_mode": True}, hidden_size=1024, do_pooling=True
     )
-    config = FastVlmConfig(vision_config=vision, text_config=_text(tokenizer), image_token_index=len(tokenizer) - 1)
+    config = FastVlmConfig(
+        vision_config=vision, text_config=small_text(tokenizer), image_token_index=len(tokenizer) - 1
+    )
     FastVlmForConditionalGeneration(config).save_pretrained(folder)
     images = CLIPImageProcessor(
         size={"height": 128, "width": 128}, do_center_crop=False, image_mean=(0.0,) * 3, image_std=(1.0,) * 3
@@ -49,8 +50,7 @@ def save_fast_vlm(folder: Path) -> Path:
 
 def save_onevision(folder: Path) -> Path:
     """LLaVA-OneVision: SigLIP with 6 x 6 patches of 8 pixels."""
-    tokenizer = random_llama()[1]
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "<video>"]})
+    tokenizer = byte_tokenizer("<image>", "<video>")
     torch.manual_seed(0)
     vision = SiglipVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=48, patch_size=8,
@@ -58,7 +58,7 @@ def save_onevision(folder: Path) -> Path:
     )  # fmt: skip
     config = LlavaOnevisionConfig(
         vision_config=vision,
-        text_config=_text(tokenizer),
+        text_config=small_text(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=[[48, 96], [96, 48], [96, 96]],
@@ -81,10 +81,3 @@ def _video_processor():
     from transformers import LlavaOnevisionVideoProcessor
 
     return LlavaOnevisionVideoProcessor(size={"height": 48, "width": 48})
-
-
-def _text(tokenizer) -> Qwen2Config:
-    return Qwen2Config(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=len(tokenizer), initializer_range=0.3, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
