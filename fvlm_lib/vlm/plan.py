@@ -140,7 +140,7 @@ def updated_rows(tower: Tower, grid: Grid, count: int) -> Tensor:
 
 
 def reach(tower: Tower, grid: Grid, patch: int) -> list[float]:
-    """The share of all rows that a change of one patch (place in reading order) has reached behind each block: of those rows
+    """The share of all rows that a change of one patch (place in reading order) has reached behind each block: the rows
     that an update at tolerance 0 computes there."""
     order = tower.order(grid)
     row = patch if order is None else int((order == patch).nonzero())
