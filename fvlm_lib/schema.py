@@ -44,7 +44,7 @@ Metric = Literal["max", "mean"]
 Reference = Literal["encoded", "previous"]
 Propagate = Literal["gated", "budget", "none"]
 Prefill = Literal["full", "exact", "gated"]
-RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny", "random:siglip-so400m-patch14-384")
+RANDOM_TOWERS = ("random:clip-vit-large-patch14-336", "random:clip-tiny", "random:siglip-so400m-patch16-384")
 """Vision towers of random weights, for times: two of real size, and a tiny one."""
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]

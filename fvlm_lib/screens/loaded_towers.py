@@ -35,7 +35,7 @@ RANDOM_CONFIGS: dict[str, CLIPVisionConfig | SiglipVisionConfig] = {
     ),
     RANDOM_SIGLIP: SiglipVisionConfig(
         hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384,
-        patch_size=14, vision_use_head=False,
+        patch_size=16, vision_use_head=False,
     ),
 }  # fmt: skip
 

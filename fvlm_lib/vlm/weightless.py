@@ -19,6 +19,7 @@ from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.json_files import read_object
 from fvlm_lib.screens.loaded_towers import RANDOM_CONFIGS
 from fvlm_lib.vision.models import Vision, open_vision
+from fvlm_lib.vision.updates import check_frame
 from fvlm_lib.vlm.vlms import ARCHITECTURES, VLM
 
 
@@ -61,8 +62,10 @@ def open_weightless(name: str, size: tuple[int, int]) -> Weightless:
         raise CheckpointError(f"{name} has no vision tower that can be planned ({first_line(error)})") from error
     vision = open_vision(model, pack_weights=None)
     height, width = _frame_size(name, config, vision, size)
-    channels = vision.tower.num_channels if vision.tower else 3
-    return Weightless(name, model, vision, torch.empty(1, channels, height, width, device="meta"), None)
+    frame = torch.empty(1, vision.tower.num_channels if vision.tower else 3, height, width, device="meta")
+    if vision.tower:
+        check_frame(vision.tower, frame)
+    return Weightless(name, model, vision, frame, None)
 
 
 def _config(name: str) -> Any:
