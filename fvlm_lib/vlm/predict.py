@@ -41,12 +41,11 @@ def notes(vlm: VLM, encoder: DifferentialVisionEncoder | None, frame_size: tuple
         )
     if encoder and encoder.vision.tower is None:
         architecture = getattr(encoder.vision.module.config, "architecture", type(encoder.vision.module).__name__)
-        if vlm.architecture.tiled:
-            small = "cut into tiles, and encoded in full each time"
-        elif encoder.skip_small_updates:
-            small = "kept while its changes are small (--diff-skip-small)"
-        else:
-            small = "encoded in full if anything changed"
+        small = (
+            "kept while its changes are small (--diff-skip-small)"
+            if encoder.skip_small_updates
+            else "encoded in full if anything changed"
+        )
         found.append(
             f"the vision tower ({architecture}) has no partial updates: a frame is {small}; what --prefill says of the "
             "prompt holds all the same"

@@ -29,7 +29,7 @@ class Architecture:
     image_ids: (processor, frame, number of vision tokens) -> the token ids that stand for an image in a prompt, one
     image token a vision token. misfit: (processor, config) -> in words, what of the two does not go together.
     positions: (model, input_ids (1, N), frame) -> multimodal rotary positions (3, 1, N); None for positions that count
-    up. tiled: whether frames are cut into tiles.
+    up.
     """
 
     frame: Callable[[Any, Image.Image], Frame]
@@ -37,7 +37,6 @@ class Architecture:
     image_ids: Callable[[Any, Frame, int], list[int]]
     misfit: Callable[[Any, Any], str | None]
     positions: Callable[[Any, Tensor, Frame], Tensor] | None = None
-    tiled: bool = False
 
 
 def image_token_ids(processor: Any, frame: Frame, count: int) -> list[int]:

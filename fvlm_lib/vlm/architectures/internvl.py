@@ -41,4 +41,4 @@ def misfit(processor: Any, config: Any) -> str | None:
     return None
 
 
-INTERNVL = Architecture(frame, own_size, image_ids, misfit, tiled=True)
+INTERNVL = Architecture(frame, own_size, image_ids, misfit)

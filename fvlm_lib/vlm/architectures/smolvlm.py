@@ -51,4 +51,4 @@ def misfit(processor: Any, config: Any) -> str | None:
     return None
 
 
-SMOLVLM = Architecture(frame, own_size, image_ids, misfit, tiled=True)
+SMOLVLM = Architecture(frame, own_size, image_ids, misfit)
