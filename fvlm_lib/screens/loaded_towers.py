@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, SiglipVisionConfig
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
 from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.checkpoints import load_checkpoint
@@ -23,19 +25,55 @@ from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import RANDOM_TOWERS
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM_CLIP, RANDOM_TINY, RANDOM_SIGLIP = RANDOM_TOWERS
-RANDOM_CONFIGS: dict[str, CLIPVisionConfig | SiglipVisionConfig] = {
-    RANDOM_CLIP: CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14,
+RANDOM_CLIP, RANDOM_TINY, RANDOM_QWEN2_5, RANDOM_QWEN3, RANDOM_SIGLIP = RANDOM_TOWERS
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class RandomTower:
+    """size: (height, width), of Qwen's what its processor makes of 1280 x 800."""
+
+    config: PreTrainedConfig
+    size: tuple[int, int]
+    mean: tuple[float, ...] = OPENAI_CLIP_MEAN
+    std: tuple[float, ...] = OPENAI_CLIP_STD
+
+
+RANDOM = {
+    RANDOM_CLIP: RandomTower(
+        CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+            patch_size=14,
+        ),
+        (336, 336),
     ),
-    RANDOM_TINY: CLIPVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=224,
-        patch_size=14,
+    RANDOM_TINY: RandomTower(
+        CLIPVisionConfig(
+            hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=224,
+            patch_size=14,
+        ),
+        (224, 224),
     ),
-    RANDOM_SIGLIP: SiglipVisionConfig(
-        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384,
-        patch_size=16, vision_use_head=False,
+    RANDOM_QWEN2_5: RandomTower(
+        Qwen2_5_VLVisionConfig(
+            depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, window_size=112,
+            fullatt_block_indexes=[7, 15, 23, 31], out_hidden_size=2048,
+        ),
+        (812, 1288),
+    ),
+    RANDOM_QWEN3: RandomTower(
+        Qwen3VLVisionConfig(
+            depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, patch_size=16, out_hidden_size=2048,
+            deepstack_visual_indexes=[5, 11, 17], num_position_embeddings=2304,
+        ),
+        (800, 1280), _HALF, _HALF,
+    ),
+    RANDOM_SIGLIP: RandomTower(
+        SiglipVisionConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384,
+            patch_size=16, vision_use_head=False,
+        ),
+        (384, 384), _HALF, _HALF,
     ),
 }  # fmt: skip
 
@@ -65,22 +103,22 @@ def squash(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTower:
-    """A vision tower: the folder of a foveated checkpoint (its DINOv2), a random one (`RANDOM_CONFIGS`: for
-    times; the errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads, of a
-    tower, of CLIP or SigLIP, or of a vision-language model that calls it `vision_tower`, as LLaVA does.
+    """A vision tower: the folder of a foveated checkpoint (its DINOv2), one of `schema.RANDOM_TOWERS` (for times; the
+    errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads, of a tower, of
+    CLIP or SigLIP, or of a vision-language model that calls it `vision_tower`, as LLaVA does, or `visual`, as Qwen.
 
     image_size (height, width): for towers that take any; None is the tower's own. Only a hub id that is no
     folder touches the network. Raises CheckpointError where there is no tower to be had.
     """
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    if spec in RANDOM_CONFIGS:
+    if spec in RANDOM:
         torch.manual_seed(0)
-        model: Any = AutoModel.from_config(RANDOM_CONFIGS[spec]).eval()
-        size = model.config.image_size
-        return LoadedTower(spec, model, (size, size), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        random = RANDOM[spec]
+        model: Any = AutoModel.from_config(random.config).eval()
+        return LoadedTower(spec, model, random.size, random.mean, random.std)
     if spec.startswith("random:"):
-        raise CheckpointError(f"there is no {spec}; known are {', '.join(RANDOM_CONFIGS)}")
+        raise CheckpointError(f"there is no {spec}; known are {', '.join(RANDOM)}")
     folder = Path(spec)
     config_file = folder / "config.json"
     if config_file.exists() and read_object(config_file, CheckpointError).get("model_type") == "fvlm":
@@ -96,7 +134,7 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
             raise
         except Exception as error:  # transformers raises many kinds
             raise CheckpointError(f"{spec} is no vision tower that can be loaded ({first_line(error)})") from error
-        inside = (getattr(whole, name, None) for name in ("vision_model", "vision_tower"))
+        inside = (getattr(whole, name, None) for name in ("vision_model", "vision_tower", "visual"))
         model = next(filter(None, inside), whole) if hasattr(config, "vision_config") else whole
         mean, std = _normalisation(folder)
     own = getattr(model.config, "image_size", None)

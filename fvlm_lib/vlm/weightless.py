@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.json_files import read_object
-from fvlm_lib.screens.loaded_towers import RANDOM_CONFIGS
+from fvlm_lib.screens.loaded_towers import RANDOM
 from fvlm_lib.vision.models import Vision, open_vision
 from fvlm_lib.vision.updates import check_frame
 from fvlm_lib.vlm.vlms import ARCHITECTURES, VLM
@@ -38,7 +38,7 @@ class Weightless:
 
 def open_weightless(name: str, size: tuple[int, int]) -> Weightless:
     """A vision-language model, a vision tower or a foveated checkpoint by folder or hub id, or one of
-    `loaded_towers.RANDOM_CONFIGS`; no weights are read. size: (height, width) in pixels of the frames that come.
+    `loaded_towers.RANDOM`; no weights are read. size: (height, width) in pixels of the frames that come.
 
     Only a hub id that is no folder touches the network; nothing executes code of a file.
     Raises CheckpointError where there is no such model, ValueError where the frames are smaller than a patch.
@@ -69,10 +69,10 @@ def open_weightless(name: str, size: tuple[int, int]) -> Weightless:
 
 
 def _config(name: str) -> Any:
-    if name in RANDOM_CONFIGS:
-        return RANDOM_CONFIGS[name]
+    if name in RANDOM:
+        return RANDOM[name].config
     if name.startswith("random:"):
-        raise CheckpointError(f"there is no {name}; known are {', '.join(RANDOM_CONFIGS)}")
+        raise CheckpointError(f"there is no {name}; known are {', '.join(RANDOM)}")
     folder = Path(name)
     if not folder.is_dir():
         if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
@@ -97,6 +97,8 @@ def _frame_size(name: str, config: Any, vision: Vision, size: tuple[int, int]) -
     own = tower.image_size if tower else getattr(vision.module.config, "image_size", None)
     if isinstance(config, FoveatedVLMConfig):
         own = config.image_size
+    elif name in RANDOM:
+        own = RANDOM[name].size
     if own is not None:
         return (own, own) if isinstance(own, int) else (int(own[0]), int(own[1]))
     if vision.patch_size is None:
