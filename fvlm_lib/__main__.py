@@ -32,6 +32,7 @@ COMMANDS = {
     "text": ("vlm.text", "ask a language model about every screen of a text stream"),
     "bench-prefill": ("vlm.prefill_bench", "measure policies of prefill on text screens that change"),
     "bench-answers": ("vlm.reader_bench", "count right and stale answers about screens that change, by what is kept"),
+    "plan": ("vlm.plan_command", "tell what to expect of a model, from its config alone"),
     "bench-updates": ("screens.update_bench", "time partial updates by number of changed patches"),
     "bench-panel": ("panels.bench", "time the redraw of the tuning panel"),
 }

@@ -17,7 +17,17 @@ def count_flops(call: Callable[[], object]) -> int:
     shapes; element-wise work, normalisation and softmax count as nothing, masked and causal attention in
     full. The count does not depend on the device. Recurrent layers of torch.nn are not counted.
     """
+    return int(_counted(call).get_total_flops())
 
+
+def count_flops_by_module(call: Callable[[], object]) -> dict[str, dict[str, int]]:
+    """`count_flops` of every module that `call` runs, by its dotted name behind the outermost module's class, of that
+    those of each operator, `aten.bmm` say."""
+    counts = _counted(call).get_flop_counts()
+    return {module: {str(name): flops for name, flops in found.items()} for module, found in counts.items()}
+
+
+def _counted(call: Callable[[], object]) -> FlopCounterMode:
     aten = torch.ops.aten
     matrix_vector = {  # torch has no formula for these: a product with a vector would be free
         aten.dot: lambda a, b, **_: 2 * math.prod(a),
@@ -34,4 +44,4 @@ def count_flops(call: Callable[[], object]) -> int:
             call()
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-    return int(counter.get_total_flops())
+    return counter

@@ -7,6 +7,7 @@ Of layers and models this module knows nothing.
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,7 +112,7 @@ class Sample:
 
 @torch.inference_mode()
 def measure(samples: Sequence[Sample]) -> list[Times]:
-    """How long the products take, by `_busy_seconds`, the shortest of several calls."""
+    """How long the products take, by `busy_seconds`, the shortest of several calls."""
     best = [{way: [torch.inf] * len(ROWS) for way in sample.ways} for sample in samples]
     inputs = [sample.like.new_empty(ROWS[-1], sample.like.shape[-1]).normal_() for sample in samples]
     turns = [0] * len(samples)
@@ -130,16 +131,16 @@ def measure(samples: Sequence[Sample]) -> list[Times]:
                     for _ in range(2 if turn == 0 and rows <= SHORT else 1):  # a first call makes the kernel
                         turns[number] += 1
                         call = sample.calls[turns[number] % len(sample.calls)]
-                        seconds[place] = min(seconds[place], _busy_seconds(call, way, x[:rows]))
+                        seconds[place] = min(seconds[place], busy_seconds(functools.partial(call, way, x[:rows])))
     return [Times(ROWS, {way: tuple(seconds) for way, seconds in found.items()}) for found in best]
 
 
-def _busy_seconds(call: Callable[[Way, Tensor], object], way: Way, x: Tensor) -> float:
+def busy_seconds(call: Callable[[], object]) -> float:
     """Time that the call kept the processor busy: of this thread, or the mean over all, whichever is more.
 
     On a machine of one's own that is the time it took. Where other programs want the processor too, a clock on the wall
     would count their turns, of milliseconds each, and say little of products that take less.
     """
     thread, process = time.thread_time(), time.process_time()
-    call(way, x)
+    call()
     return max(time.thread_time() - thread, (time.process_time() - process) / torch.get_num_threads())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig, PreTrainedConfig, SiglipVisionConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
@@ -25,12 +25,12 @@ from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import RANDOM_TOWERS
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM_CLIP, RANDOM_TINY, RANDOM_QWEN2_5, RANDOM_QWEN3 = RANDOM_TOWERS
+RANDOM_CLIP, RANDOM_TINY, RANDOM_QWEN2_5, RANDOM_QWEN3, RANDOM_SIGLIP = RANDOM_TOWERS
 _HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class _Random:
+class RandomTower:
     """size: (height, width), of Qwen's what its processor makes of 1280 x 800."""
 
     config: PreTrainedConfig
@@ -39,34 +39,41 @@ class _Random:
     std: tuple[float, ...] = OPENAI_CLIP_STD
 
 
-_RANDOM = {
-    RANDOM_CLIP: _Random(
+RANDOM = {
+    RANDOM_CLIP: RandomTower(
         CLIPVisionConfig(
             hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
             patch_size=14,
         ),
         (336, 336),
     ),
-    RANDOM_TINY: _Random(
+    RANDOM_TINY: RandomTower(
         CLIPVisionConfig(
             hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=224,
             patch_size=14,
         ),
         (224, 224),
     ),
-    RANDOM_QWEN2_5: _Random(
+    RANDOM_QWEN2_5: RandomTower(
         Qwen2_5_VLVisionConfig(
             depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, window_size=112,
             fullatt_block_indexes=[7, 15, 23, 31], out_hidden_size=2048,
         ),
         (812, 1288),
     ),
-    RANDOM_QWEN3: _Random(
+    RANDOM_QWEN3: RandomTower(
         Qwen3VLVisionConfig(
             depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, patch_size=16, out_hidden_size=2048,
             deepstack_visual_indexes=[5, 11, 17], num_position_embeddings=2304,
         ),
         (800, 1280), _HALF, _HALF,
+    ),
+    RANDOM_SIGLIP: RandomTower(
+        SiglipVisionConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384,
+            patch_size=16, vision_use_head=False,
+        ),
+        (384, 384), _HALF, _HALF,
     ),
 }  # fmt: skip
 
@@ -105,13 +112,13 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
     """
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    if spec in _RANDOM:
+    if spec in RANDOM:
         torch.manual_seed(0)
-        random = _RANDOM[spec]
+        random = RANDOM[spec]
         model: Any = AutoModel.from_config(random.config).eval()
         return LoadedTower(spec, model, random.size, random.mean, random.std)
     if spec.startswith("random:"):
-        raise CheckpointError(f"there is no {spec}; known are {', '.join(_RANDOM)}")
+        raise CheckpointError(f"there is no {spec}; known are {', '.join(RANDOM)}")
     folder = Path(spec)
     config_file = folder / "config.json"
     if config_file.exists() and read_object(config_file, CheckpointError).get("model_type") == "fvlm":

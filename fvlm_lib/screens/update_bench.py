@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -56,15 +55,16 @@ def read_seconds(model: nn.Module, repeats: int = 5) -> float:
     """Seconds to read the model's matrices from memory once: the fastest of some products with a vector."""
     import torch
 
+    from fvlm_lib.reuse.products import busy_seconds
+
     weights = [parameter.detach() for parameter in model.parameters() if parameter.ndim == 2]
     vectors = {size: torch.randn(size) for size in {weight.shape[1] for weight in weights}}
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
+
+    def read() -> None:
         for weight in weights:
             torch.mv(weight, vectors[weight.shape[1]])
-        best = min(best, time.perf_counter() - start)
-    return best
+
+    return min(busy_seconds(read) for _ in range(repeats))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -80,7 +80,7 @@ class Vision:
         return F.pad(found, (0, int(self.newline is not None)))
 
 
-def open_vision(model: nn.Module, pack_weights: PackWeights = False, pack_memory: int | None = None) -> Vision:
+def open_vision(model: nn.Module, pack_weights: PackWeights | None = False, pack_memory: int | None = None) -> Vision:
     """Find a model's vision tower, projector and feature layer; a tower alone gives its own tokens.
 
     LLaVA-OneVision's images are taken as one crop each. pack_weights, pack_memory: see `towers.open_tower`.
