@@ -62,14 +62,18 @@ def plan_tower(weightless: Weightless) -> Part:
         return Part("vision tower", found, nbytes(vision.module))
     tower, grid = vision.tower, vision.tower.grid(frame)
     rows, frames = num_rows(tower, grid), len(frame)
-    patches = frame.new_empty(grid[0] * grid[1], tower.num_channels, *tower.patch_size)
-    features = frame.new_empty(1, rows, width(tower), dtype=vision.dtype)
-    layers = [Layer("patches", frames * count_flops(lambda: tower.project_patches(patches.to(vision.dtype))))]
+    patch = torch.zeros(1, tower.num_channels, *tower.patch_size, dtype=vision.dtype)
+    row = frame.new_empty(1, 1, width(tower), dtype=vision.dtype)
+    projected = frames * grid[0] * grid[1] * count_flops(lambda: tower.project_patches(patch))
+    layers = [Layer("patches", projected)]
     for i, (block, inside) in enumerate(zip(tower.blocks, windows(tower, grid), strict=True)):
-        costs = block_costs(block, features[:, :1])
+        costs = block_costs(block, row)
         pairs = rows * rows if inside is None else int(inside.window.bincount().square().sum())
         layers.append(Layer(f"block {i}", frames * costs.of(rows, pairs), frames * costs.pair * pairs))
-    layers.append(Layer("projector", frames * count_flops(lambda: vision.finish(vision.select(features), grid))))
+    tokens = vision.token_rows(grid)
+    token = torch.zeros(1, 1, tokens.shape[1], width(tower), dtype=vision.dtype)
+    projecting = sum(count_flops(lambda: project(token)) for project in (vision.project, *vision.deepstack))  # noqa: B023
+    layers.append(Layer("projector", frames * len(tokens) * projecting))
     return Part("vision tower", tuple(layers), nbytes(*modules(tower.blocks)), rows)
 
 

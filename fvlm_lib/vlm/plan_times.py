@@ -117,11 +117,11 @@ def _some(blocks: list[Block]) -> list[Block]:
 
 def _brought(block: Block) -> Block:
     """A copy with small random weights on the CPU."""
-    parts = {name: copy.deepcopy(part) for name, part in vars(block).items() if isinstance(part, nn.Module)}
-    for part in parts.values():
-        part.to_empty(device="cpu")
-        for weight in part.parameters():
-            weight.normal_(std=0.02)
+    found = {name: part for name, part in vars(block).items() if isinstance(part, nn.Module)}
+    parts = copy.deepcopy(found)  # at once, since some share their weights
+    every = nn.ModuleList(parts.values()).to_empty(device="cpu")
+    for weight in every.parameters():
+        weight.normal_(std=0.02)
     return dataclasses.replace(block, **parts)
 
 

@@ -19,15 +19,16 @@ from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.json_files import read_object
 from fvlm_lib.screens.loaded_towers import RANDOM
 from fvlm_lib.vision.models import Vision, open_vision
+from fvlm_lib.vision.opened_tower import Tower
 from fvlm_lib.vision.updates import check_frame
 from fvlm_lib.vlm.vlms import ARCHITECTURES, VLM
 
 
 @dataclass(frozen=True)
 class Weightless:
-    """model: on the meta device. vision: its way from pixels to tokens. frame: (frames, C, height, width), a frame as
-    the vision tower gets it, also on the meta device. text: the whole model again if it is one of vision and language
-    whose prompts are known, else None."""
+    """model: on the meta device; what tells of a tower's grid has memory, without numbers. vision: its way from pixels
+    to tokens. frame: (frames, C, height, width) on the meta device, a frame as the vision tower gets it. text: the
+    whole model again if it is one of vision and language that is known, else None."""
 
     name: str
     model: nn.Module
@@ -54,18 +55,35 @@ def open_weightless(name: str, size: tuple[int, int]) -> Weightless:
             raise CheckpointError(
                 f"the processor of {name} makes no frame of {size[1]} x {size[0]} pixels ({first_line(error)})"
             ) from error
-        return Weightless(name, model, open_vision(model, pack_weights=None), frame, model)
+        return Weightless(name, model, _opened(model), frame, model)
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(getattr(config, "vision_config", config)).eval()
     except (ValueError, AttributeError) as error:  # of a config that has no model, or lacks what its model reads
         raise CheckpointError(f"{name} has no vision tower that can be planned ({first_line(error)})") from error
-    vision = open_vision(model, pack_weights=None)
+    vision = _opened(model)
     height, width = _frame_size(name, config, vision, size)
     frame = torch.empty(1, vision.tower.num_channels if vision.tower else 3, height, width, device="meta")
     if vision.tower:
         check_frame(vision.tower, frame)
     return Weightless(name, model, vision, frame, None)
+
+
+def _opened(model: Any) -> Vision:
+    """The model's way from pixels to tokens. Where its tower can be opened, all but the tower's blocks and the language
+    model gets memory, without numbers: what a tower says of a grid, the windows of its blocks say, is computed where
+    the rest of it is."""
+    vision = open_vision(model, pack_weights=None)
+    if isinstance(vision.tower, Tower):
+        parts = [part for block in vision.tower.blocks for part in vars(block).values() if isinstance(part, nn.Module)]
+        text = [
+            part for part in (getattr(model.base_model, "language_model", None), model.get_output_embeddings()) if part
+        ]
+        weightless = {module for part in (*parts, *text) for module in part.modules()}
+        for module in model.modules():
+            if module not in weightless:
+                module.to_empty(device="cpu", recurse=False)
+    return vision
 
 
 def _config(name: str) -> Any:
