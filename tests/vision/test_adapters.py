@@ -362,6 +362,27 @@ def test_packed_weights(name):
         images = touched(name, images, (step, 3))
 
 
+def test_a_frame_smaller_than_a_window():
+    encoder, name = exact(model := make("qwen2_5_vl")), "qwen2_5_vl"
+    images = frame(name)[..., :28, :84]
+    frames = [images, touched(name, images, (1, 5))]
+    assert [assert_own(name, model, encoder, image) for image in frames] == ["full", "partial"]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_half_precision(name):
+    encoder = DifferentialVisionEncoder(model := make(name, torch.bfloat16), max_changed_patches=10**4)
+    for seed, path in ((0, "full"), (1, "partial")):
+        images = frame(name, seed, torch.bfloat16)
+        tokens, stats = encoder.encode(images, return_stats=True)
+        with torch.no_grad():
+            wanted = CASES[name].features(model, images)
+        assert stats.path == path
+        for found, own in zip((tokens, *encoder.deepstack), wanted, strict=True):
+            assert found.dtype == torch.bfloat16
+            assert (found - own).float().norm() < 0.05 * own.float().norm()
+
+
 def test_sides_that_are_no_multiple_of_a_token():
     encoder = exact(make("qwen2_5_vl"))
     with pytest.raises(ValueError, match="9 x 18 patches; its sides must be multiples of 28 pixels"):

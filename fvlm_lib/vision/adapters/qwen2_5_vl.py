@@ -6,6 +6,7 @@ many equal pictures as a patch is deep in time. Bai et al., *Qwen2.5-VL Technica
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fvlm_lib.vision.opened_tower import Grid, Tower
 
 
 def open_qwen2_5_vl(model: Any, interpolate: bool) -> Tower:
-    """The parts of a `Qwen2_5_VisionTransformerPretrainedModel`, which takes frames of any size; the merger is none."""
+    """The parts of a `Qwen2_5_VisionTransformerPretrainedModel`, which takes frames of any size, without its merger."""
     config = model.config
     unit = config.spatial_merge_size**2
 
@@ -103,7 +104,7 @@ def merged_rotation(model: Any, grid: Grid) -> Rotation:
     return cos, sin
 
 
-def embed_patches(model: Any, pixels: Tensor, order: Any) -> Tensor:
+def embed_patches(model: Any, pixels: Tensor, order: Callable[[Grid], Tensor]) -> Tensor:
     """Patches of frames (N, C, height, width) in the order of their grid, embedded: (N, P, D)."""
     patch = model.config.patch_size
     grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch

@@ -24,7 +24,7 @@ from fvlm_lib.vision.opened_tower import Grid, Tower
 
 
 def open_qwen3_vl(model: Any, interpolate: bool) -> Tower:
-    """The parts of a `Qwen3VLVisionModel` or `Qwen3_5VisionModel`, which take frames of any size; mergers are none."""
+    """The parts of a `Qwen3VLVisionModel` or `Qwen3_5VisionModel`, which take frames of any size, without mergers."""
     config = model.config
     order = functools.partial(merged_order, model)
 
