@@ -210,7 +210,11 @@ def check_processor(vlm: VLM) -> None:
     token, wanted = vlm.processor.image_token, vlm.model.config.image_token_id
     if vlm.processor.tokenizer.convert_tokens_to_ids(token) != wanted:
         raise CheckpointError(f"{vlm.name}: its processor's image token {token} is not its model's, of id {wanted}")
-    if misfit := vlm.architecture.misfit(vlm.processor, vlm.model.config):
+    try:
+        misfit = vlm.architecture.misfit(vlm.processor, vlm.model.config)
+    except (KeyError, TypeError, AttributeError):
+        misfit = "its processor does not say the height and width of its frames in pixels"
+    if misfit:
         raise CheckpointError(f"{vlm.name}: {misfit}")
 
 

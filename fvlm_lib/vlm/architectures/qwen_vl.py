@@ -38,7 +38,7 @@ def positions(model: Any, input_ids: Tensor, frame: Frame) -> Tensor:
         mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
         image_grid_thw=torch.tensor([grid], device=input_ids.device),
     )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def misfit(processor: Any, config: Any) -> str | None:
