@@ -1,10 +1,10 @@
 """A convolutional tower's maps of one frame, updated where the frame changed: encode_frame, update, update, ...
 
-The tower is a chain of units (`Windowed`, `Whole`) and the cache holds the map between every two. A position of a map
-that changed reaches the next unit's positions within its kernels; those are computed anew, in tiles with their halo,
-and of them the ones that moved by more than a tolerance are written into the next map and go on. The rest stops there,
-and is held against what the map has the next time, so that slow drift adds up until it is seen. A unit whose reach is
-the whole map (attention, squeeze-excitation) is computed for all positions and gated behind.
+The tower is a chain of units (`Windowed`, `Residual`, `Whole`) and the cache holds the map between every two. A
+position of a map that changed reaches the next unit's positions within its kernels; those are computed anew, in tiles
+with their halo, and of them the ones that moved by more than a tolerance are written into the next map and go on. The
+rest stops there, and is held against what the map has the next time, so that slow drift adds up until it is seen. A
+unit whose reach is the whole map (attention, squeeze-excitation) is computed for all positions and gated behind.
 
 Nearest prior work: DeltaCNN (Parger et al., CVPR 2022, arXiv 2203.03996), which also truncates small changes at every
 layer. It sends differences through the linear layers and keeps accumulated values where activations need them; here
@@ -34,6 +34,9 @@ TILE = 8
 larger ones convolve more positions that nobody needs; between 4 and 16 the time of an update hardly differs, since most
 of it are the products, and these are made for the needed positions alone."""
 
+Size = tuple[int, int]
+"""Height and width of a map, in positions."""
+
 # ---- units -------------------------------------------------------------------------------------------
 
 
@@ -43,6 +46,10 @@ class Step:
 
     convolution: nn.Conv2d
     then: Callable[[Tensor], Tensor]
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The step on a whole map (1, C, H, W)."""
+        return self.then(self.convolution(x))
 
     def valid(self, x: Tensor) -> Tensor:
         """The step without padding, (n, C, h, w) to (n, D, h', w')."""
@@ -60,49 +67,50 @@ class Step:
 class Windowed:
     """A unit of finite reach: convolutions, then `pointwise` of every position's channels, rows (n, C) to (n, D).
 
-    residual: the input of the last step is added, or, without steps, that of the unit; that step has stride 1.
     whole: the same of a whole map (1, C, H, W), as the model itself computes it.
     """
 
     steps: tuple[Step, ...]
     pointwise: Callable[[Tensor], Tensor]
-    residual: bool
     whole: Callable[[Tensor], Tensor]
 
     def reached(self, changed: Tensor) -> Tensor:
         """Which output positions, bool (H', W'), depend on the input positions `changed`, bool (H, W)."""
-        reached = changed[None, None].float()
-        for step in self.steps:
-            reached = F.max_pool2d(reached, *step.geometry)
-        return reached[0, 0] > 0
+        return _reached(self.steps, changed)
 
-    def compute(self, rows: Tensor, size: tuple[int, int], needed: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, rows: Tensor, size: Size, needed: Tensor) -> tuple[Tensor, Tensor]:
         """The output at the positions `needed`, bool (H', W'), of the map `rows` (H W, C), size (H, W): their indices
-        (n,) among the H' W' and their values (n, D)."""
-        places = needed.flatten().nonzero().squeeze(1)
-        down, right = places // needed.shape[1], places % needed.shape[1]
-        tiles = F.max_pool2d(needed[None, None].float(), TILE, ceil_mode=True)[0, 0] > 0
-        corners = tiles.nonzero() * TILE  # (t, 2)
-        starts, sizes = [corners], [size]  # of every step's windows, and of the maps that they are cut from
-        length = TILE
-        for step in reversed(self.steps):
-            kernel, stride, padding = step.geometry
-            starts.insert(0, starts[0] * stride - padding)
-            length = (length - 1) * stride + kernel
-        for step in self.steps:
-            kernel, stride, padding = step.geometry
-            sizes.append(tuple((side + 2 * padding - kernel) // stride + 1 for side in sizes[-1]))
-        x = before = _windows(rows, size, starts[0], length)
-        for i, step in enumerate(self.steps):
-            if i:  # outside the frame, the next convolution meets zeros, not what this one made of them
-                _blank_outside(x, sizes[i], starts[i])
-            before, x = x, step.valid(x)
-        margin = (before.shape[-1] - TILE) // 2
-        before = before[:, :, margin : margin + TILE, margin : margin + TILE]
-        number = tiles.flatten().cumsum(0)[(down // TILE) * tiles.shape[1] + right // TILE] - 1  # which tile
-        taken = number * TILE**2 + down % TILE * TILE + right % TILE
-        found = self.pointwise(_positions(x)[taken])
-        return places, _positions(before)[taken] + found if self.residual else found
+        (n,), rising, among the H' W', and their values (n, D)."""
+        places, _, convolved = _convolve(self.steps, rows, size, needed)
+        return places, self.pointwise(convolved)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Convolutions that keep a map's size and channels, and an MLP: x + pointwise(y), y the last convolution of x, x
+    what the convolutions before it give.
+
+    Most of the arithmetic is in the MLP, most of the reach in the convolution. So y is kept as well, and gated: the MLP
+    is computed where y moved, not wherever a large kernel reaches.
+    """
+
+    steps: tuple[Step, ...]
+    pointwise: Callable[[Tensor], Tensor]
+
+    def reached(self, changed: Tensor) -> Tensor:
+        """As `Windowed.reached`."""
+        return _reached(self.steps, changed)
+
+    def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and the output (1, C, H, W) of a whole map."""
+        for step in self.steps[:-1]:
+            x = step.whole(x)
+        y = self.steps[-1].whole(x)
+        return y, x + as_map(self.pointwise(as_rows(y)), (x.shape[2], x.shape[3]))
+
+    def convolve(self, rows: Tensor, size: Size, needed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices (n,) of the positions `needed`, and x and y (n, C) there."""
+        return _convolve(self.steps, rows, size, needed)
 
 
 @dataclass(frozen=True)
@@ -116,13 +124,52 @@ class Whole:
         """All positions, bool (H', W')."""
         return changed.new_ones(changed.shape[0] // self.stride, changed.shape[1] // self.stride)
 
-    def compute(self, rows: Tensor, size: tuple[int, int], needed: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, rows: Tensor, size: Size, needed: Tensor) -> tuple[Tensor, Tensor]:
         """As `Windowed.compute`; costs the same however few are needed."""
         places = needed.flatten().nonzero().squeeze(1)
         return places, as_rows(self.whole(as_map(rows, size)))[places]
 
 
-Unit = Windowed | Whole
+Unit = Windowed | Residual | Whole
+
+
+def _reached(steps: tuple[Step, ...], changed: Tensor) -> Tensor:
+    reached = changed[None, None].float()
+    for step in steps:
+        reached = F.max_pool2d(reached, *step.geometry)
+    return reached[0, 0] > 0
+
+
+def _convolve(steps: tuple[Step, ...], rows: Tensor, size: Size, needed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the map `rows` (H W, C) of `size` (H, W), at the output positions `needed`, bool (H', W'): their indices (n,),
+    rising, the input of the last step there if it has stride 1, and its output, (n, D) each."""
+    places = needed.flatten().nonzero().squeeze(1)
+    if not steps:
+        found = rows[places]
+        return places, found, found
+    tiles = F.max_pool2d(needed[None, None].float(), TILE, ceil_mode=True)[0, 0] > 0
+    corners = tiles.nonzero() * TILE  # (t, 2)
+    starts, sizes = [corners], [size]  # of every step's windows, and of the maps that they are cut from
+    length = TILE
+    for step in reversed(steps):
+        kernel, stride, padding = step.geometry
+        starts.insert(0, starts[0] * stride - padding)
+        length = (length - 1) * stride + kernel
+    for step in steps:
+        kernel, stride, padding = step.geometry
+        height, width = sizes[-1]
+        sizes.append(((height + 2 * padding - kernel) // stride + 1, (width + 2 * padding - kernel) // stride + 1))
+    x = before = _windows(rows, size, starts[0], length)
+    for i, step in enumerate(steps):
+        if i:  # outside the frame, the next convolution meets zeros, not what this one made of them
+            _blank_outside(x, sizes[i], starts[i])
+        before, x = x, step.valid(x)
+    margin = (before.shape[-1] - TILE) // 2
+    before = before[:, :, margin : margin + TILE, margin : margin + TILE]
+    down, right = places // needed.shape[1], places % needed.shape[1]
+    number = tiles.flatten().cumsum(0)[(down // TILE) * tiles.shape[1] + right // TILE] - 1  # which tile
+    taken = number * TILE**2 + down % TILE * TILE + right % TILE
+    return places, _positions(before)[taken], _positions(x)[taken]
 
 
 def as_rows(maps: Tensor) -> Tensor:
@@ -130,12 +177,12 @@ def as_rows(maps: Tensor) -> Tensor:
     return maps[0].permute(1, 2, 0).flatten(0, 1)
 
 
-def as_map(rows: Tensor, size: tuple[int, int]) -> Tensor:
+def as_map(rows: Tensor, size: Size) -> Tensor:
     """Rows (H W, C) as a map (1, C, H, W) of `size` (H, W), a view in the memory format channels_last."""
     return rows.unflatten(0, size).permute(2, 0, 1)[None]
 
 
-def _windows(rows: Tensor, size: tuple[int, int], starts: Tensor, length: int) -> Tensor:
+def _windows(rows: Tensor, size: Size, starts: Tensor, length: int) -> Tensor:
     """Square windows (n, C, length, length) of a map's rows (H W, C) from `starts` (n, 2), zero outside the map."""
     along = torch.arange(length, device=rows.device)
     down, right = starts[:, :1] + along, starts[:, 1:] + along  # (n, length)
@@ -145,7 +192,7 @@ def _windows(rows: Tensor, size: tuple[int, int], starts: Tensor, length: int) -
     return windows
 
 
-def _blank_outside(windows: Tensor, size: tuple[int, int], starts: Tensor) -> None:
+def _blank_outside(windows: Tensor, size: Size, starts: Tensor) -> None:
     """Zero what of windows (n, C, length, length) from `starts` (n, 2) lies outside a map of `size`, in place."""
     along = torch.arange(windows.shape[-1], device=windows.device)
     down, right = starts[:, :1] + along, starts[:, 1:] + along
@@ -173,7 +220,7 @@ class ConvolutionalTower:
     num_global_tokens: ClassVar[int] = 0
 
     units: tuple[Unit, ...]
-    patch_size: tuple[int, int]
+    patch_size: Size
     num_channels: int
 
     def grid(self, pixel_values: Tensor) -> Grid:
@@ -189,11 +236,13 @@ class ConvolutionalTower:
 class MapCache:
     """What is kept of one frame: every unit's input, then the last one's output.
 
-    maps: rows (H W, C) each. sizes: (H, W) of each. gated: whether a change goes on beyond the patches it is in.
+    maps: rows (H W, C) each. sizes: (H, W) of each. convolved: of each `Residual` unit its y, as rows, else None.
+    gated: whether a change goes on beyond the patches it is in.
     """
 
     maps: tuple[Tensor, ...]
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[Size, ...]
+    convolved: tuple[Tensor | None, ...]
     gated: bool
 
     def read(self) -> Tensor:
@@ -206,12 +255,12 @@ class MapCache:
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the cache."""
-        return list(self.maps)
+        return [*self.maps, *(rows for rows in self.convolved if rows is not None)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all maps."""
-        return sum(rows.nbytes for rows in self.maps)
+        """Bytes of all tensors of the cache."""
+        return sum(rows.nbytes for rows in self.tensors())
 
 
 @torch.no_grad()
@@ -222,11 +271,17 @@ def encode_frame(tower: ConvolutionalTower, pixel_values: Tensor, gated: bool = 
     """
     check_frame(tower, pixel_values)
     x = pixel_values.clone(memory_format=torch.channels_last)
-    maps = [x]
+    maps, convolved = [x], []
     for unit in tower.units:
-        maps.append(unit.whole(maps[-1]))
+        y = None
+        if isinstance(unit, Residual):
+            y, x = unit.whole(x)
+        else:
+            x = unit.whole(x)
+        maps.append(x)
+        convolved.append(None if y is None else as_rows(y))
     sizes = tuple((each.shape[2], each.shape[3]) for each in maps)
-    return MapCache(tuple(map(as_rows, maps)), sizes, gated)
+    return MapCache(tuple(map(as_rows, maps)), sizes, tuple(convolved), gated)
 
 
 def update(
@@ -237,8 +292,9 @@ def update(
     patches (n, C, patch_h, patch_w): the new pixels of the n patches that `changed` marks, in reading order;
     changed: bool (rows, columns). Of a patch, only the pixels that differ count. What is then computed anew:
 
-    * cache made with gated=True: all that the change reaches. Of every map, positions that moved by more than
-      `tolerance` (relative L2, against what the map has) go on. 0 equals a full encode.
+    * cache made with gated=True: all that the change reaches. Of every map, or of what the MLP behind it is computed
+      from, positions that moved by more than `tolerance` (relative L2, against what is kept) go on. 0 equals a full
+      encode.
     * with gated=False: only positions of the changed patches, from the whole maps.
 
     If anything is raised, an interrupt by the user included, the cache is as it was before.
@@ -266,36 +322,46 @@ def _walk(
     height, width = tower.patch_size
     grid = frame.unflatten(2, (-1, width)).unflatten(1, (-1, height))  # (C, rows, h, columns, w)
     grid.permute(1, 3, 0, 2, 4)[changed] = patches.to(frame)
-    moved = (as_rows(frame[None]) != pixels).any(dim=1)  # of a patch, often a few pixels
-    places = moved.nonzero().squeeze(1)
+    places = (as_rows(frame[None]) != pixels).any(dim=1).nonzero().squeeze(1)  # of a patch, often a few pixels
     journal.write(pixels, places, as_rows(frame[None])[places])
-    moved = moved.unflatten(0, cache.sizes[0])
+    tolerance = tolerance if cache.gated else 0.0
     for i, unit in enumerate(tower.units):
-        if not moved.any():
+        rows, size, after = cache.maps[i], cache.sizes[i], cache.maps[i + 1]
+        if not len(places):
             return
-        size = cache.sizes[i + 1]
-        needed = unit.reached(moved)
+        needed = unit.reached(_mask(places, size))
         if not cache.gated:
-            needed &= _spread(changed, size)
-        places, found = unit.compute(cache.maps[i], cache.sizes[i], needed)
-        kept = cache.gated and i + 1 < len(tower.units)  # tokens go nowhere, so that gating them saves nothing
-        moved = _write(cache.maps[i + 1], size, places, found, tolerance if kept else 0.0, journal)
+            needed &= _spread(changed, cache.sizes[i + 1])
+        if isinstance(unit, Residual):
+            kept = cache.convolved[i]
+            assert kept is not None
+            places, x, y = unit.convolve(rows, size, needed)
+            far = _far(kept, places, y, tolerance)
+            places, x, y = places[far], x[far], y[far]
+            journal.write(kept, places, y)
+            found = x + unit.pointwise(y)
+            far = _far(after, places, found, 0.0)
+        else:
+            places, found = unit.compute(rows, size, needed)
+            # tokens go nowhere, so that gating them saves nothing
+            far = _far(after, places, found, tolerance if i + 1 < len(tower.units) else 0.0)
+        places = places[far]
+        journal.write(after, places, found[far])
 
 
-def _write(
-    rows: Tensor, size: tuple[int, int], places: Tensor, found: Tensor, tolerance: float, journal: Journal
-) -> Tensor:
-    """Write the values `found` (n, C) at `places` (n,) that moved by more than the tolerance; bool (H, W), where."""
+def _far(rows: Tensor, places: Tensor, found: Tensor, tolerance: float) -> Tensor:
+    """Which of the values `found` (n, C) are further from those at `places` (n,) than the tolerance: bool (n,)."""
     old = rows.index_select(0, places)
-    far = torch.linalg.vector_norm(found - old, dim=1) > tolerance * torch.linalg.vector_norm(old, dim=1)
-    places = places[far]
-    journal.write(rows, places, found[far])
-    moved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    moved[places] = True
-    return moved.unflatten(0, size)
+    return torch.linalg.vector_norm(found - old, dim=1) > tolerance * torch.linalg.vector_norm(old, dim=1)
 
 
-def _spread(patches: Tensor, size: tuple[int, int]) -> Tensor:
+def _mask(places: Tensor, size: Size) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool, device=places.device)
+    mask.view(-1)[places] = True
+    return mask
+
+
+def _spread(patches: Tensor, size: Size) -> Tensor:
     """A mask of patches (rows, columns) as one of a map's positions, bool (H, W)."""
     down, right = (side // count for side, count in zip(size, patches.shape, strict=True))
     return patches.repeat_interleave(down, 0).repeat_interleave(right, 1)

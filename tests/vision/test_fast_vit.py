@@ -123,7 +123,7 @@ def test_every_map_is_that_of_a_fresh_encode():
     changed = marked((4, 5), (0, 4), (2, 2))
     frame = put(frame, changed, 64, frame_of((256, 320)))
     updated(tower, cache, frame, changed, 0.0)
-    for kept, fresh in zip(cache.maps, encode_frame(tower, frame).maps, strict=True):
+    for kept, fresh in zip(cache.tensors(), encode_frame(tower, frame).tensors(), strict=True):
         torch.testing.assert_close(kept, fresh, rtol=1e-9, atol=1e-9 * fresh.abs().max().item())
 
 
@@ -198,7 +198,7 @@ def test_whatever_is_raised_leaves_the_cache_as_it_was(raised, place):
     tower, first = open_fast_vit(model), frame_of((256, 256))
     cache, changed = encode_frame(tower, first), marked((4, 4), (0, 2))
     second = put(first, changed, 64, frame_of((256, 256)))
-    kept = [rows.clone() for rows in cache.maps]
+    kept = [rows.clone() for rows in cache.tensors()]
 
     def interrupt(*_: object) -> None:
         raise raised
@@ -207,7 +207,7 @@ def test_whatever_is_raised_leaves_the_cache_as_it_was(raised, place):
     with pytest.raises(raised):
         updated(tower, cache, second, changed, 0.0)
     hook.remove()
-    assert all(torch.equal(now, then) for now, then in zip(cache.maps, kept, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(cache.tensors(), kept, strict=True))
     torch.testing.assert_close(updated(tower, cache, second, changed, 0.0), own(model, second), rtol=1e-9, atol=1e-9)
 
 

@@ -12,7 +12,7 @@ from timm.models.fastvit import AttentionBlock, FastVit, RepMixerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fvlm_lib.vision.fast_vit import ConvolutionalTower, Step, Unit, Whole, Windowed, as_map, as_rows
+from fvlm_lib.vision.fast_vit import ConvolutionalTower, Residual, Step, Unit, Whole, Windowed, as_map, as_rows
 
 
 def open_fast_vit(model: FastVit) -> ConvolutionalTower:
@@ -30,12 +30,12 @@ def open_fast_vit(model: FastVit) -> ConvolutionalTower:
             units.append(_downsample(stage.downsample))
         if not isinstance(stage.pos_emb, nn.Identity):
             encoding = stage.pos_emb
-            units.append(Windowed((Step(encoding.reparam_conv, _same),), _same, False, encoding))
+            units.append(Windowed((Step(encoding.reparam_conv, _same),), _same, encoding))
         for block in stage.blocks:
-            units += _mixer_block(block) if isinstance(block, RepMixerBlock) else _attention_block(block)
+            units += [_mixer_block(block)] if isinstance(block, RepMixerBlock) else _attention_block(block)
     if not isinstance(model.final_conv, nn.Identity):
         units.append(Whole(model.final_conv))
-    strides = [step.geometry[1] for unit in units if isinstance(unit, Windowed) for step in unit.steps]
+    strides = [step.geometry[1] for unit in units if not isinstance(unit, Whole) for step in unit.steps]
     patch = math.prod(strides) * math.prod(unit.stride for unit in units if isinstance(unit, Whole))
     return ConvolutionalTower(tuple(units), (patch, patch), model.in_chans)
 
@@ -43,19 +43,20 @@ def open_fast_vit(model: FastVit) -> ConvolutionalTower:
 def _stem(stem: Any) -> Unit:
     first, second, third = stem
     steps = (Step(first.reparam_conv, first.act), Step(second.reparam_conv, second.act))
-    return Windowed(steps, _dense(third), False, stem)
+    return Windowed(steps, _dense(third), stem)
 
 
 def _downsample(module: Any) -> Unit:
     depthwise, dense = module.proj
     if not isinstance(depthwise.se, nn.Identity):
         return Whole(module, depthwise.stride)
-    return Windowed((Step(depthwise.reparam_conv, depthwise.act),), _dense(dense), False, module)
+    return Windowed((Step(depthwise.reparam_conv, depthwise.act),), _dense(dense), module)
 
 
-def _mixer_block(block: RepMixerBlock) -> list[Unit]:
-    steps = (Step(block.token_mixer.reparam_conv, _same), _spatial(block.mlp))
-    return [Windowed(steps, _products(block.mlp, block.layer_scale), True, block)]
+def _mixer_block(block: RepMixerBlock) -> Unit:
+    return Residual(
+        (Step(block.token_mixer.reparam_conv, _same), _spatial(block.mlp)), _products(block.mlp, block.layer_scale)
+    )
 
 
 def _attention_block(block: AttentionBlock) -> list[Unit]:
@@ -74,13 +75,10 @@ def _attention_block(block: AttentionBlock) -> list[Unit]:
         return as_map(rows + _scaled(attention.proj(joined), block.layer_scale_1), (x.shape[2], x.shape[3]))
 
     return [
-        Windowed((), projected, False, lambda x: as_map(projected(as_rows(x)), (x.shape[2], x.shape[3]))),
+        Windowed((), projected, lambda x: as_map(projected(as_rows(x)), (x.shape[2], x.shape[3]))),
         Whole(attended),
-        Windowed(
-            (_spatial(block.mlp),), _products(block.mlp, block.layer_scale_2), True,
-            lambda x: x + block.layer_scale_2(block.mlp(x)),
-        ),
-    ]  # fmt: skip
+        Residual((_spatial(block.mlp),), _products(block.mlp, block.layer_scale_2)),
+    ]
 
 
 def _spatial(mlp: Any) -> Step:
