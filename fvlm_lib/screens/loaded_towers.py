@@ -137,7 +137,9 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
         inside = (getattr(whole, name, None) for name in ("vision_model", "vision_tower", "visual"))
         model = next(filter(None, inside), whole) if hasattr(config, "vision_config") else whole
         mean, std = _normalisation(folder)
-    own = getattr(model.config, "image_size", None)
+    own, patch = getattr(model.config, "image_size", None), getattr(model.config, "patch_size", None)
+    if isinstance(own, int) and isinstance(patch, int):
+        own -= own % patch  # what is behind the last whole patch, no tower looks at
     size = image_size or ((own, own) if isinstance(own, int) else own)
     if size is None:
         raise CheckpointError(f"{spec} does not say the size of its frames; give image_size, height and width")

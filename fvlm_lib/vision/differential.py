@@ -177,8 +177,8 @@ class DifferentialVisionEncoder:
             self.statistics.frames["full"] += images.shape[0]
             return (tokens, stats) if return_stats else tokens
         tiles = [self]
+        images = self._whole_patches(images)
         if self.vision.tiled:
-            images = self._whole_patches(images)
             tiles = self._tiles if len(self._tiles) == len(images) else [self._another() for _ in images]
         # all are compared before any is encoded: what cannot be right leaves everything as it was
         masks = [tile._changed(image) for tile, image in zip(tiles, images.split(1), strict=True)]
@@ -195,11 +195,13 @@ class DifferentialVisionEncoder:
         assert self._tokens is not None
         return self._tokens
 
-    def _whole_patches(self, tiles: Tensor) -> Tensor:
-        """Tiles without the pixels behind their last whole patches, which tiled models do not look at either."""
-        rows, columns = self._frame_patch_size(tiles)
-        height, width = tiles.shape[-2:]
-        return tiles[..., : height - height % rows, : width - width % columns]
+    def _whole_patches(self, images: Tensor) -> Tensor:
+        """Without the pixels behind the last whole patches, where the tower does not look at them either."""
+        of_one_size = self.vision.tower is not None and self.vision.tower.image_size is not None
+        if not (of_one_size or self.vision.tiled):
+            return images
+        (rows, columns), (height, width) = self._frame_patch_size(images), images.shape[-2:]
+        return images[..., : height - height % rows, : width - width % columns]
 
     def _another(self) -> DifferentialVisionEncoder:
         """An encoder with the same settings and weights, and nothing kept."""

@@ -56,7 +56,8 @@ class Tower:
 
     embeddings: frames -> (N, P, D), with positions, rows in the model's own order. Affine in the pixels: what a patch
     adds to its row of the blank frame's embeddings is project_patches: (n, C, patch_h, patch_w) -> (n, D).
-    image_size: (height, width) of the frames, None if any multiple of the patch size will do.
+    image_size: (height, width) of the frames, in whole patches, None if any multiple of the patch size will do. Pixels
+    behind the last whole patch, such as six of SigLIP's 384 at a patch of 14, no model looks at.
     packed: whether weights of the blocks are packed. products: how long their products take, if that was measured.
     order, rotation, windows: of a frame's grid, as in `Layout`; windows, where there are any, of the model's blocks.
     taps: blocks, rising, whose outputs are also read, before any norm.

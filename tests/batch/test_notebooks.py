@@ -78,6 +78,8 @@ def test_a_config_s_section_and_its_notebook_have_the_same_types(name):
 
     cell = {key: kind for key, (_, kind) in _parameters(ROOT / "notebooks" / f"{name}.ipynb").items()}
     section = get_type_hints(SECTIONS[name], include_extras=True)
+    if name == "predict_sequence":
+        del section["sequences"]  # of which each is a run of the notebook
     assert {*section} <= {*cell}
     assert {key: schema(cell[key]) for key in section} == {key: schema(kind) for key, kind in section.items()}
 

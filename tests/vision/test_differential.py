@@ -554,3 +554,20 @@ def test_what_is_owed_is_paid_for_the_pixels_that_were_seen_last(clip):
         tokens, stats = encoder.encode(image, return_stats=True)
     assert stats.path == "cached"
     torch.testing.assert_close(tokens, clip(frames[-1]).last_hidden_state, rtol=0, atol=1e-9)
+
+
+def test_of_a_frame_that_is_no_multiple_of_the_patch_the_tower_sees_whole_patches():
+    """SigLIP's 384 pixels at a patch of 14: the model drops the last six, and so does a partial update."""
+    model = lively(
+        SiglipVisionModel(SiglipVisionConfig(**{**VISION, "image_size": 34}, vision_use_head=False))
+    ).double()
+    encoder = DifferentialVisionEncoder(model, diff_threshold=0.0, tolerance=0.0)
+    frame = torch.rand(1, 3, 34, 34, dtype=torch.float64)
+    encoder.encode(frame)
+    for place, changed in ((slice(32, 34), 0), (slice(8, 10), 1)):
+        frame = frame.clone()
+        frame[..., place, place] = 0.5
+        tokens, stats = encoder.encode(frame, return_stats=True)
+        assert stats.changed_patches == changed
+        with torch.no_grad():
+            torch.testing.assert_close(tokens, model(frame).last_hidden_state, rtol=0, atol=1e-9)

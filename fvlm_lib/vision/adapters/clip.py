@@ -19,7 +19,7 @@ from fvlm_lib.vision.opened_tower import Tower
 def open_clip_or_siglip(model: Any, interpolate: bool) -> Tower:
     """The parts of a `CLIPVisionModel` or `SiglipVisionModel`."""
     clip = isinstance(model, CLIPVisionModel)
-    convolution = model.embeddings.patch_embedding
+    convolution, size = model.embeddings.patch_embedding, model.config.image_size
     return Tower(
         embeddings=lambda pixels: model.embeddings(pixels, interpolate_pos_encoding=interpolate),
         project_patches=lambda patches: F.linear(patches.flatten(1), convolution.weight.flatten(1)),
@@ -29,7 +29,7 @@ def open_clip_or_siglip(model: Any, interpolate: bool) -> Tower:
         num_global_tokens=int(clip),
         patch_size=convolution.kernel_size,
         num_channels=convolution.in_channels,
-        image_size=None if interpolate else (model.config.image_size,) * 2,
+        image_size=None if interpolate else (size - size % convolution.kernel_size[0],) * 2,
     )
 
 
