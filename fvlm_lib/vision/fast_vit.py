@@ -267,9 +267,10 @@ def encode_frame(tower: ConvolutionalTower, pixel_values: Tensor, gated: bool = 
     """
     check_frame(tower, pixel_values)
     x = pixel_values.clone(memory_format=torch.channels_last)
-    maps, convolved = [x], []
+    maps = [x]
+    convolved: list[Tensor | None] = []
     for unit in tower.units:
-        y = None
+        y: Tensor | None = None
         if isinstance(unit, Residual):
             y, x = unit.whole(x)
         else:
