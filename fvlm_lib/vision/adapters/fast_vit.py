@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models.fastvit import AttentionBlock, FastVit, RepMixerBlock
+from timm.models.fastvit import FastVit, RepMixerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,10 +22,12 @@ def open_fast_vit(model: FastVit) -> ConvolutionalTower:
     as all have it, are computed in full. Raises TypeError for a model with branches, which
     `timm.utils.reparameterize_model` merges.
     """
-    if model.stem[0].reparam_conv is None:
+    stem: Any = model.stem
+    stages: Any = model.stages
+    if stem[0].reparam_conv is None:
         raise TypeError("the FastViT has the branches of training; timm.utils.reparameterize_model merges them")
-    units: list[Unit] = [_stem(model.stem)]
-    for stage in model.stages:
+    units: list[Unit] = [_stem(stem)]
+    for stage in stages:
         if not isinstance(stage.downsample, nn.Identity):
             units.append(_downsample(stage.downsample))
         if not isinstance(stage.pos_emb, nn.Identity):
@@ -53,13 +55,13 @@ def _downsample(module: Any) -> Unit:
     return Windowed((Step(depthwise.reparam_conv, depthwise.act),), _dense(dense), module)
 
 
-def _mixer_block(block: RepMixerBlock) -> Unit:
+def _mixer_block(block: Any) -> Unit:
     return Residual(
         (Step(block.token_mixer.reparam_conv, _same), _spatial(block.mlp)), _products(block.mlp, block.layer_scale)
     )
 
 
-def _attention_block(block: AttentionBlock) -> list[Unit]:
+def _attention_block(block: Any) -> list[Unit]:
     """The input and its queries, keys and values, which are computed where the input moved; attention, of all
     positions, since its products are few; the MLP, where the sum moved."""
     attention: Any = block.token_mixer
