@@ -83,11 +83,17 @@ def corrected(
     """
     size = rows_at_once(queries, keys.shape[2])
     if size < queries.shape[2]:
-        parts = [part.split(size, dim=2) for part in (queries, attended, logsumexp)]
-        unseen = [None] * len(parts[0]) if hidden is None else hidden.split(size)
-        found = [corrected(q, keys, values, *old, scaling, h) for q, *old, h in zip(*parts, unseen, strict=True)]
-        new, normaliser, lost = zip(*found, strict=True)
-        return torch.cat(new, dim=2), torch.cat(normaliser, dim=2), torch.cat(lost)
+        parts = []
+        for start in range(0, queries.shape[2], size):
+            end = start + size
+            q, before, normaliser = (part[:, :, start:end] for part in (queries, attended, logsumexp))
+            unseen = None if hidden is None else hidden[start:end]
+            parts.append(corrected(q, keys, values, before, normaliser, scaling, unseen))
+        return (
+            torch.cat([part[0] for part in parts], dim=2),
+            torch.cat([part[1] for part in parts], dim=2),
+            torch.cat([part[2] for part in parts]),
+        )
     weights = _scores(queries, keys, scaling).sub_(logsumexp).exp_()  # (1, H, N, 2 n)
     n = keys.shape[2] // 2
     weights[..., :n].neg_()
