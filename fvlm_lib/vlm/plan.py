@@ -20,6 +20,7 @@ from fvlm_lib.errors import CheckpointError, first_line
 from fvlm_lib.foveated.flops import count_flops, count_flops_by_module
 from fvlm_lib.reuse.blocks import Block, joined
 from fvlm_lib.reuse.windows import Windows
+from fvlm_lib.vision.fast_vit import ConvolutionalTower
 from fvlm_lib.vision.opened_tower import Grid, Tower
 from fvlm_lib.vlm.weightless import Weightless
 
@@ -54,10 +55,11 @@ class Part:
 def plan_tower(weightless: Weightless) -> Part:
     """The vision tower with what brings its tokens into the language model's width, for one frame.
 
-    Raises CheckpointError for a tower without adapter whose arithmetic cannot be counted without weights.
+    Raises CheckpointError for a tower that is no stack of blocks, or has no adapter, and whose arithmetic cannot be
+    counted without weights.
     """
     vision, frame = weightless.vision, weightless.frame
-    if vision.tower is None:
+    if not isinstance(vision.tower, Tower):
         found = count_by_module(weightless.name, vision.module, lambda: vision.own(frame))
         return Part("vision tower", found, nbytes(vision.module))
     tower, grid = vision.tower, vision.tower.grid(frame)
@@ -158,6 +160,19 @@ def reach(tower: Tower, grid: Grid, patch: int) -> list[float]:
             reached = torch.isin(inside.window, inside.window[reached])
         shares.append(float(reached.double().mean()))
     return shares
+
+
+def reach_of_maps(tower: ConvolutionalTower, size: tuple[int, int]) -> list[tuple[tuple[int, int], float]]:
+    """The same of a convolutional tower, for a patch in the middle of a frame (height, width): of the last map of each
+    size, in order, its size and the share of its positions."""
+    reached = torch.zeros(size, dtype=torch.bool)
+    down, right = (side // patch // 2 * patch for side, patch in zip(size, tower.patch_size, strict=True))
+    reached[down : down + tower.patch_size[0], right : right + tower.patch_size[1]] = True
+    shares = {}
+    for unit in tower.units:
+        reached = unit.reached(reached)
+        shares[tuple(reached.shape)] = float(reached.double().mean())
+    return [((height, width), share) for (height, width), share in shares.items()]
 
 
 def windows(tower: Tower, grid: Grid) -> list[Windows | None]:

@@ -86,7 +86,8 @@ def frame_size(text: str) -> tuple[int, int]:
 def _plan(args: argparse.Namespace) -> None:
     import torch
 
-    from fvlm_lib.vlm.plan import plan_text, plan_tower
+    from fvlm_lib.vision.fast_vit import ConvolutionalTower
+    from fvlm_lib.vlm.plan import plan_text, plan_tower, reach_of_maps
     from fvlm_lib.vlm.plan_times import plan_times
     from fvlm_lib.vlm.weightless import open_weightless
 
@@ -108,7 +109,15 @@ def _plan(args: argparse.Namespace) -> None:
         "gflops": {part.name: part.flops / 1e9 for part in parts},
         "weights_mb": {part.name: part.nbytes / 1e6 for part in parts},
     }
-    if tower is None or grid is None:
+    if isinstance(tower, ConvolutionalTower):
+        maps = reach_of_maps(tower, (weightless.frame.shape[-2], weightless.frame.shape[-1]))
+        shares = "; ".join(f"{share:.2%} of {width} x {height}" for (height, width), share in maps)
+        print(
+            f"\nAt tolerance 0 one changed patch, in the middle, reaches these shares of the maps: {shares}. How soon a "
+            "change falls below a tolerance above 0 the weights decide: measure it with fvlm bench-policies."
+        )
+        facts["reach"] = [share for _, share in maps]
+    elif tower is None or grid is None:
         print(
             f"\n{type(weightless.vision.module).__name__} has no adapter: a frame in which nothing changed costs "
             "nothing, any other is encoded in full, so the factor is 1."

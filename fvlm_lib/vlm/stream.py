@@ -172,7 +172,7 @@ class VLMStream:
             (tokens, stats), encode_ms = timed(lambda: encoder.encode(seen.pixel_values, return_stats=True))
             deepstack = encoder.deepstack
             fields = {name: getattr(stats, name) for name in ("path", "changed_patches", "num_patches")}
-            changed = self._changed_tokens(stats, tokens.shape[1])
+            changed = self._changed_tokens(stats, tokens.shape[:2].numel())  # of all tiles
         if changed is None or self._changed is None:
             self._changed = None
         else:  # with those of frames that were encoded and not answered

@@ -210,3 +210,12 @@ def test_what_cannot_be_is_said_in_one_line(options, said, tmp_path, capsys):
 def test_numbers_in_few_words():
     assert ranges(["0", "1", "2", "4", "6", "7"]) == "0-2, 4, 6-7"
     assert ranges([""]) == ""
+
+
+def test_a_convolutional_tower_tells_how_far_a_change_reaches_in_its_maps(vlm_folders, capsys):
+    """As an update at tolerance 0 does: a map's positions that it writes are among these."""
+    assert exit_code(plan_command.main, "--model", vlm_folders["fast_vlm"], "--no-measure") == 0
+    said = capsys.readouterr().out
+    facts = json.loads(said.splitlines()[-1])
+    assert facts["reach"] == sorted(facts["reach"]) and 0 < facts["reach"][0] < facts["reach"][-1] == 1
+    assert "of 32 x 32" in said and "fvlm bench-policies" in said
