@@ -87,6 +87,7 @@ def _plan(args: argparse.Namespace) -> None:
     import torch
 
     from fvlm_lib.vision.fast_vit import ConvolutionalTower
+    from fvlm_lib.vision.opened_tower import Tower
     from fvlm_lib.vlm.plan import plan_text, plan_tower, reach_of_maps
     from fvlm_lib.vlm.plan_times import plan_times
     from fvlm_lib.vlm.weightless import open_weightless
@@ -96,7 +97,7 @@ def _plan(args: argparse.Namespace) -> None:
     weightless = open_weightless(args.model, args.size)
     tower = weightless.vision.tower
     grid = tower.grid(weightless.frame) if tower else None
-    if grid and (wrong := [count for count in args.counts if count > grid[0] * grid[1]]):
+    if isinstance(tower, Tower) and grid and (wrong := [count for count in args.counts if count > grid[0] * grid[1]]):
         raise ValueError(f"{wrong[0]} patches cannot change; a frame has {grid[0] * grid[1]}")
     parts = [part for part in (plan_tower(weightless), plan_text(weightless, args.text_tokens)) if part]
     print(_head(args, weightless, grid))
@@ -113,8 +114,8 @@ def _plan(args: argparse.Namespace) -> None:
         maps = reach_of_maps(tower, (weightless.frame.shape[-2], weightless.frame.shape[-1]))
         shares = "; ".join(f"{share:.2%} of {width} x {height}" for (height, width), share in maps)
         print(
-            f"\nAt tolerance 0 one changed patch, in the middle, reaches these shares of the maps: {shares}. How soon a "
-            "change falls below a tolerance above 0 the weights decide: measure it with fvlm bench-policies."
+            f"\nAt tolerance 0 one changed patch, in the middle, reaches these shares of the maps: {shares}. How soon "
+            "a change falls below a tolerance above 0 the weights decide: measure it with fvlm bench-policies."
         )
         facts["reach"] = [share for _, share in maps]
     elif tower is None or grid is None:

@@ -9,6 +9,7 @@ from conftest import ROOT
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.timm_wrapper import TimmWrapperConfig, TimmWrapperModel
+from vlm_folders.fast_vit import enliven
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.vision.adapters.fast_vit import open_fast_vit
@@ -24,36 +25,12 @@ SIZES = {"fastvit_mci3": (256, 320), "fastvit_mci0": (128, 96)}
 
 
 def random_fast_vit(name: str, dtype: torch.dtype = torch.float64, **options) -> nn.Module:
-    """A FastViT whose tokens depend on the frame: as it is made, layers are scaled with 1e-5, norms do nothing, and
-    little of the frame is left behind some random convolutions."""
+    """A small one, reproducible."""
     torch.manual_seed(0)
     options = {"inference_mode": True, **(SMALL if name == "fastvit_mci3" else {"layers": (1, 1, 1, 1)}), **options}
     model = timm.create_model(name, num_classes=0, **options).eval().requires_grad_(False)
-    for key, value in model.state_dict().items():
-        if "running_mean" in key:
-            value.normal_(0, 0.5)
-        elif "running_var" in key:
-            value.uniform_(0.5, 2)
-        elif "gamma" in key:
-            value.uniform_(0.2, 0.6)
-        elif "token_mixer.reparam_conv.weight" in key:
-            value[:, 0, 1, 1] += 1  # the input itself, as merged branches have it
-    hooks = [m.register_forward_hook(standardise) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    model.forward_features(torch.rand(1, 3, 256, 256))
-    for hook in hooks:
-        hook.remove()
+    enliven(model)
     return model.to(dtype)
-
-
-def standardise(convolution: nn.Conv2d, _: object, output: Tensor) -> Tensor | None:
-    """Scale and shift a convolution such that each of its channels has mean 0 and deviation 1, as trained norms do."""
-    if output.shape[-1] == 1:  # of squeeze-excitation
-        return None
-    deviation, mean = torch.std_mean(output, dim=(0, 2, 3))
-    bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
-    convolution.weight /= deviation[:, None, None, None]
-    convolution.bias = nn.Parameter((bias - mean) / deviation, requires_grad=False)
-    return (output - mean[:, None, None]) / deviation[:, None, None]
 
 
 def own(model: nn.Module, frame: Tensor) -> Tensor:

@@ -160,8 +160,8 @@ def test_the_command_tells_all_of_it(vlm_folders, capsys):
     assert sum(map(float, shares)) == pytest.approx(200, abs=0.5)  # of tower and language model
 
 
-def test_without_adapter_the_factor_is_1(vlm_folders, capsys):
-    assert exit_code(plan_command.main, "--model", vlm_folders["fast_vlm"], "--no-measure") == 0
+def test_without_adapter_the_factor_is_1(branched_fast_vlm, capsys):
+    assert exit_code(plan_command.main, "--model", branched_fast_vlm, "--counts", 1, 5, "--no-measure") == 0
     printed = capsys.readouterr().out
     assert "TimmWrapperModel has no adapter" in printed
     assert {row["factor"] for row in json.loads(printed.splitlines()[-1])["updates"]} == {1.0}

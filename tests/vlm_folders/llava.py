@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.models.timm_wrapper import TimmWrapperConfig
 
 from fvlm_lib.vlm.assemble import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava
+from vlm_folders.fast_vit import enliven
 from vlm_folders.parts import byte_tokenizer, small_text
 
 
@@ -37,7 +39,9 @@ def save_fast_vlm(folder: Path) -> Path:
     config = FastVlmConfig(
         vision_config=vision, text_config=small_text(tokenizer), image_token_index=len(tokenizer) - 1
     )
-    FastVlmForConditionalGeneration(config).save_pretrained(folder)
+    model: Any = FastVlmForConditionalGeneration(config).eval()
+    enliven(model.model.vision_tower.timm_model)
+    model.save_pretrained(folder)
     images = CLIPImageProcessor(
         size={"height": 128, "width": 128}, do_center_crop=False, image_mean=(0.0,) * 3, image_std=(1.0,) * 3
     )
