@@ -178,13 +178,17 @@ class DifferentialVisionEncoder:
         # all are compared before any is encoded: what cannot be right leaves everything as it was
         masks = [tile._changed(image) for tile, image in zip(tiles, images.split(1), strict=True)]
         self._tiles = tiles if self.vision.tiled else []
-        every = [tile._encode(*of_tile) for tile, *of_tile in zip(tiles, images.split(1), masks, strict=True)]
-        tokens = torch.cat([tile._tokens for tile in tiles])  # copies, never a live reference
+        every = [tile._encode(image, mask) for tile, image, mask in zip(tiles, images.split(1), masks, strict=True)]
+        tokens = torch.cat([tile._kept_tokens() for tile in tiles])  # a copy, never a live reference
         self.deepstack = tuple(map(torch.cat, zip(*(tile._deepstack for tile in tiles), strict=True)))
         stats = joined_tiles(every) if self.vision.tiled else every[0]
         self.statistics.add(stats, [tile for tile, mask in zip(every, masks, strict=True) if mask is not None])
         self.frame_statistics = stats
         return (tokens, stats) if return_stats else tokens
+
+    def _kept_tokens(self) -> Tensor:
+        assert self._tokens is not None
+        return self._tokens
 
     def _whole_patches(self, tiles: Tensor) -> Tensor:
         """Tiles without the pixels behind their last whole patches, which tiled models do not look at either."""
@@ -199,7 +203,7 @@ class DifferentialVisionEncoder:
         another.reset_cache()
         return another
 
-    def _changed(self, images: Tensor) -> Tensor | None:
+    def _changed(self, images: Tensor) -> Any:
         """Mask (grid_h, grid_w) of the patches that changed; None where there is nothing to compare with."""
         self._grid(images)  # refuses an empty frame
         tower = self.vision.tower
@@ -208,15 +212,16 @@ class DifferentialVisionEncoder:
             self.vision.token_rows(tower.grid(images))  # refuses grids of which no tokens can be made
         return self.tracker.changed(images, self._frame_patch_size(images))
 
-    def _encode(self, images: Tensor, mask: Tensor | None) -> FrameStatistics:
-        """Bring what is kept up to date with images (1, C, height, width), of which the patches in `mask` changed."""
+    def _encode(self, images: Tensor, mask: Any) -> FrameStatistics:
+        """Bring what is kept up to date with images (1, C, height, width), of which the patches in `mask` changed, if
+        they could be compared."""
         try:
             return self._encode_or_fall_back(images, mask)
         except BaseException:  # an interrupt may leave tokens that are newer than the pixels they are compared by
             self.reset_cache()
             raise
 
-    def _encode_or_fall_back(self, images: Tensor, mask: Tensor | None) -> FrameStatistics:
+    def _encode_or_fall_back(self, images: Tensor, mask: Any) -> FrameStatistics:
         grid = self._grid(images)
         num_patches = grid[0] * grid[1]
         changed = None if mask is None else int(mask.sum())
@@ -236,8 +241,7 @@ class DifferentialVisionEncoder:
         except Exception:
             logger.exception("differential encoding failed; the frame is encoded in full")
             self.reset_cache()
-            self._keep_own(images)
-            path, computed = "fallback", self._tokens.shape[1]
+            path, computed = "fallback", self._keep_own(images)
         if path != "partial":
             mask = torch.full(grid, path in ("full", "fallback"), device=images.device)
         self.tracker.encoded(images, self._frame_patch_size(images), mask)
@@ -268,26 +272,25 @@ class DifferentialVisionEncoder:
         (height, width), (rows, columns) = images.shape[-2:], self._grid_size
         return -(-height // rows), -(-width // columns)
 
-    def _keep_own(self, images: Tensor) -> None:
-        """Keep the model's own full encode of the frame."""
+    def _keep_own(self, images: Tensor) -> int:
+        """Keep the model's own full encode of the frame; returns the number of its tokens."""
         features = self.vision.features(images)
         self._tokens, self._deepstack = features.tokens, features.deepstack
+        return features.tokens.shape[1]
 
     def _encode_full(self, images: Tensor) -> int:
         """Encode the frame in full and keep it; returns the number of its tokens."""
         tower = self.vision.tower
         if tower is None:
-            self._keep_own(images)
-        else:
-            cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
-            grid = tower.grid(images)
-            features = self.vision.select(cache.read()), *cache.read_taps()
-            tokens = self.vision.finish(features[0], grid)
-            rows = self.vision.token_rows(grid)
-            taps = zip(self.vision.deepstack, features[1:], strict=True)
-            self._deepstack = tuple(project(tapped[:, rows]) for project, tapped in taps)
-            self._cache, self._features, self._tokens = cache, features, tokens
-        return self._tokens.shape[1]
+            return self._keep_own(images)
+        grid = tower.grid(images)
+        cache = encode_frame(tower, images.to(self.vision.dtype), self.propagate)
+        features = self.vision.select(cache.read()), *cache.read_taps()
+        tokens, rows = self.vision.finish(features[0], grid), self.vision.token_rows(grid)
+        taps = zip(self.vision.deepstack, features[1:], strict=True)
+        self._deepstack = tuple(project(tapped[:, rows]) for project, tapped in taps)
+        self._cache, self._features, self._tokens = cache, features, tokens
+        return tokens.shape[1]
 
     def _update(self, images: Tensor, mask: Tensor) -> tuple[Tensor, int, int]:
         """Recompute the changed patches' tokens, and project only those that are new.

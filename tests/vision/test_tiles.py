@@ -216,6 +216,21 @@ def test_a_tile_of_which_most_changed_is_encoded_in_full_and_the_others_are_kept
     assert_tokens(tokens, own(model, images))
 
 
+def test_what_tiles_are_owed_is_paid_on_the_next_frames(smolvlm):
+    encoder = DifferentialVisionEncoder(smolvlm, propagate="budget", max_rows=16, tolerance=1e-9, diff_threshold=0.0)
+    encoder.encode(frame())
+    images = touched(frame(), (0, 1, 1), (2, 5, 5))
+    owed = []
+    while not owed or (owed[-1] and len(owed) < 100):
+        tokens, stats = encoder.encode(images, return_stats=True)
+        assert (stats.path, encoder.statistics.owed) == ("partial", stats.owed)
+        owed.append(stats.owed)
+    assert owed[0] > 0
+    assert owed[-1] == 0
+    torch.testing.assert_close(tokens, own(smolvlm, images), rtol=1e-6, atol=1e-6)
+    assert encoder.encode(images, return_stats=True)[1].path == "cached"
+
+
 def test_another_number_of_tiles_is_a_full_encode(model):
     encoder = exact(model)
     for images, path in [
