@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,13 +72,25 @@ def trained():
     return load_checkpoint(DEMO / "S-S" / "step_3000")
 
 
+class Made(dict):
+    """What is made by its name where it is first asked for."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self.make(name)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def vlm_folders(tmp_path_factory):
-    """Folders of a tiny random model of each architecture."""
+    """Folders of a tiny random model of each architecture, saved where they are asked for."""
     from vlm_folders import SAVERS
 
     root = tmp_path_factory.mktemp("vlms")
-    return {name: save(root / name) for name, save in SAVERS.items()}
+    return Made(lambda name: SAVERS[name](root / name))
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +98,7 @@ def vlms(vlm_folders):
     """The models in those folders, loaded once."""
     from fvlm_lib.vlm.vlms import load_vlm
 
-    return {name: load_vlm(str(folder)) for name, folder in vlm_folders.items()}
+    return Made(lambda name: load_vlm(str(vlm_folders[name])))
 
 
 @contextlib.contextmanager

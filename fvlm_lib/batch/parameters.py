@@ -160,7 +160,7 @@ class Vlm:
     """A vision-language model that is asked about every frame of sequences (notebooks/predict_sequence.ipynb)."""
 
     model: Name
-    """Folder or hub id: LLaVA 1.5, LLaVA-OneVision or FastVLM."""
+    """Folder or hub id: a LLaVA, FastVLM, Qwen-VL, InternVL or SmolVLM."""
     sequences: Names | None = None
     """ids of the recordings that it is asked about; null is all."""
     prompt: str = "Describe what is on the screen."

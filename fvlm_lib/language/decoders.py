@@ -68,7 +68,9 @@ def open_decoder(model: nn.Module, pack_weights: PackWeights | None = None, pack
         raise TypeError(f"{name} is no causal language model with layers and an lm_head; {ADVICE}")
     config: Any = inner.config
     if unfit := _misfit(inner, config):
-        raise TypeError(f"the language model {type(inner).__name__} cannot be opened: {unfit}; {ADVICE}")
+        linear = "linear_attention" in _layer_types(config)  # of which no exact prefix can be kept either
+        advice = "compute all of every prompt (prefill 'full')" if linear else ADVICE
+        raise TypeError(f"the language model {type(inner).__name__} cannot be opened: {unfit}; {advice}")
     blocks = tuple(_block(layer, config) for layer in inner.layers[: config.num_hidden_layers])
     weight = inner.embed_tokens.weight
     decoder = Decoder(
@@ -97,10 +99,13 @@ def language_model(model: Any) -> Any:
     return inner if all(hasattr(inner, part) for part in ("layers", "norm", "rotary_emb", "embed_tokens")) else None
 
 
+def _layer_types(config: Any) -> set[str]:
+    return {*(getattr(config, "layer_types", None) or ["full_attention"])}
+
+
 def _misfit(inner: Any, config: Any) -> str | None:
     """What of a decoder does not fit, in words."""
-    kinds = {*(getattr(config, "layer_types", None) or ["full_attention"])}
-    if others := kinds - {"full_attention"}:
+    if others := _layer_types(config) - {"full_attention"}:
         return f"it has layers of the type {', '.join(sorted(others))}"
     window = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:

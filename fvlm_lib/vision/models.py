@@ -1,7 +1,7 @@
 """Where a model keeps its vision tower: its way from pixels to tokens found, and its own image features replaced.
 
-Of language models it knows only where LLaVA-style ones keep tower and projector, and by which call they ask for an
-image's tokens. How a tower is walked is `towers.py`'s subject.
+Of language models it knows only where they keep tower and projector, and by which call they ask for an image's tokens.
+How a tower is walked is `towers.py`'s subject.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Command line: frames through a LLaVA- or FastVLM-style model, one answer a frame, differential encoding on.
+"""Command line: frames through a vision-language model, one answer a frame, differential encoding on.
 
 Here is what is made of the options, which are `predict_options.py`'s subject. What happens to a frame is `stream.py`'s,
 how answers are written and resumed `answers.py`'s, `--benchmark` `bench.py`'s. What takes seconds to import is imported
@@ -46,7 +46,10 @@ def notes(vlm: VLM, encoder: DifferentialVisionEncoder | None, frame_size: tuple
             if encoder.skip_small_updates
             else "encoded in full if anything changed"
         )
-        found.append(f"the vision tower ({architecture}) has no partial updates: a frame is {small}")
+        found.append(
+            f"the vision tower ({architecture}) has no partial updates: a frame is {small}; what --prefill says of the "
+            "prompt holds all the same"
+        )
     return found
 
 

@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "answers.jsonl   |   fvlm-predict --model FOLDER --sequence-root data/screens --benchmark",
     )
     parser.add_argument(
-        "--model", required=True, help="folder or hub id of a LLaVA 1.5, LLaVA-OneVision or FastVLM model"
+        "--model", required=True, help="folder or hub id of a LLaVA, FastVLM, Qwen-VL, InternVL or SmolVLM model"
     )
     given = parser.add_argument_group("frames (one of these)").add_mutually_exclusive_group(required=True)
     given.add_argument("--image", type=Path, metavar="FILE", help="one image")

@@ -117,13 +117,15 @@ def open_prefill(
 class Prefix:
     """Keys and values up to the first embedding that differs from the last prompt's, or none (`keep` is False).
 
-    Raises ValueError for a language model with sliding windows, whose cache cannot be cropped.
+    Raises ValueError for a language model whose cache cannot be cropped: with sliding windows, or linear attention.
     """
 
     def __init__(self, model: NamedModel, keep: bool) -> None:
-        if keep and any(DynamicCache(config=model.model.config).is_sliding):
+        cache = DynamicCache(config=model.model.config)
+        if keep and (any(cache.is_sliding) or any(cache.is_linear)):
+            way = "attends in sliding windows" if any(cache.is_sliding) else "has layers of linear attention"
             raise ValueError(
-                f"the language model of {model.name} attends in sliding windows, so its prefix cannot be reused; "
+                f"the language model of {model.name} {way}, so its prefix cannot be reused; "
                 "compute all of every prompt (prefill 'full', --prefill full)"
             )
         self._config, self._keep = model.model.config, keep

@@ -198,11 +198,11 @@ def load_vlm(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -
     )
     model = _read(name, "model", lambda: load_strictly(name, load))
     vlm = VLM(name, model.to(device), processor)
-    _check_processor(vlm)
+    check_processor(vlm)
     return vlm
 
 
-def _check_processor(vlm: VLM) -> None:
+def check_processor(vlm: VLM) -> None:
     """Raise CheckpointError where the processor's tokens or frames are not those that the model knows."""
     tokens, embeddings = len(vlm.processor.tokenizer), vlm.model.get_input_embeddings().num_embeddings
     if tokens > embeddings:
@@ -210,7 +210,11 @@ def _check_processor(vlm: VLM) -> None:
     token, wanted = vlm.processor.image_token, vlm.model.config.image_token_id
     if vlm.processor.tokenizer.convert_tokens_to_ids(token) != wanted:
         raise CheckpointError(f"{vlm.name}: its processor's image token {token} is not its model's, of id {wanted}")
-    if misfit := vlm.architecture.misfit(vlm.processor, vlm.model.config):
+    try:
+        misfit = vlm.architecture.misfit(vlm.processor, vlm.model.config)
+    except (KeyError, TypeError, AttributeError):
+        misfit = "its processor does not say the height and width of its frames in pixels"
+    if misfit:
         raise CheckpointError(f"{vlm.name}: {misfit}")
 
 

@@ -134,7 +134,7 @@ _EDITS = [
     ("config.json", ("vision_config", "patch_size"), 7, "do not fit the config"),
     ("config.json", ("vision_feature_layer",), 99, "read_layer is 99"),
     ("config.json", ("vision_feature_layer",), [1, 2], "do not fit the config"),
-    ("config.json", ("image_token_index",), 3, "image tokens"),
+    ("config.json", ("image_token_index",), 3, "is not its model's, of id 3"),
     ("processor_config.json", ("image_processor", "size"), {"height": 196, "width": 196}, "14 x 14 patches"),
     ("processor_config.json", ("image_processor", "size"), {"height": 112, "width": 224}, "8 x 16 patches"),
     ("processor_config.json", ("image_processor",), None, "processor"),

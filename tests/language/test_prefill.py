@@ -7,7 +7,12 @@ import itertools
 import pytest
 import torch
 from language_models import NAMES, SHAPE, VOCABULARY, make
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from fvlm_lib.language.prefill import GatedPrefill, Prefilled
 from fvlm_lib.reuse.policies import POLICIES, Policy, is_gating
@@ -225,6 +230,82 @@ def test_multimodal_positions_are_those_of_the_model():
             hidden = model.model.language_model(inputs_embeds=embed(model, ids), position_ids=positions)[0]
         torch.testing.assert_close(found.hidden, hidden[:, -1], rtol=0, atol=1e-9)
     assert found.statistics.moved_tokens == 9  # all but the image's first
+
+
+def deepstack_model():
+    """A Qwen3-VL whose language model adds features to the outputs of its first layers."""
+    torch.manual_seed(0)
+    text = {key: value for key, value in SHAPE.items() if key != "max_position_embeddings"}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen3VLConfig(
+        text_config=text | {"head_dim": 8, "rope_parameters": rope},
+        vision_config=vision | {"deepstack_visual_indexes": [0]},
+    )
+    return Qwen3VLForConditionalGeneration(config).eval().double()
+
+
+def image_features(seed: int, count: int = 12) -> list[torch.Tensor]:
+    """Of two layers."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, 32, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+def spread(features: list[torch.Tensor], length: int, start: int = 20) -> list[torch.Tensor]:
+    """Over the rows of a prompt, the image's from `start` on."""
+    spread = [torch.zeros(length, 32, dtype=torch.float64) for _ in features]
+    for rows, of_layer in zip(spread, features, strict=True):
+        rows[start : start + len(of_layer)] = of_layer
+    return spread
+
+
+@pytest.mark.parametrize("policy", [Full(), Exact(), Gated(0.0), Deviation(1.0)], ids=str)
+def test_what_is_added_at_the_first_layers_is_the_models_own(policy):
+    model = deepstack_model()
+    prefill = GatedPrefill(model, policy)
+    one_row = [features.clone() for features in image_features(0)]
+    one_row[1][5] += 1.0  # at the second layer alone, of embeddings that are the same
+    shown = [(prompt(), image_features(0)), (prompt(), one_row), (CHANGES["middle"], one_row)]
+    shown += [(CHANGES["middle"], image_features(1)), (prompt(40), image_features(0)), (prompt(), image_features(0))]
+    for ids, features in shown:
+        found = prefill(embed(model, ids), additions=spread(features, len(ids)))
+        mask = torch.zeros(1, len(ids), dtype=torch.bool)
+        mask[0, 20:32] = True
+        with torch.no_grad():
+            hidden = model.model.language_model(
+                inputs_embeds=embed(model, ids), visual_pos_masks=mask, deepstack_visual_embeds=features
+            )[0]
+        torch.testing.assert_close(found.hidden, hidden[:, -1], rtol=0, atol=1e-9)
+
+
+def test_rows_whose_additions_alone_changed_are_computed_behind_that_layer():
+    model = deepstack_model()
+    prefill = GatedPrefill(model, Gated(0.0))
+    features = image_features(0)
+    prefill(embed(model, prompt()), additions=spread(features, LENGTH))
+    assert prefill(embed(model, prompt()), additions=spread(features, LENGTH)).statistics.path == "cached"
+    features[1][5] += 1.0
+    computed = prefill(embed(model, prompt()), additions=spread(features, LENGTH)).statistics.computed
+    assert not computed[:, :25].any() and computed[2, 25:].all()
+
+
+@pytest.mark.parametrize(
+    ("additions", "said"),
+    [
+        ([torch.zeros(LENGTH, 31).double()], r"has one of torch.float64 and shape \(60, 31\); each must be"),
+        ([torch.zeros(LENGTH, 32)], "has one of torch.float32 and shape"),
+        ([torch.full((LENGTH, 32), float("inf")).double()], "NaN or infinite"),
+        ([torch.zeros(LENGTH, 32).double()] * 4, "has 4 tensors, but there are 3 layers"),
+    ],
+)
+def test_additions_that_cannot_be(additions, said):
+    model = deepstack_model()
+    prefill = GatedPrefill(model)
+    with pytest.raises(ValueError, match=said):
+        prefill(embed(model, prompt()), additions=additions)
+    prefill(embed(model, prompt()), additions=spread(image_features(0), LENGTH))
+    with pytest.raises(ValueError, match="has 0 tensors, but the last prompt had 2"):
+        prefill(embed(model, prompt()))
 
 
 def test_generate_goes_on_from_the_cache_and_leaves_the_kept_rows():

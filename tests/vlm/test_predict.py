@@ -228,10 +228,22 @@ def test_fast_vlm_says_that_its_tower_has_no_partial_updates(call, vlm_folders, 
     assert {row["path"] for row in rows(small)[2:]} >= {"skipped"}
 
 
-def test_onevision_runs(call, vlm_folders, sequence, tmp_path):
-    out = tmp_path / "answers.jsonl"
-    assert call("--image-dir", sequence, "--output", out, model=vlm_folders["llava_onevision"]) == 0
-    assert "partial" in {row["path"] for row in rows(out)[1:]}
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "idefics3"])
+def test_every_model_is_updated_and_says_what_it_says_in_full(call, vlm_folders, sequence, tmp_path, capsys, name):
+    asked = ["--image-dir", sequence]
+    exact = ["--diff-threshold", 0, "--diff-tolerance", 0, "--prefill", "gated", "--prefill-tolerance", 0]
+    out, full = tmp_path / "answers.jsonl", tmp_path / "full.jsonl"
+    assert call(*asked, *exact, "--output", out, model=vlm_folders[name]) == 0
+    assert "no partial updates" not in capsys.readouterr().err
+    assert {row["path"] for row in rows(out)[2:]} <= {"partial", "cached"}
+    whole = ["--disable-differential", "--prefill", "full"]
+    assert call(*asked, *whole, "--output", full, model=vlm_folders[name]) == 0
+    assert [row["text"] for row in rows(out)[1:]] == [row["text"] for row in rows(full)[1:]]
+
+
+def test_what_qwen3_5_can_do_is_said(call, capsys, sequence, vlm_folders):
+    said = refusal(call, capsys, "--image-dir", sequence, model=vlm_folders["qwen3_5"])
+    assert "has layers of linear attention" in said and "--prefill full" in said
 
 
 def test_the_settings_file_and_options_over_it(call, sequence, tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm_folders.internvl import save_internvl
 from vlm_folders.llava import save_fast_vlm, save_llava, save_onevision
-from vlm_folders.qwen_vl import save_qwen2_5_vl, save_qwen3_vl
+from vlm_folders.qwen_vl import save_qwen2_5_vl, save_qwen3_5, save_qwen3_vl
 from vlm_folders.smolvlm import save_idefics3, save_smolvlm
 
 SAVERS = {
@@ -13,6 +13,7 @@ SAVERS = {
     "fast_vlm": save_fast_vlm,
     "qwen2_5_vl": save_qwen2_5_vl,
     "qwen3_vl": save_qwen3_vl,
+    "qwen3_5": save_qwen3_5,
     "internvl": save_internvl,
     "smolvlm": save_smolvlm,
     "idefics3": save_idefics3,

@@ -1,4 +1,4 @@
-"""Tiny Qwen2.5-VL and Qwen3-VL: patches of 8 pixels, merged 2 x 2, in frames of up to 96 x 96 pixels."""
+"""Tiny Qwen2.5-VL, Qwen3-VL and Qwen3.5: patches of 8 pixels, merged 2 x 2, in frames of up to 96 x 96 pixels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -61,10 +63,29 @@ def save_qwen3_vl(folder: Path) -> Path:
         **_ids(tokenizer),
     )
     Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    _save_qwen3_processor(folder, tokenizer)
+    return folder
+
+
+def save_qwen3_5(folder: Path) -> Path:
+    """One layer of linear attention, and one of full attention."""
+    tokenizer = byte_tokenizer(*TOKENS)
+    torch.manual_seed(0)
+    linear = {f"linear_{name}_head_dim": 16 for name in ("key", "value")}
+    linear |= {f"linear_num_{name}_heads": 2 for name in ("key", "value")}
+    text = SHAPE | _rope("default", mrope_interleaved=True, partial_rotary_factor=1.0) | linear
+    text |= {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"]}
+    text |= {"vocab_size": len(tokenizer) + 1}  # loading adds one
+    config = Qwen3_5Config(vision_config=VISION | {"num_position_embeddings": 36}, text_config=text, **_ids(tokenizer))
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(folder)
+    _save_qwen3_processor(folder, tokenizer)
+    return folder
+
+
+def _save_qwen3_processor(folder: Path, tokenizer: Any) -> None:
     images = Qwen2VLImageProcessor(size=LIMITS, image_mean=[0.5] * 3, image_std=[0.5] * 3, **SIZES)
     video = Qwen3VLVideoProcessor(size=LIMITS, **SIZES)
     Qwen3VLProcessor(images, tokenizer, video, chat_template=TEMPLATE).save_pretrained(folder)
-    return folder
 
 
 def _rope(kind: str, **options: Any) -> dict[str, Any]:

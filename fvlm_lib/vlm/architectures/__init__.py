@@ -15,6 +15,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "fast_vlm": LLAVA,
     "qwen2_5_vl": QWEN_VL,
     "qwen3_vl": QWEN_VL,
+    "qwen3_5": QWEN_VL,
     "internvl": INTERNVL,
     "smolvlm": SMOLVLM,
     "idefics3": SMOLVLM,

@@ -27,8 +27,10 @@ class Architecture:
     """frame: (processor, screenshot) -> `Frame`, as the processor makes it of the one image of a prompt. image_size:
     processor -> (height, width) in pixels of all frames; None where they have sizes of their own, by the screenshot's.
     image_ids: (processor, frame, number of vision tokens) -> the token ids that stand for an image in a prompt, one
-    image token a vision token. positions: (model, input_ids (1, N), frame) -> multimodal rotary positions (3, 1, N);
-    None for positions that count up. misfit: (processor, config) -> in words, what of the two does not go together.
+    image token a vision token. misfit: (processor, config) -> in words, what of the two does not go together; raises
+    KeyError, TypeError or AttributeError for a processor that does not say it.
+    positions: (model, input_ids (1, N), frame) -> multimodal rotary positions (3, 1, N); None for positions that count
+    up.
     """
 
     frame: Callable[[Any, Image.Image], Frame]

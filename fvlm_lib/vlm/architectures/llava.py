@@ -24,10 +24,7 @@ def image_size(processor: Any) -> tuple[int, int]:
 
 def misfit(processor: Any, config: Any) -> str | None:
     """Frames of another size than the tower's."""
-    try:
-        size = image_size(processor)
-    except (KeyError, TypeError, AttributeError):
-        return "its processor does not say the height and width of its frames in pixels"
+    size = image_size(processor)
     own, patch = (getattr(config.vision_config, name, None) for name in ("image_size", "patch_size"))
     if not (isinstance(own, int) and isinstance(patch, int)) or size == (own, own):
         return None

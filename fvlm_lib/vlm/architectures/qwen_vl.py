@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL: frames of nearly their own size, and positions in time, height and width.
+"""Qwen2.5-VL, Qwen3-VL and Qwen3.5: frames of nearly their own size, and positions in time, height and width.
 
 The processor resizes a screenshot to whole merge windows within its limits of pixels, and flattens it into rows of
 patches, which are folded back into a frame here. What Qwen3-VL adds at the language model's first layers comes with the
@@ -38,7 +38,7 @@ def positions(model: Any, input_ids: Tensor, frame: Frame) -> Tensor:
         mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
         image_grid_thw=torch.tensor([grid], device=input_ids.device),
     )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def misfit(processor: Any, config: Any) -> str | None:
@@ -50,4 +50,4 @@ def misfit(processor: Any, config: Any) -> str | None:
     return None
 
 
-QWEN_VL = Architecture(frame, own_size, image_token_ids, misfit, positions)
+QWEN_VL = Architecture(frame, own_size, image_token_ids, misfit, positions=positions)

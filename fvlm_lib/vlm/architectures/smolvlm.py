@@ -34,7 +34,7 @@ def image_ids(processor: Any, frame: Frame, count: int) -> list[int]:
     """As the processor has it."""
     rows, columns = frame.tiles
     text = processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
-    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def misfit(processor: Any, config: Any) -> str | None:
