@@ -24,9 +24,9 @@ class Mergers:
     deepstack: tuple[Callable[[Tensor], Tensor], ...]
 
 
-def open_mergers(module: Any, tower: Tower | None) -> Mergers | None:
+def open_mergers(module: Any, tower: Tower) -> Mergers | None:
     """Those of a tower of the Qwen family; None for another."""
-    if tower is None or not hasattr(module, "merger"):
+    if not hasattr(module, "merger"):
         return None
     order = tower.order
 

@@ -109,7 +109,7 @@ def open_vision(model: nn.Module, pack_weights: PackWeights | None = False, pack
             tower = open_tower(module, layer, pack_weights=pack_weights, pack_memory=pack_memory)
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
 
-    merging = open_mergers(module, tower) or shuffle
+    merging = (open_mergers(module, tower) if isinstance(tower, Tower) else None) or shuffle
     single_crop = getattr(config, "model_type", None) == "llava_onevision"
 
     def token_rows(grid: Grid) -> Tensor:

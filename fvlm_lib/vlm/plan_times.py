@@ -118,7 +118,7 @@ def _some(blocks: list[Block]) -> list[Block]:
 def _brought(block: Block) -> Block:
     """A copy with small random weights on the CPU."""
     found = {name: part for name, part in vars(block).items() if isinstance(part, nn.Module)}
-    parts = copy.deepcopy(found)  # at once, since some share their weights
+    parts: dict[str, Any] = copy.deepcopy(found)  # at once, since some share their weights
     every = nn.ModuleList(parts.values()).to_empty(device="cpu")
     for weight in every.parameters():
         weight.normal_(std=0.02)
@@ -127,7 +127,8 @@ def _brought(block: Block) -> Block:
 
 def _with_blocks(tower: Tower, grid: Grid, blocks: Sequence[Block], inside: Any = None) -> Tower:
     """The tower with these blocks alone: embeddings are random, patches add nothing to them."""
-    shape, dtype = (num_rows(tower, grid), width(tower)), tower.blocks[0].q_proj.weight.dtype
+    shape = num_rows(tower, grid), width(tower)
+    dtype: Any = tower.blocks[0].q_proj.weight.dtype
     embedded = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     rotation = tower.rotation(grid)
     turned = None if rotation is None else (torch.ones(rotation[0].shape), torch.zeros(rotation[1].shape))

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -224,7 +225,7 @@ class Kept:
 def added(layers: Sequence[nn.Module], additions: Sequence[Tensor]) -> Iterator[None]:
     """While inside, each of the first layers adds its additions (N, D) to its output, at its next call and only then:
     to the n rows (B, n, D) that are run of a prompt of N tokens, its last."""
-    hooks = []
+    hooks: list[RemovableHandle] = []
 
     def add(index: int, output: Tensor) -> Tensor:
         hooks[index].remove()
