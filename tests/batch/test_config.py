@@ -31,6 +31,7 @@ from fvlm_lib.data.files import data_stamp, matching_files
 from fvlm_lib.figures.paper import VENUES
 from fvlm_lib.gap.gap import evaluate_inference_gap, open_evaluation
 from fvlm_lib.gap.results import gap_file
+from fvlm_lib.schema import RANDOM_TOWERS
 from fvlm_lib.vision.settings import DifferentialSettings, write_settings
 
 GAP = {
@@ -144,7 +145,7 @@ SCREENS = str(ROOT / "data" / "screens" / "idle")
          ".webp)"),
         ({"differential": {"towers": {"t": {"tower": "random:clip"}}}},
          "differential.towers.t.tower is 'random:clip', and there is none such; known are "
-         "random:clip-vit-large-patch14-336, random:clip-tiny"),
+         f"{', '.join(RANDOM_TOWERS)}"),
         ({"differential": {"towers": {"t": {"tower": "checkpoints/no/where"}}}},
          "differential.towers.t.tower is 'checkpoints/no/where', and there is no such folder; a hub id is like "
          "OWNER/MODEL"),
