@@ -12,8 +12,9 @@ from torch import Tensor
 CHUNK = 128
 """Of a causal stack, rows whose attention is computed at once, so that what none of them sees is not computed."""
 
-MOST_SCORES = 2**24
-"""Scores that are computed at once, of all heads: what many rows see of many would take gigabytes."""
+MOST_SCORES = 2**22
+"""Scores that are written out at once, of all heads: what many rows see of many would take gigabytes, and a sixteenth
+of one is slower than this by a third."""
 
 
 def attention(
@@ -27,14 +28,24 @@ def attention(
     """Attention (B, H, n, d) of queries (B, H, n, d) over keys and values (B, G, N, d), and its log-normaliser
     (B, H, n, 1). hidden: bool (B, N), keys that no query sees, where `rows` is None.
 
-    Written out, because that gives the normaliser, and on a CPU is no slower than the fused kernel. Of half precision
-    it is computed in float32, as fused kernels do.
+    By torch's fused kernel on a CPU, written out elsewhere, of a causal stack and of heads that share their keys: the
+    public `scaled_dot_product_attention` does not return the normaliser. Of half precision it is computed in float32,
+    as fused kernels do.
     """
     if queries.dtype in (torch.float16, torch.bfloat16):
         single = attention(queries.float(), keys.float(), values.float(), scaling, rows, hidden)
         return single[0].to(queries), single[1].to(queries)
     if not queries.shape[2]:
         return torch.empty_like(queries), queries.new_empty(*queries.shape[:3], 1)
+    if rows is None and queries.is_cpu and queries.shape[1] == keys.shape[1]:
+        mask = None  # what is added to the scores, (B, 1, 1, N)
+        if hidden is not None:
+            mask = queries.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None]
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        # which takes a head's channels to lie together, and reads what is not there if they do not
+        q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (queries, keys, values))
+        attended, logsumexp = fused(q, k, v, attn_mask=mask, scale=scaling)
+        return attended, logsumexp[..., None]
     parts = []
     if rows is None:
         unseen = None if hidden is None else hidden[:, None, None]

@@ -93,12 +93,14 @@ class Journal:
         self.written: list[tuple[Tensor, Tensor | None, Tensor]] = []
 
     def write(self, tensor: Tensor, rows: Tensor | None, new: Tensor) -> Tensor:
-        """tensor[..., rows, :] = new, all rows for None; returns the old rows."""
+        """tensor[..., rows, :] = new, all rows for None; returns the old rows, and of a new tensor those written."""
         if rows is not None and len(rows) == tensor.shape[-2]:  # all, and copies of wholes are faster
             rows = None
+        if self.new:
+            _set(tensor, rows, new)
+            return new
         old = tensor.clone() if rows is None else tensor.index_select(-2, rows)
-        if not self.new:
-            self.written.append((tensor, rows, old))
+        self.written.append((tensor, rows, old))
         _set(tensor, rows, new)
         return old
 

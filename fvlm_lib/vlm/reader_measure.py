@@ -120,7 +120,7 @@ def open_reuse(vlm: VLM, prompt: str, reuse: Reuse) -> VLMStream:
 
 
 def draw_cases(count: int, seed: int = 0) -> list[tuple[Case, ScreenPair]]:
-    """So many screens of every case, in turn."""
+    """So many screens of every case, in turn; cases of the same change and question are given the same screens."""
     return [
         (case, screen_pair(case.change, case.question, i, asked=case.asked, gone=case.gone, seed=seed))
         for i in range(count)

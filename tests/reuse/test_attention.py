@@ -29,6 +29,19 @@ def test_attention_is_that_of_torch(causal, groups, scaling):
         torch.testing.assert_close(logsumexp, scores.logsumexp(-1, keepdim=True)[:, :, rows])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_attention_of_heads_whose_channels_lie_apart_and_of_hidden_keys(dtype):
+    """As products of few rows leave them, transposed; in float32 too, whose kernel is another one."""
+    q, k, v = (draw(2, 4, 8, 12).to(dtype).transpose(2, 3) for _ in range(3))
+    hidden = torch.zeros(2, 12, dtype=torch.bool)
+    hidden[0, 3:5] = hidden[1, -4:] = True
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden[:, None, None])
+    attended, logsumexp = attention(q, k, v, hidden=hidden)
+    torch.testing.assert_close(attended, wanted)
+    scores = (q @ k.transpose(2, 3) * 8**-0.5).masked_fill(hidden[:, None, None], -torch.inf)
+    torch.testing.assert_close(logsumexp, scores.logsumexp(-1, keepdim=True))
+
+
 def test_correcting_a_causal_attention_leaves_what_cannot_see_the_change():
     rows = torch.tensor([4, 9])
     q, k, v, new_k, new_v = (draw(1, *shape, 8) for shape in ((4, 12), (2, 12), (2, 12), (2, 2), (2, 2)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from random_weights import enliven
 from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
@@ -125,16 +126,9 @@ DTYPES = {torch.float64: 1e-8, torch.float32: 1e-4}  # Qwen's norms and rotation
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Weights large enough to matter, norms and scales unlike 0 and 1."""
+    """The model of a case, reproducible."""
     torch.manual_seed(0)
-    model = CASES[name].build()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.shape[0] > 1 else 1.0)
-            else:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval().to(dtype)
+    return enliven(CASES[name].build()).to(dtype)
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_weights import enliven
 from torch import nn
 from transformers import (
     Idefics3Config,
@@ -54,16 +55,9 @@ MODELS = {
 
 
 def make(name: str) -> nn.Module:
-    """A tiny random model in float64; weights large enough to matter, norms and scales unlike 0 and 1."""
+    """A tiny random model in float64, reproducible."""
     torch.manual_seed(0)
-    model = MODELS[name]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.shape[0] > 1 else 1.0)
-            else:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval().double()
+    return enliven(MODELS[name]()).double()
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import enliven
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -53,16 +54,9 @@ NAMES = ("clip", "siglip", "siglip2", "dinov2", "dinov2 swiglu", "registers")
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A tiny random model; weights large enough to matter, norms and scales unlike 0 and 1."""
+    """A tiny random model, reproducible."""
     torch.manual_seed(0)
-    model = build(name)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.shape[0] > 1 else 1.0)
-            else:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval().to(dtype)
+    return enliven(build(name)).to(dtype)
 
 
 def frames(dtype: torch.dtype = torch.float64, side: int = SIDE) -> torch.Tensor:
