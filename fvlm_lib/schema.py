@@ -45,7 +45,10 @@ Reference = Literal["encoded", "previous"]
 Propagate = Literal["gated", "budget", "none"]
 Prefill = Literal["full", "exact", "gated"]
 RANDOM_CLIPS = ("random:clip-vit-large-patch14-336", "random:clip-tiny")
-RANDOM_TOWERS = (*RANDOM_CLIPS, "random:qwen2.5-vl-3b", "random:qwen3-vl-2b", "random:siglip-so400m-patch16-384")
+RANDOM_TOWERS = (
+    *RANDOM_CLIPS, "random:qwen2.5-vl-3b", "random:qwen3-vl-2b", "random:siglip-so400m-patch16-384",
+    "random:smolvlm2-500m", "random:internvl3-1b", "random:fastvithd-1024",
+)  # fmt: skip
 """Vision towers of random weights, for times: of real size but for the tiny one."""
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]

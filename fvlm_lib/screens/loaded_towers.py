@@ -6,7 +6,7 @@ How a tower is walked is the subject of the wing `vision/`, how long and how wro
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPVisionConfig,
+    FastVlmConfig,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    PreTrainedConfig,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMImageProcessor,
+    TimmWrapperConfig,
+)
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
@@ -23,20 +35,38 @@ from fvlm_lib.foveated.checkpoints import load_checkpoint
 from fvlm_lib.foveated.weights import load_strictly
 from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import RANDOM_TOWERS
+from fvlm_lib.screens.random_fast_vit import enliven
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM_CLIP, RANDOM_TINY, RANDOM_QWEN2_5, RANDOM_QWEN3, RANDOM_SIGLIP = RANDOM_TOWERS
+(
+    RANDOM_CLIP, RANDOM_TINY, RANDOM_QWEN2_5, RANDOM_QWEN3, RANDOM_SIGLIP, RANDOM_SMOLVLM, RANDOM_INTERNVL,
+    RANDOM_FASTVIT,
+) = RANDOM_TOWERS  # fmt: skip
 _HALF = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class RandomTower:
-    """size: (height, width), of Qwen's what its processor makes of 1280 x 800."""
+    """config: of the tower, or of a model of which only tower and projector are of real size. size: (height, width),
+    of Qwen's what its processor makes of 1280 x 800, of others a tile's. processor: makes what cuts frames into tiles.
+    initialise: gives the model its weights, where those that transformers draws would not do.
+    """
 
     config: PreTrainedConfig
     size: tuple[int, int]
     mean: tuple[float, ...] = OPENAI_CLIP_MEAN
     std: tuple[float, ...] = OPENAI_CLIP_STD
+    processor: Callable[[], Any] | None = None
+    initialise: Callable[[Any], None] | None = None
+
+
+def _small_text(model_type: str, width: int) -> dict[str, Any]:
+    """A language model of one layer, as wide as the projector's tokens."""
+    return {
+        "model_type": model_type, "hidden_size": width, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 8, "pad_token_id": 0,
+    }  # fmt: skip
 
 
 RANDOM = {
@@ -75,21 +105,62 @@ RANDOM = {
         ),
         (384, 384), _HALF, _HALF,
     ),
+    RANDOM_SMOLVLM: RandomTower(
+        SmolVLMConfig(
+            vision_config={
+                "model_type": "smolvlm_vision", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+                "num_attention_heads": 12, "image_size": 512, "patch_size": 16,
+            },
+            text_config=_small_text("llama", 960), scale_factor=4,
+        ),
+        (512, 512), _HALF, _HALF,
+        lambda: SmolVLMImageProcessor(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}),
+    ),
+    RANDOM_INTERNVL: RandomTower(
+        InternVLConfig(
+            vision_config={
+                "model_type": "internvl_vision", "hidden_size": 1024, "intermediate_size": 4096,
+                "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": [448, 448], "patch_size": [14, 14],
+            },
+            text_config=_small_text("qwen2", 896),
+        ),
+        (448, 448), _IMAGENET_MEAN, _IMAGENET_STD,
+        lambda: GotOcr2ImageProcessor(
+            size={"height": 448, "width": 448}, crop_to_patches=True, min_patches=1, max_patches=12,
+            image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD,
+        ),
+    ),
+    RANDOM_FASTVIT: RandomTower(
+        FastVlmConfig(
+            vision_config=TimmWrapperConfig(
+                architecture="fastvit_mci3", do_pooling=True, global_pool="avg", hidden_size=3072,
+                model_args={"inference_mode": True},
+            ),
+            text_config=_small_text("qwen2", 896),
+        ),
+        (1024, 1024), (0.0,) * 3, (1.0,) * 3, initialise=lambda model: enliven(model.vision_tower.timm_model),
+    ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LoadedTower:
-    """A vision tower, the size of its frames in pixels (height, width), and what they are normalised with."""
+    """A vision tower, or a model with one; the size of its frames in pixels (height, width), and what they are
+    normalised with. processor: of a model that cuts frames into tiles of that size, its image processor."""
 
     name: str
     model: nn.Module
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    processor: Any = None
 
     def pixel_values(self, frame: np.ndarray) -> Tensor:
-        """A screenshot uint8 (H, W, 3), squashed to the tower's size and normalised: (1, 3, height, width)."""
+        """A screenshot uint8 (H, W, 3), squashed to the tower's size and normalised: (1, 3, height, width); or its
+        tiles (tiles, 3, height, width), as the model's processor cuts and normalises them."""
+        if self.processor is not None:
+            tiles: Tensor = self.processor(images=frame, return_tensors="pt")["pixel_values"]
+            return tiles.reshape(-1, 3, *self.image_size)
         pixels = torch.from_numpy(squash(frame, self.image_size)).permute(2, 0, 1)[None] / 255
         return (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
@@ -116,7 +187,10 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
         torch.manual_seed(0)
         random = RANDOM[spec]
         model: Any = AutoModel.from_config(random.config).eval()
-        return LoadedTower(spec, model, random.size, random.mean, random.std)
+        if random.initialise:
+            random.initialise(model)
+        processor = random.processor() if random.processor else None
+        return LoadedTower(spec, model, random.size, random.mean, random.std, processor)
     if spec.startswith("random:"):
         raise CheckpointError(f"there is no {spec}; known are {', '.join(RANDOM)}")
     folder = Path(spec)

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before what takes seconds to import
 
     run_as("bench-policies")
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,40 +105,74 @@ class _Opaque(nn.Module):
         return self.own(pixel_values)
 
 
+def changed_frames(sequence: ScreenSequence, count: int, threshold: float = DEFAULT_THRESHOLD) -> list[int]:
+    """Up to `count` frames, evenly spread, in which any pixel differs by more than the threshold (a fraction of the
+    range) from the frame before."""
+    levels = threshold * 255
+    pairs = itertools.pairwise(frame.astype(np.int16) for frame in sequence)
+    changed = [
+        index
+        for index, (before, frame) in enumerate(pairs, 1)
+        if before.shape != frame.shape or (np.abs(frame - before) > levels).any()
+    ]
+    if not changed:
+        raise ValueError(f"no frame of {sequence.name} differs from the one before by more than {threshold:g}")
+    places = np.linspace(0, len(changed) - 1, min(count, len(changed))).round().astype(int)
+    return [changed[place] for place in places]
+
+
 @torch.no_grad()
 def measure_policies(
-    tower: LoadedTower, sequence: ScreenSequence, compared: Sequence[Policy], progress: bool = True
+    tower: LoadedTower,
+    sequence: ScreenSequence,
+    compared: Sequence[Policy],
+    progress: bool = True,
+    frames: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Encode a sequence by every policy and in full, frame by frame in turn; one row a frame and policy.
 
+    frames: of the sequence, rising, those that are measured; before each, the policies alone encode the one before it.
+    None is all; the first frame is always measured.
+
     Columns: sequence, tower; height, width, patch_size (pixels, of the frames as the tower sees them); policy,
     diff_threshold, metric, reference, max_changed_patches (as in force), tolerance (NaN if none); frame, path,
-    changed, total (patches), ms, ms_full (the tower's own encode of the same frame, measured beside), error_mean,
+    changed, total (patches), kept_bytes, ms, ms_full (the tower's own encode of the same frame, beside), error_mean,
     error_p95, error_max (over patch tokens, relative L2 to the full encode), cosine_min, drift (largest difference
     of a pixel from the one its token was computed from, as a fraction of the range).
     """
-    patch = int(tower.model.config.patch_size)  # type: ignore[union-attr, arg-type]
+    vision = open_vision(tower.model)
+    if vision.patch_size is None:
+        raise ValueError(f"{tower.name} does not say the size of its patches")
+    if vision.tiled and not all(policy.partial_updates for policy in compared):
+        raise ValueError(f"{tower.name} cuts frames into tiles; policies that keep whole frames alone take no tiles")
+    patch, own = vision.patch_size, vision.own
     grid = patch_grid(*tower.image_size, patch)
     encoders = {policy: _encoder(tower, policy, patch) for policy in compared}
     sources: dict[Policy, Tensor] = {}  # the pixels that each token was computed from
     std = torch.tensor(tower.std).view(3, 1, 1)
-    own = open_vision(tower.model).own
     own(tower.pixel_values(sequence[0]))  # warm-up
     rows = []
-    for index in tqdm(range(len(sequence)), desc=f"{sequence.name}", unit="frame", disable=not progress):
+    last = -1
+    chosen = range(len(sequence)) if frames is None else sorted({0, *frames})
+    for index in tqdm(chosen, desc=f"{sequence.name}", unit="frame", disable=not progress):
+        if index > last + 1:
+            pixels = tower.pixel_values(sequence[index - 1])
+            for policy, encoder in encoders.items():
+                _, stats = encoder.encode(pixels, return_stats=True)
+                sources[policy] = _sources(sources.get(policy), pixels, stats.encoded, patch)
+        last = index
         pixels = tower.pixel_values(sequence[index])
         full, ms_full = timed(lambda: own(pixels))  # noqa: B023 called at once
         for policy, encoder in encoders.items():
             (tokens, stats), ms = timed(lambda: encoder.encode(pixels, return_stats=True))  # noqa: B023
-            seen = expand_mask(stats.encoded, *tower.image_size, patch)
-            sources[policy] = torch.where(seen, pixels, sources.get(policy, pixels))
+            sources[policy] = _sources(sources.get(policy), pixels, stats.encoded, patch)
             rows.append(
                 {
                     "sequence": sequence.name,
                     "tower": tower.name,
                     "height": tower.image_size[0],
                     "width": tower.image_size[1],
-                    "patch_size": patch,
+                    "patch_size": patch[0],
                     "policy": policy.name,
                     "diff_threshold": policy.diff_threshold,
                     "metric": policy.metric,
@@ -148,13 +183,22 @@ def measure_policies(
                     "path": stats.path,
                     "changed": stats.changed_patches,
                     "total": stats.num_patches,
+                    "kept_bytes": encoder.nbytes,
                     "ms": ms,
                     "ms_full": ms_full,
-                    **token_errors(tokens[0, -stats.num_patches :], full[0, -stats.num_patches :]),
+                    **token_errors(*(all_tokens.flatten(0, 1)[-stats.num_patches :] for all_tokens in (tokens, full))),
                     "drift": ((pixels - sources[policy]) * std).abs().max().item(),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _sources(before: Tensor | None, pixels: Tensor, encoded: Tensor, patch: tuple[int, int]) -> Tensor:
+    """The pixels (N, C, H, W) that tokens were computed from, after those of the patches in `encoded`, (rows, columns)
+    or one for each tile, were taken from `pixels`."""
+    masks = encoded.reshape(len(pixels), *encoded.shape[-2:])
+    seen = torch.stack([expand_mask(mask, *pixels.shape[-2:], patch) for mask in masks])[:, None]  # (N, 1, H, W)
+    return torch.where(seen, pixels, pixels if before is None or before.shape != pixels.shape else before)
 
 
 def token_errors(tokens: Tensor, exact: Tensor) -> dict[str, float]:
@@ -171,10 +215,10 @@ def token_errors(tokens: Tensor, exact: Tensor) -> dict[str, float]:
     }
 
 
-def _encoder(tower: LoadedTower, policy: Policy, patch: int) -> DifferentialVisionEncoder:
+def _encoder(tower: LoadedTower, policy: Policy, patch: tuple[int, int]) -> DifferentialVisionEncoder:
     return DifferentialVisionEncoder(
         tower.model if policy.partial_updates else _Opaque(tower.model),
-        patch_size=policy.patch_size if policy.partial_updates else patch,
+        patch_size=policy.patch_size if policy.partial_updates else patch[0],
         diff_threshold=policy.diff_threshold,
         metric=policy.metric,
         max_changed_patches=policy.max_changed_patches,
@@ -205,7 +249,7 @@ def read_measured(folder: str | Path, sequence: str) -> pd.DataFrame:
             rows = pd.read_parquet(file)
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read ({error}); remove it and run `bash run.sh`") from error
-        if missing := [name for name in ("sequence", "policy", *SETTING_COLUMNS) if name not in rows]:
+        if missing := [name for name in ("sequence", "policy", "kept_bytes", *SETTING_COLUMNS) if name not in rows]:
             raise ValueError(
                 f"{file} is of an older schema, without {', '.join(missing)}; `bash run.sh` makes the batch's results "
                 "anew, one of a notebook run by hand is to be removed"
@@ -244,6 +288,7 @@ def summarize_policies(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: n, ms and ms_full (mean a frame), speedup (median of ms_full / ms, with quartiles _q1, _q3),
     total_speedup (of all frames together), error_mean (mean over frames), error_max (largest), drift (largest),
+    kept_bytes (largest), first (median of ms / ms_full of the first frames, which are encoded in full and kept),
     cached / partial / full / skipped shares of frames.
     """
     later = rows[rows["frame"] > 0].copy()
@@ -261,8 +306,12 @@ def summarize_policies(rows: pd.DataFrame) -> pd.DataFrame:
             "error_mean": grouped["error_mean"].mean(),
             "error_max": grouped["error_max"].max(),
             "drift": grouped["drift"].max(),
+            "kept_bytes": grouped["kept_bytes"].max(),
         }
     )
+    first = rows[rows["frame"] == 0].copy()
+    first["ratio"] = first["ms"] / first["ms_full"]
+    table["first"] = first.groupby(["tower", "policy"], sort=False)["ratio"].median()
     for path in ("cached", "partial", "full", "skipped"):
         table[path] = grouped["path"].agg(lambda paths, path=path: (paths == path).mean())
     return table.reset_index()

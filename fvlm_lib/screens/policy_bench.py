@@ -17,6 +17,9 @@ from fvlm_lib.outputs import check_table, note_replaced, whole
 from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 
+KINDS = ("exact", "pseudocode", "none", "gated", "budget")
+"""First words of the policies' names."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see `options.run` for its exit codes."""
@@ -32,7 +35,16 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--tower",
         required=True,
-        help=f"folder or hub id of a vision tower or a foveated checkpoint; or {RANDOM_TOWERS[0]}, for times alone",
+        help="folder or hub id of a vision tower or a foveated checkpoint; or, for times alone, one of "
+        f"{', '.join(RANDOM_TOWERS)}",
+    )
+    add(
+        "--policies",
+        nargs="+",
+        choices=KINDS,
+        default=KINDS,
+        metavar="KIND",
+        help=f"of {', '.join(KINDS)}; default all. Of a tower that cuts frames into tiles, the first two are not there",
     )
     add(
         "--tolerances",
@@ -52,6 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--settings", type=Path, metavar="FILE.yaml", help="which patches changed, and how many may; default: defaults")
     add("--frames", type=option(Count), metavar="N", help="only the first N")
+    add(
+        "--changed",
+        type=option(Count),
+        metavar="N",
+        help="only N of the frames that changed, evenly spread, each after the one before it, and the first frame",
+    )
     add_pack(parser)
     add_threads(parser, 1)
     add("--output", type=Path, metavar="FILE.parquet", help="table to write, a row a frame and policy")
@@ -72,16 +90,19 @@ def _measure(args: argparse.Namespace) -> None:
     import torch
 
     from fvlm_lib.screens.loaded_towers import load_tower
-    from fvlm_lib.screens.measure import measure_policies, policies, summarize_policies
+    from fvlm_lib.screens.measure import changed_frames, measure_policies, policies, summarize_policies
 
     torch.set_num_threads(args.threads)
+    compared = policies(args.tolerances, settings=settings, max_rows=args.max_rows, **packing)
     rows = measure_policies(
         load_tower(args.tower),
         recording,
-        policies(args.tolerances, settings=settings, max_rows=args.max_rows, **packing),
+        [policy for policy in compared if policy.name.split()[0] in args.policies],
+        frames=changed_frames(recording, args.changed, settings.diff_threshold) if args.changed else None,
     )
     table = summarize_policies(rows).drop(columns="tower").set_index("policy")
-    print(f"{args.tower}, float32, {args.threads} thread(s); {recording.name}, {len(recording)} frames; ms a frame")
+    count = rows["frame"].nunique()
+    print(f"{args.tower}, float32, {args.threads} thread(s); {recording.name}, {count} frames; ms a frame")
     print(table.round(4).to_markdown())
     facts = {"benchmark": "policies", "tower": args.tower, "recording": recording.name, "threads": args.threads}
     print(json.dumps(facts | json.loads(table.round(6).to_json(orient="index"))), flush=True)

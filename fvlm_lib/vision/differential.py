@@ -139,6 +139,12 @@ class DifferentialVisionEncoder:
         """Start the totals anew."""
         self.statistics = StreamStatistics()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept of the last frame, its pixels among them."""
+        kept = (self.tracker.pixels, self._cache, self._tokens, *self._features, *self._deepstack)
+        return sum(each.nbytes for each in kept if each is not None) + sum(tile.nbytes for tile in self._tiles)
+
     # ---- encoding ------------------------------------------------------------------------------------
 
     @overload

@@ -214,7 +214,7 @@ def test_intervals_of_policies_are_over_whole_recordings():
     one = {"tower": "t", "policy": "none", "path": "partial", "changed": 1, "total": 4, "error_max": 1.0, "drift": 0.0}
     rows = pd.DataFrame(
         [
-            {**one, "sequence": name, "frame": frame, "ms": 1.0, "ms_full": speed, "error_mean": error}
+            {**one, "sequence": name, "frame": frame, "kept_bytes": 8, "ms": 1.0, "ms_full": speed, "error_mean": error}
             for name, speed, error in (("slow", 2.0, 0.1), ("fast", 6.0, 0.3))
             for frame in range(50)
         ]

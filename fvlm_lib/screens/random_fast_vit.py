@@ -1,15 +1,21 @@
-"""FastViTs of random weights whose tokens depend on the frame."""
+"""FastViTs of random weights whose tokens depend on the frame.
+
+Every convolution is scaled to unit variance on a random frame, one after the other (Mishkin and Matas, *All you need is
+a good init*, ICLR 2016), since how much of a tower a gated update computes depends on how a change goes on.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 @torch.no_grad()
-def enliven(model: nn.Module) -> None:
-    """As it is made, layers are scaled with 1e-5, norms do nothing, and little of the frame is left behind some random
-    convolutions."""
+def enliven(model: Any) -> None:
+    """Weights for timm's FastViT, from torch's generator. As it is made, layers are scaled with 1e-5, norms do nothing,
+    and little of the frame is left behind some random convolutions."""
     for key, value in model.state_dict().items():
         if "running_mean" in key:
             value.normal_(0, 0.5)
