@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from fvlm_lib.schema import Count, CountOrNone, Device, Positive, Seed, Threads, adapter, sentence
+from fvlm_lib.schema import Count, CountOrNone, Device, Pixels, Positive, Seed, Threads, adapter, sentence
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +80,26 @@ def add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
 def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup, of: str) -> None:
     """`--seed`; of: what is drawn from it."""
     parser.add_argument("--seed", type=option(Seed), default=0, help=f"of {of}; default %(default)s")
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """(height, width) of WIDTHxHEIGHT."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be width and height in pixels, such as 1280x800")
+    width, height = (option(Pixels)(side) for side in found.groups())
+    return height, width
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """`--size` of the frames that a vision tower gets, where its config does not say."""
+    parser.add_argument(
+        "--size",
+        type=frame_size,
+        metavar="WxH",
+        help="width and height in pixels of the frames that the tower gets, for one that takes any, such as 1280x800; "
+        "default the tower's own",
+    )
 
 
 def add_threads(parser: argparse.ArgumentParser, default: int, why: str = "") -> None:

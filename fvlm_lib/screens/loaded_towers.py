@@ -178,8 +178,8 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
     errors of random weights mean nothing), or a folder or hub id that transformers' AutoModel reads, of a tower, of
     CLIP or SigLIP, or of a vision-language model that calls it `vision_tower`, as LLaVA does, or `visual`, as Qwen.
 
-    image_size (height, width): for towers that take any; None is the tower's own. Only a hub id that is no
-    folder touches the network. Raises CheckpointError where there is no tower to be had.
+    image_size (height, width): for towers that take any, of Qwen's rounded to whole merged patches; None is the tower's
+    own. Only a hub id that is no folder touches the network. Raises CheckpointError where there is no tower to be had.
     """
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -216,7 +216,11 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
         own -= own % patch  # what is behind the last whole patch, no tower looks at
     size = image_size or ((own, own) if isinstance(own, int) else own)
     if size is None:
-        raise CheckpointError(f"{spec} does not say the size of its frames; give image_size, height and width")
+        raise CheckpointError(f"{spec} does not say the size of its frames; give it (image_size, --size)")
+    merged = getattr(model.config, "spatial_merge_size", None)
+    if merged is not None:  # of Qwen's towers, whose processor rounds to whole merged patches
+        unit = int(merged) * int(model.config.patch_size)
+        size = [max(1, round(side / unit)) * unit for side in size]
     height, width = size
     return LoadedTower(spec, model, (int(height), int(width)), mean, std)
 

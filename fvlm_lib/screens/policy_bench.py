@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from fvlm_lib.data.screens import read_sequence
-from fvlm_lib.options import Parser, add_pack, add_threads, option, pack_options, run
+from fvlm_lib.options import Parser, add_pack, add_size, add_threads, option, pack_options, run
 from fvlm_lib.outputs import check_table, note_replaced, whole
 from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="only N of the frames that changed, evenly spread, each after the one before it, and the first frame",
     )
+    add_size(parser)
     add_pack(parser)
     add_threads(parser, 1)
     add("--output", type=Path, metavar="FILE.parquet", help="table to write, a row a frame and policy")
@@ -95,7 +96,7 @@ def _measure(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     compared = policies(args.tolerances, settings=settings, max_rows=args.max_rows, **packing)
     rows = measure_policies(
-        load_tower(args.tower),
+        load_tower(args.tower, args.size),
         recording,
         [policy for policy in compared if policy.name.split()[0] in args.policies],
         frames=changed_frames(recording, args.changed, settings.diff_threshold) if args.changed else None,

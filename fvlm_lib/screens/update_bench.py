@@ -14,26 +14,33 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fvlm_lib.options import Parser, add_pack, add_repeats, add_threads, option, pack_options, run
+from fvlm_lib.options import Parser, add_pack, add_repeats, add_size, add_threads, option, pack_options, run
 from fvlm_lib.schema import RANDOM_TOWERS, Count, Tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fvlm_lib.vision.fast_vit import ConvolutionalTower, MapCache
     from fvlm_lib.vision.opened_tower import Tower
     from fvlm_lib.vision.towers import PatchCache
 
-DEFAULT_TOLERANCE = 0.02  # that of `vision/updates.py`
+DEFAULT_TOLERANCE = 0.02  # that of `reuse/policies/gated.py`
 
 
 def alternating_update(
-    tower: Tower, cache: PatchCache, frames: tuple[Tensor, Tensor], count: int, tolerance: float | None
+    tower: Tower | ConvolutionalTower,
+    cache: PatchCache | MapCache,
+    frames: tuple[Tensor, Tensor],
+    count: int,
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> Callable[[], Tensor]:
-    """A call that updates `cache` back and forth between two frames (1, C, H, W), in `count` random patches."""
+    """A call that updates `cache` back and forth between two frames (1, C, H, W), in `count` random patches, at a
+    tolerance if it is one that propagates; it returns the tokens."""
     import torch
 
+    from fvlm_lib.reuse.policies.gated import Gated
+    from fvlm_lib.vision.caches import update_cache
     from fvlm_lib.vision.patches import extract_patches
-    from fvlm_lib.vision.updates import update
 
     rows, columns = frames[0].shape[-2] // tower.patch_size[0], frames[0].shape[-1] // tower.patch_size[1]
     order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(count))
@@ -46,7 +53,8 @@ def alternating_update(
     def call() -> Tensor:
         nonlocal calls
         calls += 1
-        return update(tower, cache, patches[calls % 2], changed, tolerance)
+        update_cache(Gated(tolerance), tower, cache, patches[calls % 2], changed)
+        return cache.read()
 
     return call
 
@@ -99,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         default=DEFAULT_TOLERANCE,
         help="of gated updates, relative L2; 0 is exact; default %(default)s",
     )
+    add_size(parser)
     add_pack(parser)
     add_repeats(parser, warmup=2)
     add_threads(parser, 2)
@@ -120,22 +129,26 @@ def _measure(args: argparse.Namespace) -> None:
 
     from fvlm_lib.screens.loaded_towers import load_tower
     from fvlm_lib.timing import summarize_times, time_in_turn
+    from fvlm_lib.vision.caches import encode_cache
     from fvlm_lib.vision.differential import DifferentialVisionEncoder
+    from fvlm_lib.vision.models import open_vision
+    from fvlm_lib.vision.opened_tower import Tower
     from fvlm_lib.vision.patches import compute_patch_diff, patch_grid
-    from fvlm_lib.vision.towers import open_tower
-    from fvlm_lib.vision.updates import encode_frame
 
     packing = pack_options(args)
     torch.set_num_threads(args.threads)
-    loaded = load_tower(args.tower)
-    tower = open_tower(loaded.model, **packing)
+    loaded = load_tower(args.tower, args.size)
+    vision = open_vision(loaded.model, **packing)
+    tower = vision.tower
+    if tower is None:
+        raise ValueError(f"{args.tower} has no partial updates: there is no adapter for {type(vision.module).__name__}")
     total = math.prod(patch_grid(*loaded.image_size, tower.patch_size))
     if wrong := [count for count in (*args.counts, *args.gated) if count > total]:
         raise ValueError(f"{wrong[0]} patches cannot change; the tower has {total}")
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.rand(1, 3, *loaded.image_size, generator=generator) for _ in range(2))
-    cache = encode_frame(tower, one)
-    gated_cache = encode_frame(tower, one, "gated") if args.gated else None
+    cache = encode_cache(tower, one)
+    gated_cache = encode_cache(tower, one, "gated") if args.gated else None
 
     encoder = DifferentialVisionEncoder(loaded.model, propagate="none")
     encoder.encode(one)
@@ -148,7 +161,7 @@ def _measure(args: argparse.Namespace) -> None:
     changed = {}
     for count in args.counts:
         changed[name := f"{count} changed, none"] = count
-        calls[name] = alternating_update(tower, cache, (one, other), count, None)
+        calls[name] = alternating_update(tower, cache, (one, other), count)
     for count in args.gated:
         assert gated_cache is not None
         changed[name := f"{count} changed, gated {args.tolerance:g}"] = count
@@ -162,16 +175,17 @@ def _measure(args: argparse.Namespace) -> None:
     shares = {name: (count + 1) / (total + 1) for name, count in changed.items()}
     table["floor_ms"] = pd.Series({name: max(reading, full * share) for name, share in shares.items()})
     table["of_floor"] = table["floor_ms"] / table["ms"]
-    packed = f"packed ({args.pack})" if tower.packed else "not packed"
-    print(f"{args.tower}, float32, {args.threads} threads, weights {packed}")
-    if tower.products:
+    packed = isinstance(tower, Tower) and tower.packed
+    weights = f"packed ({args.pack})" if packed else "not packed"
+    print(f"{args.tower}, float32, {args.threads} threads, weights {weights}")
+    if isinstance(tower, Tower) and tower.products:
         print(f"packed copies: {tower.products.packed_bytes / 1e6:.0f} MB")
     print(f"cache: {cache.nbytes / 1e6:.0f} MB, with gates {gated_cache.nbytes / 1e6 if gated_cache else 0:.0f} MB")
     print(table.round(3).to_markdown())
     facts = {
         "benchmark": "updates",
         "tower": args.tower,
-        "packed": tower.packed,
+        "packed": packed,
         "pack": args.pack,
         "threads": args.threads,
     }

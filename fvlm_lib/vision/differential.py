@@ -23,17 +23,16 @@ from fvlm_lib.reuse.policies.budget import Budget
 from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE, Gated
 from fvlm_lib.reuse.walk import GatingPolicy
 from fvlm_lib.schema import CountOrNone, Metric, Propagate, Reference, check
-from fvlm_lib.vision import fast_vit
+from fvlm_lib.vision.caches import encode_cache, update_cache
 from fvlm_lib.vision.changes import DEFAULT_CHANGED_SHARE, DEFAULT_THRESHOLD, ChangeTracker, choose_path, default_limit
 from fvlm_lib.vision.fast_vit import ConvolutionalTower, MapCache
 from fvlm_lib.vision.models import Vision, open_vision, replace_image_call
-from fvlm_lib.vision.opened_tower import Tower
+from fvlm_lib.vision.opened_tower import check_frame
 from fvlm_lib.vision.own_features import Features
 from fvlm_lib.vision.patches import extract_patches, patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vision.statistics import FrameStatistics, StreamStatistics, joined_tiles
 from fvlm_lib.vision.towers import PatchCache
-from fvlm_lib.vision.updates import check_frame, encode_frame, update_by
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +215,7 @@ class DifferentialVisionEncoder:
         another.reset_cache()
         return another
 
-    def _changed(self, images: Tensor) -> Any:
+    def _changed(self, images: Tensor) -> Tensor | None:
         """Mask (grid_h, grid_w) of the patches that changed; None where there is nothing to compare with."""
         self._grid(images)  # refuses an empty frame
         tower = self.vision.tower
@@ -225,7 +224,7 @@ class DifferentialVisionEncoder:
             self.vision.token_rows(tower.grid(images))  # refuses grids of which no tokens can be made
         return self.tracker.changed(images, self._frame_patch_size(images))
 
-    def _encode(self, images: Tensor, mask: Any) -> FrameStatistics:
+    def _encode(self, images: Tensor, mask: Tensor | None) -> FrameStatistics:
         """Bring what is kept up to date with images (1, C, height, width), of which the patches in `mask` changed, if
         they could be compared."""
         try:
@@ -234,7 +233,7 @@ class DifferentialVisionEncoder:
             self.reset_cache()
             raise
 
-    def _encode_or_fall_back(self, images: Tensor, mask: Any) -> FrameStatistics:
+    def _encode_or_fall_back(self, images: Tensor, mask: Tensor | None) -> FrameStatistics:
         grid = self._grid(images)
         num_patches = grid[0] * grid[1]
         changed = None if mask is None else int(mask.sum())
@@ -250,6 +249,7 @@ class DifferentialVisionEncoder:
             if path == "full":
                 computed = self._encode_full(images)
             elif path == "partial":
+                assert mask is not None
                 mask, computed, owed = self._update(images, mask)
         except Exception:
             logger.exception("differential encoding failed; the frame is encoded in full")
@@ -296,7 +296,7 @@ class DifferentialVisionEncoder:
         tower = self.vision.tower
         if tower is None:
             return self._keep_own(images)
-        cache, grid = _encode_frame(tower, images.to(self.vision.dtype), self.propagate), tower.grid(images)
+        cache, grid = encode_cache(tower, images.to(self.vision.dtype), self.propagate), tower.grid(images)
         features = self.vision.select(cache.read()), *cache.read_taps()
         tokens = self.vision.finish(features[0], grid)
         rows = self.vision.token_rows(grid)
@@ -316,7 +316,7 @@ class DifferentialVisionEncoder:
             kernel = 2 * self.context_radius + 1
             mask = F.max_pool2d(mask[None, None].float(), kernel, 1, self.context_radius)[0, 0] > 0
         patches = extract_patches(images.to(self.vision.dtype), mask, tower.patch_size)
-        owed = _update_by(self.policy, tower, cache, patches, mask)
+        owed = update_cache(self.policy, tower, cache, patches, mask)
         features = self.vision.select(cache.read()), *cache.read_taps()
         rows = self.vision.token_rows(tower.grid(images)).to(images.device)  # (tokens, r)
         made = zip((self.vision.project, *self.vision.deepstack), (self._tokens, *self._deepstack), strict=True)
@@ -340,30 +340,6 @@ class DifferentialVisionEncoder:
         """
         with replace_image_call(model, lambda images: Features(self.encode(images), self.deepstack)):
             yield self
-
-
-def _encode_frame(
-    tower: Tower | ConvolutionalTower, pixel_values: Tensor, propagate: Propagate
-) -> PatchCache | MapCache:
-    if isinstance(tower, ConvolutionalTower):
-        return fast_vit.encode_frame(tower, pixel_values, gated=propagate == "gated")
-    return encode_frame(tower, pixel_values, propagate)
-
-
-def _update_by(
-    policy: GatingPolicy,
-    tower: Tower | ConvolutionalTower,
-    cache: PatchCache | MapCache,
-    patches: Tensor,
-    changed: Tensor,
-) -> int:
-    """Returns how many rows are owed."""
-    if isinstance(tower, ConvolutionalTower):
-        assert isinstance(cache, MapCache) and isinstance(policy, Gated)
-        fast_vit.update(tower, cache, patches, changed, policy.tolerance)
-        return 0
-    assert isinstance(cache, PatchCache)
-    return update_by(policy, tower, cache, patches, changed)
 
 
 def _policy(settings: DifferentialSettings) -> GatingPolicy:

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fvlm_lib.reuse.kept import Journal
-from fvlm_lib.vision.opened_tower import Grid
-from fvlm_lib.vision.updates import check_frame, check_patches
+from fvlm_lib.vision.opened_tower import Grid, check_frame, check_patches
 
 TILE = 8
 """Positions a side of the tiles in which windows are gathered and convolved. Smaller ones read more halo, larger ones

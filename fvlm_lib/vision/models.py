@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from fvlm_lib.reuse.fastest import PackWeights
+from fvlm_lib.vision.adapters import CONVOLUTIONAL_ADAPTERS
 from fvlm_lib.vision.fast_vit import ConvolutionalTower
 from fvlm_lib.vision.flat_patches import flat_sizes, fold_patches
 from fvlm_lib.vision.merged_tokens import Mergers, open_mergers
@@ -101,10 +102,9 @@ def open_vision(model: nn.Module, pack_weights: PackWeights | None = False, pack
     drops_cls = call is not None and getattr(config, "vision_feature_select_strategy", "full") == "default"
     tower: Tower | ConvolutionalTower | None = None
     with contextlib.suppress(TypeError):  # no adapter
-        if type(getattr(module, "timm_model", None)).__name__ == "FastVit":
-            from fvlm_lib.vision.adapters.fast_vit import open_fast_vit  # here, since not every model takes timm
-
-            tower = open_fast_vit(module.timm_model)
+        inside = getattr(module, "timm_model", None)  # of transformers' TimmWrapperModel
+        if open_convolutional := CONVOLUTIONAL_ADAPTERS.get(type(inside).__name__):
+            tower = open_convolutional(inside)
         else:
             tower = open_tower(module, layer, pack_weights=pack_weights, pack_memory=pack_memory)
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)

@@ -17,7 +17,7 @@ from fvlm_lib.reuse.kept import Journal, empty_rows
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.reuse.walk import GatingPolicy, walk_gated, walk_rows
 from fvlm_lib.schema import Propagate, check
-from fvlm_lib.vision.opened_tower import TakesFrames, Tower
+from fvlm_lib.vision.opened_tower import Tower, check_frame, check_patches
 from fvlm_lib.vision.towers import PatchCache
 
 
@@ -115,34 +115,8 @@ def _walk(tower: Tower, cache: PatchCache, given: Tensor, policy: GatingPolicy, 
     return 0
 
 
-def check_frame(tower: TakesFrames, pixel_values: Tensor) -> None:
-    """ValueError unless pixel_values is one frame (1, C, height, width) that the tower takes."""
-    shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[0] != 1 or shape[1] != tower.num_channels:
-        raise ValueError(f"pixel_values has shape {shape}; it must be (1, {tower.num_channels}, height, width)")
-    if 0 in shape or any(side % patch for side, patch in zip(shape[2:], tower.patch_size, strict=True)):
-        raise ValueError(f"a frame of {shape[2]} x {shape[3]} pixels is not made of patches of {tower.patch_size}")
-    if tower.image_size not in (None, shape[2:]):
-        raise ValueError(f"a frame of {shape[2]} x {shape[3]} pixels; the tower takes {tower.image_size} only")
-
-
 def _check_update(tower: Tower, cache: PatchCache, patches: Tensor, changed: Tensor) -> None:
     assert cache.blank is not None
     if len(cache.keys) != len(tower.blocks) or cache.num_global_tokens != tower.num_global_tokens:
         raise ValueError(f"the cache has {len(cache.keys)} layers and the tower {len(tower.blocks)}; they must match")
     check_patches(tower, len(cache.blank) - cache.num_global_tokens, patches, changed)
-
-
-def check_patches(tower: TakesFrames, num_patches: int, patches: Tensor, changed: Tensor) -> None:
-    """ValueError unless `changed` is bool, one for each of num_patches, and patches (n, C, patch_h, patch_w) are finite
-    pixels of those that it marks."""
-    if changed.dtype != torch.bool or changed.numel() != num_patches:
-        raise ValueError(
-            f"changed is {changed.dtype} of shape {tuple(changed.shape)}; it must be bool, one for each of "
-            f"{num_patches} patches"
-        )
-    wanted = (int(changed.sum()), tower.num_channels, *tower.patch_size)
-    if tuple(patches.shape) != wanted:
-        raise ValueError(f"patches has shape {tuple(patches.shape)}; the patches that changed marks need {wanted}")
-    if not patches.isfinite().all():
-        raise ValueError("patches has pixels that are NaN or infinite; all must be finite")

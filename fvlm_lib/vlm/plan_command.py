@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fvlm_lib.options import Parser, add_pack, add_threads, option, pack_options, run
-from fvlm_lib.schema import RANDOM_TOWERS, Count, CountOrNone, Pixels
+from fvlm_lib.options import Parser, add_pack, add_threads, frame_size, option, pack_options, run
+from fvlm_lib.schema import RANDOM_TOWERS, Count, CountOrNone
 
 if TYPE_CHECKING:
     from fvlm_lib.vision.opened_tower import Grid, Tower
@@ -72,15 +71,6 @@ def main(argv: list[str] | None = None) -> int:
     add_threads(parser, 2)
     args = parser.parse_args(argv)
     return run(parser.prog, lambda: _plan(args))
-
-
-def frame_size(text: str) -> tuple[int, int]:
-    """(height, width) of WIDTHxHEIGHT."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"is {text!r}; it must be width and height in pixels, such as 1280x800")
-    width, height = (option(Pixels)(side) for side in found.groups())
-    return height, width
 
 
 def _plan(args: argparse.Namespace) -> None:

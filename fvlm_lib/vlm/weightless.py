@@ -19,8 +19,7 @@ from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.json_files import read_object
 from fvlm_lib.screens.loaded_towers import RANDOM
 from fvlm_lib.vision.models import Vision, open_vision
-from fvlm_lib.vision.opened_tower import Tower
-from fvlm_lib.vision.updates import check_frame
+from fvlm_lib.vision.opened_tower import Tower, check_frame
 from fvlm_lib.vlm.vlms import ARCHITECTURES, VLM
 
 

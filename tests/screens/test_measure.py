@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import DEMO, ROOT
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SmolVLMImageProcessor
 
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.errors import CheckpointError
@@ -20,16 +20,21 @@ from fvlm_lib.screens.measure import (
     SETTING_COLUMNS,
     Policy,
     bootstrap_policies,
+    changed_frames,
     measure_policies,
     policies,
     read_measured,
     summarize_policies,
 )
+from fvlm_lib.vision.differential import DifferentialVisionEncoder
+from fvlm_lib.vision.models import open_vision
+from fvlm_lib.vision.patches import patch_grid
 from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vlm.vlms import load_vlm
 
 SCREENS = ROOT / "data" / "screens"
 TOWER = str(DEMO / "S-S-multi" / "step_3000")
+EXACT = Policy("gated 0", diff_threshold=0.0, propagate="gated", tolerance=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,52 @@ def test_the_error_falls_with_the_tolerance_and_the_speed_is_paired(tower):
     assert table.loc["exact match", "error_max"] < 1e-4
     assert (rows.groupby("frame")["ms_full"].nunique() == 1).all()
     assert set(table["n"]) == {19}
+
+
+def test_frames_that_changed_are_measured_as_in_the_whole_recording(tower):
+    sequence = read_sequence(SCREENS / "jupyter").head(12)
+    every = changed_frames(sequence, 100, threshold=0.0)
+    assert every == [i for i in range(1, 12) if not sequence.actions[i]["identical_to_previous"]]
+    few = changed_frames(sequence, 3, threshold=0.0)
+    assert len(few) == 3 and few[0] == every[0] and few[-1] == every[-1] and few[1] in every[1:-1]
+    whole = measure_policies(tower, sequence, [EXACT], progress=False).set_index("frame")
+    some = measure_policies(tower, sequence, [EXACT], progress=False, frames=few).set_index("frame")
+    assert some.index.tolist() == [0, *few]
+    assert some["changed"].equals(whole.loc[[0, *few], "changed"]) and some["error_max"].max() < 1e-4
+    assert summarize_policies(some.reset_index())["n"].tolist() == [3]
+    with pytest.raises(ValueError, match="no frame of still differs from the one before by more than"):
+        changed_frames(read_sequence([sequence.files[0]] * 3, name="still"), 2)
+
+
+@pytest.mark.parametrize(("name", "size", "tiles"), [("smolvlm", (32, 32), 5), ("fast_vlm", (128, 128), 1)])
+def test_towers_of_tiles_and_of_convolutions_are_measured(vlm_folders, name, size, tiles):
+    """640 x 400 becomes 64 x 40, two rows of two tiles of 32, and the small whole."""
+    model = load_vlm(str(vlm_folders[name])).model
+    cut = SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}) if tiles > 1 else None
+    loaded = LoadedTower(name, model, size, (0.5,) * 3, (0.5,) * 3, cut)
+    sequence = read_sequence(SCREENS / "dialog").head(4)
+    rows = measure_policies(loaded, sequence, [EXACT], progress=False)
+    grid = patch_grid(*size, open_vision(model).patch_size)
+    assert set(rows["total"]) == {tiles * grid[0] * grid[1]} and rows["error_max"].max() < 1e-3
+    assert (rows["drift"] == 0).all() and set(rows["path"]) >= {"full", "partial"}
+    one = torch.zeros(1, 3, *size)
+    encoder = DifferentialVisionEncoder(model, propagate="gated", tolerance=0.0)
+    encoder.encode(one)
+    assert rows["kept_bytes"].max() == tiles * encoder.nbytes > tiles * one.nbytes
+    if tiles > 1:
+        with pytest.raises(ValueError, match="smolvlm cuts frames into tiles; policies that keep whole frames alone"):
+            measure_policies(loaded, sequence, policies([]), progress=False)
+
+
+def test_a_qwen_tower_takes_the_size_of_the_screen_in_whole_merged_patches(vlm_folders):
+    folder = str(vlm_folders["qwen3_vl"])
+    with pytest.raises(CheckpointError, match=r"does not say the size of its frames; give it \(image_size, --size\)"):
+        load_tower(folder)
+    loaded = load_tower(folder, (41, 63))
+    unit = loaded.model.config.patch_size * loaded.model.config.spatial_merge_size
+    assert loaded.image_size == (round(41 / unit) * unit, round(63 / unit) * unit)
+    rows = measure_policies(loaded, read_sequence(SCREENS / "idle").head(2), [EXACT], progress=False)
+    assert rows["error_max"].max() < 1e-3
 
 
 def test_fade_no_token_is_staler_than_the_threshold_but_for_the_pseudocode(tower):

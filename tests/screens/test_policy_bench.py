@@ -30,11 +30,21 @@ def test_a_row_for_each_policy_and_a_last_line_of_json(tmp_path, capsys):
     }
 
 
+def test_frames_that_changed_by_chosen_policies(capsys):
+    arguments = [IDLE, "--tower", "random:clip-tiny", "--changed", 2, "--policies", "exact", "gated", "--tolerances", 0]
+    assert exit_code(policy_bench.main, *arguments) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name for name, facts in last.items() if isinstance(facts, dict)} == {"exact match", "gated 0"}
+    assert last["gated 0"]["n"] == 2 and last["gated 0"]["kept_bytes"] > 0 and last["gated 0"]["first"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such file or directory"),
         ([IDLE, "--frames", "1"], "gives 1 frame; what is kept shows from the second on"),
+        ([IDLE, "--policies", "mine"], "--policies: invalid choice: 'mine'"),
+        ([IDLE, "--size", "800"], "--size is '800'; it must be width and height in pixels, such as 1280x800"),
         ([IDLE, "--tolerances", "nan"], "--tolerances is nan; it must be "),
         ([IDLE, "--settings", "nowhere.yaml"], "there is no settings file nowhere.yaml"),
         ([IDLE, "--output", "a.csv"], "--output is a.csv; it is a table, so its name must end in .parquet"),

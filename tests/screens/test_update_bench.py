@@ -31,6 +31,15 @@ def test_a_row_for_each_count_and_a_last_line_of_json(tmp_path, capsys):
     assert "17 patches cannot change; the tower has 16" in capsys.readouterr().err
 
 
+def test_a_convolutional_tower_is_timed_too(vlm_folders, capsys):
+    arguments = ["--tower", str(vlm_folders["fast_vlm"]), "--size", "128x96", "--repeats", "1", "--threads", "1"]
+    assert update_bench.main([*arguments, "--counts", "1", "12", "--gated", "3"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["12 changed, none"]["ms"] > 0 and last["3 changed, gated 0.02"]["ms"] > 0 and not last["packed"]
+    assert update_bench.main([*arguments, "--counts", "13"]) == 2
+    assert "13 patches cannot change; the tower has 12" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,9 +9,9 @@ from conftest import ROOT
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.timm_wrapper import TimmWrapperConfig, TimmWrapperModel
-from fvlm_lib.screens.random_fast_vit import enliven
 
 from fvlm_lib.data.screens import read_sequence
+from fvlm_lib.screens.random_fast_vit import enliven
 from fvlm_lib.vision.adapters.fast_vit import open_fast_vit
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.fast_vit import ConvolutionalTower, MapCache, encode_frame, update

@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.models.timm_wrapper import TimmWrapperConfig
 
-from fvlm_lib.vlm.assemble import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava
 from fvlm_lib.screens.random_fast_vit import enliven
+from fvlm_lib.vlm.assemble import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava
 from vlm_folders.parts import byte_tokenizer, small_text
 
 

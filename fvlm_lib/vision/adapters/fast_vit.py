@@ -8,15 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models.fastvit import FastVit, RepMixerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fvlm_lib.vision.fast_vit import ConvolutionalTower, Residual, Step, Unit, Whole, Windowed, as_map, as_rows
 
 
-def open_fast_vit(model: FastVit) -> ConvolutionalTower:
-    """The units of a FastViT whose branches are merged into single convolutions (`inference_mode=True`).
+def open_fast_vit(model: Any) -> ConvolutionalTower:
+    """The units of timm's `FastVit` whose branches are merged into single convolutions (`inference_mode=True`).
 
     Downsampling with squeeze-excitation, as the smaller variants have it in the last stages, and the last convolution,
     as all have it, are computed in full. Raises TypeError for a model with branches, which
@@ -34,7 +33,8 @@ def open_fast_vit(model: FastVit) -> ConvolutionalTower:
             encoding = stage.pos_emb
             units.append(Windowed((Step(encoding.reparam_conv, _same),), _same, encoding))
         for block in stage.blocks:
-            units += [_mixer_block(block)] if isinstance(block, RepMixerBlock) else _attention_block(block)
+            # by name, for timm is imported by those alone who have such a model
+            units += [_mixer_block(block)] if type(block).__name__ == "RepMixerBlock" else _attention_block(block)
     if not isinstance(model.final_conv, nn.Identity):
         units.append(Whole(model.final_conv))
     strides = [step.geometry[1] for unit in units if not isinstance(unit, Whole) for step in unit.steps]
