@@ -65,7 +65,8 @@ def read_seconds(model: nn.Module, repeats: int = 5) -> float:
 
     from fvlm_lib.reuse.products import busy_seconds
 
-    weights = [parameter.detach() for parameter in model.parameters() if parameter.ndim == 2]
+    # kernels of convolutions as matrices
+    weights = [parameter.detach().flatten(1) for parameter in model.parameters() if parameter.ndim > 1]
     vectors = {size: torch.randn(size) for size in {weight.shape[1] for weight in weights}}
 
     def read() -> None:

@@ -15,10 +15,14 @@ from fvlm_lib.options import Parser, add_pack, add_threads, frame_size, option, 
 from fvlm_lib.schema import RANDOM_TOWERS, Count, CountOrNone
 
 if TYPE_CHECKING:
+    from fvlm_lib.vision.fast_vit import ConvolutionalTower
     from fvlm_lib.vision.opened_tower import Grid, Tower
     from fvlm_lib.vlm.plan import Part
     from fvlm_lib.vlm.plan_times import Times
     from fvlm_lib.vlm.weightless import Weightless
+
+COUNTS = (1, 5, 12, 29, 58)
+"""Changed patches that are planned for."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,9 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         "--counts",
         type=option(Count),
         nargs="+",
-        default=[1, 5, 12, 29, 58],
         metavar="N",
-        help="changed patches; default 1 5 12 29 58",
+        help=f"changed patches; default {' '.join(map(str, COUNTS))}, as far as a frame has so many",
     )
     add(
         "--text-tokens",
@@ -77,8 +80,7 @@ def _plan(args: argparse.Namespace) -> None:
     import torch
 
     from fvlm_lib.vision.fast_vit import ConvolutionalTower
-    from fvlm_lib.vision.opened_tower import Tower
-    from fvlm_lib.vlm.plan import plan_text, plan_tower, reach_of_maps
+    from fvlm_lib.vlm.plan import plan_text, plan_tower
     from fvlm_lib.vlm.plan_times import plan_times
     from fvlm_lib.vlm.weightless import open_weightless
 
@@ -87,7 +89,9 @@ def _plan(args: argparse.Namespace) -> None:
     weightless = open_weightless(args.model, args.size)
     tower = weightless.vision.tower
     grid = tower.grid(weightless.frame) if tower else None
-    if isinstance(tower, Tower) and grid and (wrong := [count for count in args.counts if count > grid[0] * grid[1]]):
+    if args.counts is None:
+        args.counts = [count for count in COUNTS if grid is None or count <= grid[0] * grid[1]]
+    if grid and (wrong := [count for count in args.counts if count > grid[0] * grid[1]]):
         raise ValueError(f"{wrong[0]} patches cannot change; a frame has {grid[0] * grid[1]}")
     parts = [part for part in (plan_tower(weightless), plan_text(weightless, args.text_tokens)) if part]
     print(_head(args, weightless, grid))
@@ -101,13 +105,7 @@ def _plan(args: argparse.Namespace) -> None:
         "weights_mb": {part.name: part.nbytes / 1e6 for part in parts},
     }
     if isinstance(tower, ConvolutionalTower):
-        maps = reach_of_maps(tower, (weightless.frame.shape[-2], weightless.frame.shape[-1]))
-        shares = "; ".join(f"{share:.2%} of {width} x {height}" for (height, width), share in maps)
-        print(
-            f"\nAt tolerance 0 one changed patch, in the middle, reaches these shares of the maps: {shares}. How soon "
-            "a change falls below a tolerance above 0 the weights decide: measure it with fvlm bench-policies."
-        )
-        facts["reach"] = [share for _, share in maps]
+        facts |= _map_updates(args, weightless, tower)
     elif tower is None or grid is None:
         print(
             f"\n{type(weightless.vision.module).__name__} has no adapter: a frame in which nothing changed costs "
@@ -161,6 +159,39 @@ def ranges(numbers: list[str]) -> str:
         else:
             parts.append([number])
     return ", ".join("-".join(part) for part in parts)
+
+
+def _map_updates(args: argparse.Namespace, weightless: Weightless, tower: ConvolutionalTower) -> dict[str, Any]:
+    """Print how far a change reaches in the maps, and what updates take; returns the same as facts."""
+    import pandas as pd
+    from transformers import AutoModel
+
+    from fvlm_lib.vlm.plan import reach_of_maps
+    from fvlm_lib.vlm.plan_times import plan_map_times
+
+    size = weightless.frame.shape[-2], weightless.frame.shape[-1]
+    maps = reach_of_maps(tower, size)
+    shares = "; ".join(f"{share:.2%} of {width} x {height}" for (height, width), share in maps)
+    print(
+        f"\nAt tolerance 0 one changed patch, in the middle, reaches these shares of the maps: {shares}. How soon "
+        "a change falls below a tolerance above 0 the weights decide: measure it with fvlm bench-policies."
+    )
+    facts: dict[str, Any] = {"reach": [share for _, share in maps]}
+    if args.measure:
+        model = AutoModel.from_config(weightless.vision.module.config).eval()
+        times = plan_map_times(model, size, args.counts)
+        rows = [
+            {"changed": one.changed, "ms": one.ms, "factor": one.factor, "exact_ms": one.gated_ms,
+             "exact_factor": one.gated_factor} for one in times.updates
+        ]  # fmt: skip
+        print(f"\nA full encode should take {times.full_ms:.0f} ms ({args.threads} threads).")
+        print(f"\n{pd.DataFrame(rows).round(2).to_markdown(index=False)}")
+        print(
+            "\nMeasured with random weights: the positions of the changed patches alone, and all that they reach, at "
+            "tolerance 0. A tolerance above 0 is between the two."
+        )
+        facts |= {"full_ms": times.full_ms, "reading_ms": times.reading_ms, "updates": rows}
+    return facts
 
 
 def _updates(

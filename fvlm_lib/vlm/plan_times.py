@@ -24,7 +24,10 @@ from fvlm_lib.reuse.blocks import Block
 from fvlm_lib.reuse.fastest import SPREAD, PackWeights, few_rows_blocks
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.reuse.products import busy_seconds
-from fvlm_lib.screens.update_bench import read_seconds
+from fvlm_lib.screens.update_bench import alternating_update, read_seconds
+from fvlm_lib.vision.caches import encode_cache
+from fvlm_lib.vision.fast_vit import ConvolutionalTower
+from fvlm_lib.vision.models import open_vision
 from fvlm_lib.vision.opened_tower import Grid, Tower
 from fvlm_lib.vision.updates import encode_frame, update_by
 from fvlm_lib.vlm.plan import modules, nbytes, num_rows, updated_rows, width, windows
@@ -35,8 +38,9 @@ NOTHING_ELSE = math.inf
 
 @dataclass(frozen=True)
 class UpdateTime:
-    """ms of an update of the whole tower in `changed` patches, with propagate="none" and, at least, gated; factor,
-    gated_factor: the time of a full encode by that."""
+    """ms of an update of the whole tower in `changed` patches, with propagate="none" and gated; factor, gated_factor:
+    the time of a full encode by that. Gated is of a stack of blocks at least that long, of convolutions at most: at
+    tolerance 0."""
 
     changed: int
     ms: float
@@ -47,7 +51,8 @@ class UpdateTime:
 
 @dataclass(frozen=True)
 class Times:
-    """full_ms: a frame encoded in full. reading_ms: all weights of the blocks read once, which no update undercuts."""
+    """full_ms: a frame encoded in full. reading_ms: all weights read once, of a stack of blocks what no update
+    undercuts."""
 
     full_ms: float
     reading_ms: float
@@ -89,6 +94,30 @@ def plan_times(
         none, gated = (ms + fixed[f"{name} {count}"] for name, ms in zip(("none", "gated"), both, strict=True))
         updates.append(UpdateTime(count, none, full / none, gated, full / gated))
     return Times(full, reading, tuple(updates))
+
+
+def plan_map_times(model: nn.Module, size: tuple[int, int], counts: Sequence[int], repeats: int = 3) -> Times:
+    """The same of a convolutional tower, timed as a whole, as nearly all its blocks differ.
+
+    model: with weights, on the CPU; size: (height, width) of its frames. Raises TypeError for another tower.
+    """
+    tower = open_vision(model).tower
+    if not isinstance(tower, ConvolutionalTower):
+        raise TypeError(f"{type(model).__name__} is no convolutional tower")
+    generator = torch.Generator().manual_seed(0)
+    frames = tuple(torch.rand(1, tower.num_channels, *size, generator=generator) for _ in range(2))
+    calls: dict[str, Callable[[], object]] = {"full": lambda: encode_cache(tower, frames[0])}
+    with torch.inference_mode():
+        for name in ("none", "gated"):
+            cache = encode_cache(tower, frames[0], name)  # type: ignore[arg-type]
+            for count in counts:
+                calls[f"{name} {count}"] = alternating_update(tower, cache, frames, count, tolerance=0.0)
+        ms = _shortest(calls, repeats)
+        reading = 1e3 * read_seconds(model)
+    full = ms["full"]
+    both = [(count, ms[f"none {count}"], ms[f"gated {count}"]) for count in counts]
+    updates = tuple(UpdateTime(count, none, full / none, gated, full / gated) for count, none, gated in both)
+    return Times(full, reading, updates)
 
 
 # ---- some blocks of each kind ------------------------------------------------------------------------
@@ -170,6 +199,11 @@ def _measured(
                 return cache.read()
 
             calls[f"{name} {count}"] = call
+    return _shortest(calls, repeats)
+
+
+def _shortest(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """ms of each call, by `busy_seconds`, the shortest of so many after a first."""
     best = dict.fromkeys(calls, math.inf)
     for turn in range(repeats + 1):
         for name, one in calls.items():  # in turn, so that a machine whose speed drifts slows all of them

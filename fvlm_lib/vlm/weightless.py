@@ -44,7 +44,7 @@ def open_weightless(name: str, size: tuple[int, int]) -> Weightless:
     Raises CheckpointError where there is no such model, ValueError where the frames are smaller than a patch.
     """
     config = _config(name)
-    if config.model_type in ARCHITECTURES:
+    if config.model_type in ARCHITECTURES and name not in RANDOM:  # which are towers, of a frame or a tile of one
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(config).eval()
         vlm = VLM(name, model, _read(name, "processor", AutoProcessor))

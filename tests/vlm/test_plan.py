@@ -24,7 +24,7 @@ from fvlm_lib.vision.towers import open_tower
 from fvlm_lib.vlm import plan_command
 from fvlm_lib.vlm.plan import plan_text, plan_tower, reach, update_flops, width, windows
 from fvlm_lib.vlm.plan_command import ranges
-from fvlm_lib.vlm.plan_times import plan_times
+from fvlm_lib.vlm.plan_times import plan_map_times, plan_times
 from fvlm_lib.vlm.weightless import open_weightless
 
 SIZE = (40, 64)
@@ -140,9 +140,8 @@ def test_times_are_of_every_count_and_factors_are_of_the_full_encode(pack):
 
 
 def test_the_random_towers_are_those_that_are_loaded():
-    for name in RANDOM_TOWERS:
-        weightless = open_weightless(name, SIZE)
-        assert plan_tower(weightless).rows in (577, 257, 576, 5336, 4000)
+    rows = [plan_tower(open_weightless(name, SIZE)).rows for name in RANDOM_TOWERS]
+    assert rows == [577, 257, 5336, 4000, 576, 1024, 1025, None]  # of FastViTHD, there are maps
     assert load_tower("random:clip-tiny").model.config.hidden_size == width(
         open_weightless(RANDOM_TOWERS[1], SIZE).vision.tower
     )
@@ -221,3 +220,17 @@ def test_a_convolutional_tower_tells_how_far_a_change_reaches_in_its_maps(vlm_fo
     facts = json.loads(said.splitlines()[-1])
     assert facts["reach"] == sorted(facts["reach"]) and 0 < facts["reach"][0] < facts["reach"][-1] == 1
     assert "of 32 x 32" in said and "fvlm bench-policies" in said
+
+
+def test_a_convolutional_tower_is_timed_as_a_whole(vlm_folders, capsys):
+    arguments = ["--model", vlm_folders["fast_vlm"], "--counts", 1, 16, "--threads", 1]
+    assert exit_code(plan_command.main, *arguments) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["changed"] for row in facts["updates"]] == [1, 16]
+    for row in facts["updates"]:
+        assert row["factor"] == pytest.approx(facts["full_ms"] / row["ms"])
+        assert row["exact_factor"] == pytest.approx(facts["full_ms"] / row["exact_ms"])
+    assert exit_code(plan_command.main, *arguments[:2], "--counts", 17) == 2
+    assert "17 patches cannot change; a frame has 16" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="CLIPVisionModel is no convolutional tower"):
+        plan_map_times(load_tower("random:clip-tiny").model, (224, 224), [1])
