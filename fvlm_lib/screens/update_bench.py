@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="fvlm bench-updates",
         description="Time partial updates of a vision tower by number of changed patches, beside its full forward. "
-        "Prints medians in ms with quartiles; the last line is JSON.",
+        "Prints medians in ms with quartiles, also of a full encode of which all is kept; the last line is JSON.",
         epilog="example: fvlm bench-updates --counts 1 12 58 --pack",
     )
     add = parser.add_argument
@@ -156,6 +156,7 @@ def _measure(args: argparse.Namespace) -> None:
     screen = np.random.default_rng(0).integers(0, 256, (800, 1280, 3), dtype=np.uint8)
     calls: dict[str, Callable[[], object]] = {
         "full": lambda: encoder.vision.own(one),
+        "full, kept": lambda: encode_cache(tower, one, "gated" if args.gated else "none"),
         "unchanged frame": lambda: encoder.encode(one),
         "patch diff 1280x800": lambda: compute_patch_diff(screen, ~screen, 14, 0.05, metric="max"),
     }
