@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 
 def open_frame_encoder(
-    model: FoveatedVLM, settings: DifferentialSettings, pack_weights: PackWeights = False
+    model: FoveatedVLM,
+    settings: DifferentialSettings,
+    pack_weights: PackWeights = False,
+    pack_memory: int | None = None,
 ) -> DifferentialVisionEncoder:
     """An encoder of one stream of the model's frames, normalised as its config says.
 
-    settings: those of a language model's prefill say nothing here. pack_weights: see `towers.open_tower`.
+    settings: those of a language model's prefill say nothing here. pack_weights, pack_memory: see `towers.open_tower`.
     Raises TypeError for a tower without an adapter, which there is no looking into, and ValueError for settings that
     do not fit the tower.
     """
@@ -39,6 +42,7 @@ def open_frame_encoder(
         image_mean=model.config.image_mean,
         image_std=model.config.image_std,
         pack_weights=pack_weights,
+        pack_memory=pack_memory,
     )
 
 

@@ -31,7 +31,7 @@ class FoveatedStream:
         threshold 0 and tolerance 0 both see the same. A frame on which nothing changed costs a look and a position of
         the language model. `encoder` is then the `DifferentialVisionEncoder`, which has the statistics; it keeps a
         frame's rows at every layer, and changes `patch_cache` in place.
-    pack_weights: of the differential encoder; see `towers.open_tower`.
+    pack_weights, pack_memory: of the differential encoder; see `towers.open_tower`.
 
     Raises TypeError for a differential encoding of a tower without an adapter, and ValueError for settings that do not
     fit the tower.
@@ -43,9 +43,12 @@ class FoveatedStream:
         differential: DifferentialSettings | None = None,
         *,
         pack_weights: PackWeights = False,
+        pack_memory: int | None = None,
     ) -> None:
         self.model = model.eval()
-        self.encoder = None if differential is None else open_frame_encoder(model, differential, pack_weights)
+        self.encoder = (
+            None if differential is None else open_frame_encoder(model, differential, pack_weights, pack_memory)
+        )
         self.reset()
 
     def reset(self) -> None:
