@@ -22,7 +22,7 @@ WINGS: dict[str, set[str]] = {
     "vision": {"ground", "reuse"},
     "language": {"ground", "reuse"},
     "data": {"ground"},
-    "foveated": {"ground", "vision", "data"},
+    "foveated": {"ground", "reuse", "vision", "data"},
     "batch": {"ground", "vision", "data", "foveated"},  # of the last, the config of a training, for its JSON Schema
     "screens": {"ground", "reuse", "vision", "data", "foveated"},
     "gap": {"ground", "vision", "data", "foveated", "batch"},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fvlm_lib.batch.folders import folders
-from fvlm_lib.batch.parameters import Config
+from fvlm_lib.batch.parameters import Config, Gap
 from fvlm_lib.data.files import data_stamp, read_captions
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, FolderData, ProceduralData
 from fvlm_lib.json_files import read_object
@@ -160,7 +160,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         training={
             id: {key: value for key, value in said.get(id, {}).items() if key != "path"} for id in found.checkpoints
         },
-        gap={**given, **{key: value for key, value in vars(found.gap).items() if key not in given}} if given else {},
+        gap={**given, **_defaults(found.gap, given)} if found.gap else {},
         scaling=dict(config.get("scaling") or {}),
         shards=found.shards,
         knowledge=found.knowledge,
@@ -181,6 +181,11 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         paper=dict(config.get("paper") or {}),
         output=found.output,
     )
+
+
+def _defaults(gap: Gap, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `gap` that the config does not give; not `reuse`, which results made before it was there lack."""
+    return {key: value for key, value in vars(gap).items() if key not in given and key != "reuse"}
 
 
 def _check_shards(found: Config, name: str) -> None:

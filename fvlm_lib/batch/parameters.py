@@ -58,6 +58,7 @@ Names = Annotated[list[Name], Distinct]
 Samples = Annotated[int, Field(strict=True, ge=2, le=1_000_000_000)]  # an interval needs two
 NumFine = Annotated[list[FinePasses], Field(min_length=1), Distinct]
 ImageSize = Annotated[tuple[Pixels, Pixels], AsTuple]
+Reuse = Annotated[dict[Id, DifferentialSettings], Field(min_length=1)]  # settings by a name of one's own
 Tolerances = Annotated[list[Tolerance], Distinct]
 NumLines = Annotated[int, Field(strict=True, ge=4, le=60)]  # of a text screen, as `data/text_screens.py` draws it
 Shown = Annotated[int, Field(strict=True, ge=1, le=50)]
@@ -117,6 +118,9 @@ class Gap:
     """Of the bootstrap."""
     floor_samples: CountOrNone = 64
     """Evaluated again in float64 for the numerical floor; 0 for none, as where there is no float64 (mps)."""
+    reuse: Reuse | None = None
+    """Settings of the differential encoder by a name each: the inference loss is also taken with frames encoded by what
+    changed, as these say; null for none."""
 
 
 @settings

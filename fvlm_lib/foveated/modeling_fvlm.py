@@ -31,6 +31,7 @@ from transformers import initialization as init
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
+from fvlm_lib.foveated.frame_reuse import encode_videos
 from fvlm_lib.foveated.inputs import (
     CaptionBatch,
     CaptionOptions,
@@ -41,6 +42,7 @@ from fvlm_lib.foveated.inputs import (
 from fvlm_lib.foveated.output import FoveatedVLMOutput
 from fvlm_lib.foveated.passes import parallel_passes
 from fvlm_lib.foveated.watching import score_watching, watch
+from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vision.towers import PatchCache, encode, look, open_tower
 
 
@@ -115,16 +117,29 @@ class FoveatedVLM(PreTrainedModel):
 
     # ---- steps that the modes share ------------------------------------------------------------------
 
-    def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> PatchCache:
+    @property
+    def num_query_layers(self) -> int | None:
+        """How many of the vision tower's last layers a query walks through; None for all."""
+        return None if self.config.deep_query else 1
+
+    def encode_frames(
+        self,
+        pixel_values: Tensor,
+        frame_mask: Tensor | None = None,
+        differential: DifferentialSettings | None = None,
+    ) -> PatchCache:
         """Encode a video's frames once, for any number of modes and passes.
 
-        pixel_values (B, T, 3, height, width); frame_mask (B, T), 1 where there is a frame. Returns a
-        `PatchCache` with leading dimensions (B, T).
+        pixel_values (B, T, 3, height, width); frame_mask (B, T), 1 where there is a frame. differential: encode each
+        frame from the one before it, where it changed, without gradients (`frame_reuse.encode_videos` also tells what
+        was done). Returns a `PatchCache` with leading dimensions (B, T).
         """
+        if differential is not None:
+            return encode_videos(self, pixel_values, frame_mask, differential)[0]
         frame_mask = checked_frame_mask(pixel_values, frame_mask)
         # absent frames may hold anything, NaN included; it must not reach a product, not even times zero
         pixel_values = pixel_values.masked_fill(~frame_mask[..., None, None, None], 0.0)
-        return encode(open_tower(self.encoder.dino), pixel_values, None if self.config.deep_query else 1)
+        return encode(open_tower(self.encoder.dino), pixel_values, self.num_query_layers)
 
     def look(
         self,
@@ -240,12 +255,18 @@ class FoveatedVLM(PreTrainedModel):
         pixel_values: Tensor | None,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        *,
+        differential: DifferentialSettings | None = None,
         **options: Unpack[CaptionOptions],
     ) -> FoveatedVLMOutput:
         """Score captions as at inference: frame by frame on the language model's KV cache, no coarse pass.
 
-        The batch as told at `FoveatedVLM`.
+        The batch as told at `FoveatedVLM`. differential: as in `encode_frames`, of frames that are not yet encoded.
         """
+        if differential is not None:
+            if pixel_values is None or options.get("patch_cache") is not None:
+                raise ValueError("differential says how pixel_values are encoded; it does not go with a patch_cache")
+            options["patch_cache"] = self.encode_frames(pixel_values, options.get("frame_mask"), differential)
         return score_watching(self, self._batch(pixel_values, input_ids, attention_mask, **options))[0]
 
     def forward_modes(

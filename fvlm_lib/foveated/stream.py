@@ -1,6 +1,7 @@
 """A foveated VLM on a stream: one frame at a time, captioned at any moment.
 
-A stream is the autoregressive mode of `watching.py` without an end.
+A stream is the autoregressive mode of `watching.py` without an end. How a frame's cache is updated where the frame
+changed is `frame_reuse.py`'s subject.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from fvlm_lib.foveated.frame_reuse import encode_changes, open_frame_encoder
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.reuse.fastest import PackWeights
+from fvlm_lib.vision.settings import DifferentialSettings
 from fvlm_lib.vision.towers import PatchCache
 
 
@@ -22,17 +26,38 @@ class FoveatedStream:
 
     Holds one frame's `PatchCache` (`patch_cache`) and the language model's KV cache, one position a frame (and
     the fine token's, with mode tokens); memory does not grow by frames' pixels or patches.
+
+    differential: encode each frame from the one before, where it changed; None encodes every frame in full. With
+        threshold 0 and tolerance 0 both see the same. A frame on which nothing changed costs a look and a position of
+        the language model. `encoder` is then the `DifferentialVisionEncoder`, which has the statistics; it keeps a
+        frame's rows at every layer, and changes `patch_cache` in place.
+    pack_weights, pack_memory: of the differential encoder; see `towers.open_tower`.
+
+    Raises TypeError for a differential encoding of a tower without an adapter, and ValueError for settings that do not
+    fit the tower.
     """
 
-    def __init__(self, model: FoveatedVLM) -> None:
+    def __init__(
+        self,
+        model: FoveatedVLM,
+        differential: DifferentialSettings | None = None,
+        *,
+        pack_weights: PackWeights = False,
+        pack_memory: int | None = None,
+    ) -> None:
         self.model = model.eval()
+        self.encoder = (
+            None if differential is None else open_frame_encoder(model, differential, pack_weights, pack_memory)
+        )
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Forget everything seen; the encoder's statistics stay."""
         self.past_key_values = DynamicCache(config=self.model.llm.config)
         with torch.no_grad():
             self.model.begin(1, self.past_key_values)
+        if self.encoder is not None:
+            self.encoder.reset_cache()
         self.patch_cache: PatchCache | None = None
         self.query = self.model.q_init
         self.num_frames = 0
@@ -40,14 +65,27 @@ class FoveatedStream:
 
     @torch.no_grad()
     def push(self, frame: Tensor) -> Tensor:
-        """Watch one frame (3, height, width) or (1, 3, height, width); returns its visual token (1, D)."""
-        frame = frame.reshape(1, 1, *frame.shape[-3:])
-        self.patch_cache = self.model.encode_frames(frame).frame(0)
+        """Watch one frame (3, height, width) or (1, 3, height, width); returns its visual token (1, D).
+
+        Frames may differ in size. Raises ValueError for a frame that cannot be right. Whatever is raised, an interrupt
+        by the user included, the stream has seen what it had seen before, and may go on.
+        """
+        if frame.ndim not in (3, 4) or (frame.ndim == 4 and len(frame) != 1):
+            raise ValueError(f"frame has shape {tuple(frame.shape)}; it must be (3, height, width)")
+        frame = frame.reshape(1, *frame.shape[-3:])
+        if self.encoder is None:
+            self.patch_cache = self.model.encode_frames(frame[None]).frame(0)
+        else:
+            self.patch_cache = encode_changes(self.model, self.encoder, frame)
         token, _ = self.model.look(self.patch_cache, self.query)  # (1, D)
-        hidden = self.model.run_llm(token[:, None], None, self.past_key_values)
-        self.query = self.model.llm_to_query(hidden[:, 0])
-        self.num_frames += 1
-        self._last_token = token
+        kept = _layers(self.past_key_values)
+        try:
+            hidden = self.model.run_llm(token[:, None], None, self.past_key_values)
+            query = self.model.llm_to_query(hidden[:, 0])
+        except BaseException:  # some layers may have read the frame, others not
+            self.past_key_values.layers = kept
+            raise
+        self.query, self.num_frames, self._last_token = query, self.num_frames + 1, token
         return token
 
     @torch.no_grad()
@@ -72,3 +110,8 @@ class FoveatedStream:
         return self.model.llm.generate(
             inputs_embeds=embeds, attention_mask=mask, past_key_values=past, **generate_kwargs
         )
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    """The layers of a KV cache as they are now. No copies of what they hold: a position more is a new tensor."""
+    return [copy.copy(layer) for layer in cache.layers]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from fvlm_lib.batch.parameters import Samples
+from fvlm_lib.batch.parameters import Reuse, Samples
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data
 from fvlm_lib.options import Parser, add_device, add_seed, option, run
 from fvlm_lib.outputs import check_output, note_replaced
@@ -76,6 +76,12 @@ def parser() -> Parser:
         help="samples scored again in float64, for the numerical floor; 0 for none; default %(default)s",
     )
     add(
+        "--reuse",
+        metavar="YAML",
+        help="settings of the differential encoder by a name each, such as '{gated: {tolerance: 0.02}}': the inference "
+        "loss is also taken with frames encoded by what changed, as these say",
+    )
+    add(
         "--shard",
         type=option(Part),
         metavar="K/N",
@@ -104,6 +110,9 @@ def _work(args: dict[str, Any]) -> None:
         check_output(file)
     data = parse_yaml(args["data"], "--data")
     check(Data, data, "--data")
+    if args["reuse"] is not None:
+        args["reuse"] = parse_yaml(args["reuse"], "--reuse")
+        check(Reuse, args["reuse"], "--reuse")
     parameters = {**args, "data": data}
 
     from fvlm_lib.gap.gap import evaluate_inference_gap, format_gap, open_evaluation, score_shard, write_gap

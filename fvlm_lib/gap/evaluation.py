@@ -7,7 +7,7 @@ The rows go to disk batch by batch (`samples.py`); what they say of the gap is i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,12 @@ from tqdm import tqdm
 
 from fvlm_lib.data.video_files import VideoBatch
 from fvlm_lib.data.videos import Videos
+from fvlm_lib.foveated.frame_reuse import encode_videos
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM, FoveatedVLMOutput
 from fvlm_lib.gap.samples import number_columns, sample_schema
 from fvlm_lib.scoring import IGNORED_LABEL, token_nll
+from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vision.statistics import FrameStatistics
 
 
 def score_batches(
@@ -33,11 +36,13 @@ def score_batches(
     batch_size: int = 32,
     num_fine: Sequence[int] = (1, 2, 3),
     progress: bool = True,
+    reuse: Mapping[str, DifferentialSettings] | None = None,
 ) -> Iterator[pa.Table]:
     """Score samples start..stop-1 in every mode, with one vision encode a batch for all of them.
 
     Yields a batch's rows at a time; columns as in `samples.py`. The training query is that of the first
-    `num_fine`. An empty range (a shard beyond the last batch) yields nothing.
+    `num_fine`. An empty range (a shard beyond the last batch) yields nothing. reuse: settings by name, with each of
+    which the autoregressive mode is scored again, a video's frames encoded by what changed.
 
     Raises FloatingPointError, naming the sample, for a loss that is not a finite number.
     """
@@ -52,18 +57,22 @@ def score_batches(
             if batch.inputs:
                 inputs = {key: value.to(parameter.device) for key, value in batch.inputs.items()}
                 inputs["pixel_values"] = inputs["pixel_values"].to(parameter.dtype)
-                rows = _score_batch(model, inputs, batch, num_fine)
+                rows = _score_batch(model, inputs, batch, num_fine, reuse or {})
             for skipped in batch.skipped:
                 rows.append({"num_frames": 0, "num_tokens": 0, "name": skipped.name, "sample": skipped.sample})
                 rows[-1]["skipped"] = skipped.reason
             rows.sort(key=lambda row: row["sample"])
-            yield pa.Table.from_pylist(rows, sample_schema(scored_modes(num_fine)))
+            yield pa.Table.from_pylist(rows, sample_schema(scored_modes(num_fine), reuse or ()))
             bar.update(len(rows))
 
 
 @torch.no_grad()
 def _score_batch(
-    model: FoveatedVLM, inputs: dict[str, torch.Tensor], batch: VideoBatch, num_fine: Sequence[int]
+    model: FoveatedVLM,
+    inputs: dict[str, torch.Tensor],
+    batch: VideoBatch,
+    num_fine: Sequence[int],
+    reuse: Mapping[str, DifferentialSettings],
 ) -> list[dict[str, Any]]:
     """Rows of the batch's scored samples; `inputs` are the batch's on the model's device."""
     patch_cache = model.encode_frames(inputs["pixel_values"], inputs["frame_mask"])
@@ -82,6 +91,10 @@ def _score_batch(
         "num_tokens": coarse.num_tokens.tolist(),
         "query_distance": [row[:n].tolist() for row, n in zip(distance, frame_counts, strict=True)],
     }
+    for name, settings in reuse.items():
+        shared["patch_cache"], done = encode_videos(model, inputs["pixel_values"], inputs["frame_mask"], settings)
+        outputs[f"reuse_{name}"] = model.forward_autoregressive(**shared)
+        columns[f"encoded_{name}"] = [_encoded_share(video) for video in done]
     for mode, output in outputs.items():
         if not output.nll.isfinite().all():
             bad = int((~output.nll.isfinite()).nonzero()[0])
@@ -93,6 +106,11 @@ def _score_batch(
         columns[f"nll_{mode}"] = output.nll.double().tolist()
         columns[f"token_nll_{mode}"] = [row[keep].tolist() for row, keep in zip(nll, scored, strict=True)]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _encoded_share(frames: Sequence[FrameStatistics]) -> float:
+    """The share of a video's patches that were encoded."""
+    return sum(int(frame.encoded.sum()) for frame in frames) / sum(frame.num_patches for frame in frames)
 
 
 def query_distance(training: torch.Tensor, inference: torch.Tensor) -> torch.Tensor:

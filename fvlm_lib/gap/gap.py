@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fvlm_lib.batch.parameters import NumFine, Samples
+from fvlm_lib.batch.parameters import NumFine, Reuse, Samples
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, ProceduralData
 from fvlm_lib.data.video_files import SkippedVideo
 from fvlm_lib.data.videos import ProceduralVideos, Videos, open_videos
@@ -51,6 +51,19 @@ SIZES = ("small", "moderate", "large")
 
 
 @dataclass(frozen=True)
+class ReuseCost:
+    """The inference loss with frames that are encoded by what changed, by one setting; nats a token.
+
+    cost: by how much the loss exceeds that with full encodes, with its sign; paired, as the gap is. encoded: the share
+    of the patches that were encoded, first frames among them, the mean over samples.
+    """
+
+    loss: Estimate
+    cost: Estimate
+    encoded: float
+
+
+@dataclass(frozen=True)
 class Gap:
     """The evaluation of one checkpoint. Losses and gaps in nats a token, with 95% bootstrap intervals.
 
@@ -64,6 +77,7 @@ class Gap:
     narrow (`interval_warnings`).
     numerical_floor: mean over tokens of the absolute difference that rounding makes to a sample's gap
     (against the same evaluation in float64); a smaller gap is noise. None where it was not measured.
+    reuse: what encoding frames by what changed costs, by the settings' names; empty where that was not asked.
     """
 
     loss_training_fine: Estimate
@@ -81,6 +95,7 @@ class Gap:
     num_tokens: int
     warnings: dict[str, str]
     skipped: tuple[SkippedVideo, ...] = ()
+    reuse: dict[str, ReuseCost] = field(default_factory=dict)
 
 
 # ---- from rows to the gap ----------------------------------------------------------------------------
@@ -98,16 +113,19 @@ def summarize_gap(
     The training mode is the first `fine_K` column. Raises ValueError where the table has none, or fewer
     than two samples.
     """
-    modes = [name.removeprefix("nll_") for name in per_sample if name.startswith("nll_")]
+    scored = [name.removeprefix("nll_") for name in per_sample if name.startswith("nll_")]
+    settings = [mode.removeprefix("reuse_") for mode in scored if mode.startswith("reuse_")]
+    modes = [mode for mode in scored if not mode.startswith("reuse_")]
     passes = [mode for mode in modes if mode.startswith("fine_")]
     if not passes or "autoregressive" not in modes or "coarse" not in modes:
         raise ValueError(f"the table has losses of {modes}; coarse, a fine_K and autoregressive are needed")
-    loss = {mode: ratio(f"nll_{mode}", "num_tokens") for mode in modes}
+    loss = {mode: ratio(f"nll_{mode}", "num_tokens") for mode in scored}
     training, inference = loss[passes[0]], loss["autoregressive"]
-    statistics = {f"loss {mode}": loss[mode] for mode in modes}
+    statistics = {f"loss {mode}": loss[mode] for mode in scored}
     statistics |= {f"gap {mode}": difference(inference, loss[mode]) for mode in passes}
+    statistics |= {f"cost {name}": difference(loss[f"reuse_{name}"], inference) for name in settings}
     statistics["percent"] = percent_difference(inference, training)
-    columns = {name: per_sample[name].to_numpy() for name in ["num_tokens", *(f"nll_{mode}" for mode in modes)]}
+    columns = {name: per_sample[name].to_numpy() for name in ["num_tokens", *(f"nll_{mode}" for mode in scored)]}
     found = bootstrap(columns, statistics, num_resamples, seed)
 
     losses = {mode: found[f"loss {mode}"] for mode in modes}
@@ -131,7 +149,29 @@ def summarize_gap(
         num_tokens=int(per_sample["num_tokens"].sum()),
         warnings=warnings,
         skipped=tuple(skipped),
+        reuse={
+            name: ReuseCost(
+                found[f"loss reuse_{name}"], found[f"cost {name}"], float(per_sample[f"encoded_{name}"].mean())
+            )
+            for name in settings
+        },
     )
+
+
+def reuse_table(gap: Gap) -> pd.DataFrame:
+    """What encoding frames by what changed costs, a row a setting, the first of full encodes.
+
+    loss: at inference, nats a token, and cost: what it exceeds that of full encodes by, both with _low and _high, 95%
+    intervals as of the gap. encoded: the share of patches that were encoded, first frames among them.
+    """
+    full = {"full encodes": ReuseCost(gap.loss_inference_fine, Estimate(0.0, 0.0, 0.0), 1.0)}
+    rows = []
+    for name, found in {**full, **gap.reuse}.items():
+        row: dict[str, Any] = {"setting": name}
+        for key, value in (("loss", found.loss), ("cost", found.cost)):
+            row |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+        rows.append({**row, "encoded": found.encoded})
+    return pd.DataFrame(rows).set_index("setting")
 
 
 def interval_warnings(num_tokens: np.ndarray, training: np.ndarray, inference: np.ndarray) -> dict[str, str]:
@@ -255,6 +295,7 @@ def evaluate_inference_gap(
     floor_samples: int = 64,
     shards: Sequence[str | Path] = (),
     progress: bool = True,
+    reuse: Mapping[str, Any] | None = None,
 ) -> Gap:
     """Evaluate a model on the first `num_samples` of some videos, and write the per-sample table (Parquet).
 
@@ -262,13 +303,15 @@ def evaluate_inference_gap(
     num_fine: numbers of fine passes to score; the first is the training mode. seed: of the bootstrap.
     floor_samples: how many of the scored samples are evaluated again in float64 for the numerical floor (0: none; MPS
     has no float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
-    else is scored here, and they are joined.
+    else is scored here, and they are joined. reuse: `DifferentialSettings`, or mappings, by a name each: with each of
+    them the inference loss is taken again, frames encoded by what changed.
 
     Raises ValueError for numbers that cannot be, and where fewer than two samples are asked for, or can be used.
     """
     _check_numbers(num_samples, batch_size, num_fine)
     check(Seed, seed, "seed")
     check(CountOrNone, floor_samples, "floor_samples")
+    settings = check(Reuse | None, reuse, "reuse")
     table = Path(table)
     count = _count_samples(videos, num_samples)
     if count < 2:
@@ -276,8 +319,8 @@ def evaluate_inference_gap(
     if shards:
         join_samples(shards, table, count)
     else:
-        rows = score_batches(model, videos, 0, count, batch_size, num_fine, progress)
-        write_samples(table, rows, sample_schema(scored_modes(num_fine)))
+        rows = score_batches(model, videos, 0, count, batch_size, num_fine, progress, settings)
+        write_samples(table, rows, sample_schema(scored_modes(num_fine), settings or ()))
     scored, skipped, floor = read_samples(table), read_skipped(table), None
     if len(scored) < 2:
         raise ValueError(
@@ -299,12 +342,14 @@ def score_shard(
     num_samples: int | None = None,
     batch_size: int = 32,
     num_fine: Sequence[int] = (1, 2, 3),
+    reuse: Mapping[str, Any] | None = None,
 ) -> None:
     """Score part `shard` (1 to num_shards) of an evaluation and write its table; arguments as there."""
     _check_numbers(num_samples, batch_size, num_fine)
     start, stop = shard_bounds(_count_samples(videos, num_samples), batch_size, shard, num_shards)
-    rows = score_batches(model, videos, start, stop, batch_size, num_fine)
-    write_samples(Path(table), rows, sample_schema(scored_modes(num_fine)))
+    settings = check(Reuse | None, reuse, "reuse")
+    rows = score_batches(model, videos, start, stop, batch_size, num_fine, reuse=settings)
+    write_samples(Path(table), rows, sample_schema(scored_modes(num_fine), settings or ()))
 
 
 def _check_numbers(num_samples: int | None, batch_size: int, num_fine: Sequence[int]) -> None:
@@ -360,6 +405,13 @@ def format_gap(gap: Gap) -> str:
     nats, percent = gap.gap_nats, gap.gap_percent
     lines.append(f"{'gap':<22}{nats.value:+9.4f}   [{nats.low:+.4f}, {nats.high:+.4f}] nats a token")
     lines.append(f"{'':<22}{percent.value:+9.2f}   [{percent.low:+.2f}, {percent.high:+.2f}] % of loss_training_fine")
+    for name, reused in gap.reuse.items():
+        loss, cost = reused.loss, reused.cost
+        lines.append(f"{'loss, reuse ' + name:<22}{loss.value:9.4f}   [{loss.low:.4f}, {loss.high:.4f}] nats a token")
+        lines.append(
+            f"{'':<22}{cost.value:+9.4f}   [{cost.low:+.4f}, {cost.high:+.4f}] against full encodes; "
+            f"{reused.encoded:.0%} of patches encoded"
+        )
     if gap.numerical_floor is not None:
         lines.append(f"{'numerical floor':<22}{gap.numerical_floor:9.1e}   nats a token")
     lines.append(f"{'verdict':<22}{gap.verdict} ({gap.verdict_reason})")

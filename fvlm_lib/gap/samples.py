@@ -3,7 +3,9 @@
 Columns: `sample` (its number in the set), `name`, `num_frames`, `num_tokens`; `nll_<mode>` (nats, summed over
 the caption) and `token_nll_<mode>` (its list, a token) for coarse, fine_K and autoregressive; `query_distance`
 (a frame: relative L2 of the training query to the inference query); `skipped`: why the sample could not be
-used, null where it was scored. A skipped one has no frames, tokens or losses.
+used, null where it was scored. A skipped one has no frames, tokens or losses. For each setting of frames encoded by
+what changed there are the losses of the mode `reuse_<setting>`, and `encoded_<setting>`, the share of the sample's
+patches that were encoded, the first frame's among them.
 
 Memory depends on the longest sample, not on how many there are, but for the few numbers a sample that
 `read_samples` returns. This module knows nothing of models or gaps.
@@ -25,12 +27,14 @@ from fvlm_lib.outputs import whole
 _ROWS = 1024  # of a row group: what is held before it is written
 
 
-def sample_schema(modes: Sequence[str]) -> pa.Schema:
-    """The columns of a table of these modes, such as coarse, fine_1, autoregressive."""
+def sample_schema(modes: Sequence[str], reuse: Iterable[str] = ()) -> pa.Schema:
+    """The columns of a table of these modes, such as coarse, fine_1, autoregressive, and of settings of reuse."""
+    reuse = list(reuse)
     columns = [("sample", pa.int64()), ("name", pa.string()), ("num_frames", pa.int64()), ("num_tokens", pa.int64())]
     columns += [("query_distance", pa.list_(pa.float64()))]
-    for mode in modes:
+    for mode in [*modes, *(f"reuse_{name}" for name in reuse)]:
         columns += [(f"nll_{mode}", pa.float64()), (f"token_nll_{mode}", pa.list_(pa.float64()))]
+    columns += [(f"encoded_{name}", pa.float64()) for name in reuse]
     return pa.schema([*columns, ("skipped", pa.string())])
 
 

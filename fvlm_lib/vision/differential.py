@@ -139,6 +139,15 @@ class DifferentialVisionEncoder:
         self.statistics = StreamStatistics()
 
     @property
+    def patch_cache(self) -> PatchCache | None:
+        """What is kept of the last frame by a transformer tower: keys and values of every layer, to be looked into, and
+        changed in place by the next frame.
+
+        None before the first frame, after an error that sent a frame to the model's own encode, and for other towers.
+        """
+        return self._cache if isinstance(self._cache, PatchCache) else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all that is kept of the last frame, its pixels among them."""
         kept = (self.tracker.pixels, self._cache, self._tokens, *self._features, *self._deepstack)

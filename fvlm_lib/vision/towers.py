@@ -22,7 +22,7 @@ from fvlm_lib.reuse.blocks import joined
 from fvlm_lib.reuse.fastest import PackWeights, few_rows_blocks
 from fvlm_lib.reuse.kept import KeptRows
 from fvlm_lib.vision.adapters import ADAPTERS
-from fvlm_lib.vision.opened_tower import Layout, Tower
+from fvlm_lib.vision.opened_tower import Grid, Layout, Tower
 
 # ---- towers ------------------------------------------------------------------------------------------
 
@@ -102,6 +102,11 @@ class PatchCache(KeptRows):
         keys, values = (tuple(states[:, t] for states in all_states) for all_states in (self.keys, self.values))
         return PatchCache(keys, values, num_global_tokens=self.num_global_tokens)
 
+    def last_layers(self, count: int | None) -> PatchCache:
+        """Keys and values of the last `count` layers (None: all), for looks alone; views, no copies."""
+        first = 0 if count is None else len(self.keys) - count
+        return PatchCache(self.keys[first:], self.values[first:], num_global_tokens=self.num_global_tokens)
+
     def read(self) -> Tensor:
         """A copy (1, P, D) of the tokens of the one frame that `encode_frame` or `update` put here last."""
         if self.output is None:
@@ -125,9 +130,7 @@ def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = No
     that layer's own output. `encode_frame` is for updates.
     Raises ValueError for towers with rotary positions or windows: a query has no place among the patches.
     """
-    layout = tower.layout(tower.grid(pixel_values))
-    if layout.rotation is not None or layout.windows:
-        raise ValueError("a query cannot look at the patches of a tower with rotary positions or window attention")
+    check_look(tower, tower.grid(pixel_values))
     leading = pixel_values.shape[:-3]
     x = tower.embed(pixel_values.flatten(0, -4))  # (N, P, D)
     first = len(tower.blocks) - (num_query_layers or len(tower.blocks))
@@ -142,6 +145,13 @@ def encode(tower: Tower, pixel_values: Tensor, num_query_layers: int | None = No
             attended = F.scaled_dot_product_attention(block.queries(x), k, v)  # (N, H, P, d)
             x = block.finish(x, joined(attended))
     return PatchCache(tuple(keys), tuple(values), num_global_tokens=tower.num_global_tokens)
+
+
+def check_look(tower: Tower, grid: Grid) -> None:
+    """ValueError for towers with rotary positions or windows: a query has no place among the patches."""
+    layout = tower.layout(grid)
+    if layout.rotation is not None or layout.windows:
+        raise ValueError("a query cannot look at the patches of a tower with rotary positions or window attention")
 
 
 def look(

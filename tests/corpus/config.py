@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
     },
     "gap": {
         "data": PROCEDURAL, "num_samples": 64, "batch_size": 8, "num_fine": [1, 2], "dtype": "float32",
-        "device": "cpu", "seed": 0, "floor_samples": 8,
+        "device": "cpu", "seed": 0, "floor_samples": 8, "reuse": {"gated": SETTINGS},
     },
     "shards": 2,
     "scaling": {"num_bootstrap": 9, "seed": 0, "delta": 0.01, "block_length": 1},
@@ -138,6 +138,8 @@ GAP: dict[str, Wrong] = {
     "gap": [([], "[]", MAPPING), ("x", "'x'", MAPPING)], "gap.data": SECTION, "gap.num_samples?": whole(2),
     "gap.batch_size": whole(1, 65536), "gap.num_fine": listed(whole(1, 1024), least=1), "gap.dtype?": DTYPE,
     "gap.device": DEVICE, "gap.seed": SEED, "gap.floor_samples": COUNT_OR_NONE,
+    "gap.reuse?": [([], "[]", MAPPING), ("x", "'x'", MAPPING)], "gap.reuse.gated": SECTION,
+    "gap.reuse.gated.diff_threshold": SHARE, "gap.reuse.gated.tolerance?": TOLERANCE,
 }  # fmt: skip
 DATA: dict[str, Wrong] = {
     "gap.data.split": choice("train", "validation", "test"), "gap.data.seed": SEED, "gap.data.num_objects": COUNT,
@@ -293,6 +295,7 @@ CASES = [
             "differential",
             "differential.towers.t",
             "differential.vlms.v",
+            "gap.reuse.gated",
             "differential.vlms.v.settings",
             "prefill.l",
             "answers.r",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from fvlm_lib.data.options import PROCEDURAL_SAMPLES
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.gap import __main__ as gap_command
 from fvlm_lib.gap import evaluation, gap, samples
+from fvlm_lib.gap.results import read_gap_result
 from fvlm_lib.schema import DTYPES
 from fvlm_lib.stats import Estimate
 
@@ -115,6 +117,71 @@ def test_shards_join_to_the_same_table_to_the_last_digit(trained, scored, table,
     pd.testing.assert_frame_equal(pd.read_parquet(joined), scored, check_exact=True)
     for read in (samples.position_losses, samples.query_distances, samples.read_samples):
         pd.testing.assert_frame_equal(read(joined), read(table), check_exact=True)
+
+
+REUSE = {
+    "exact": {"diff_threshold": 0.0, "tolerance": 0.0},
+    "gated": {"diff_threshold": 0.0, "tolerance": 0.5},
+    "stale": {"diff_threshold": 1.0},  # nothing is ever encoded again
+}
+
+
+STILL = ProceduralVideos(split="test", noise_std=0.0)  # with noise every patch changes
+
+
+def test_what_reuse_costs_is_told_by_setting(trained, tmp_path):
+    """Losses of the modes stay what they are, to the last digit; exact reuse costs nothing, blind reuse much."""
+    plain = evaluation.score_videos(trained, STILL, 0, 32, 16, (1,), progress=False)
+    options = {"num_samples": 32, "batch_size": 16, "num_fine": (1,), "reuse": REUSE}
+    evaluate = partial(gap.evaluate_inference_gap, trained, STILL, floor_samples=0, progress=False, **options)
+    found = evaluate(tmp_path / "whole.parquet")
+    with_reuse = pd.read_parquet(tmp_path / "whole.parquet")
+    pd.testing.assert_frame_equal(with_reuse[list(plain)], plain, check_exact=True)
+    np.testing.assert_allclose(with_reuse["nll_reuse_exact"], plain["nll_autoregressive"], rtol=1e-4, atol=1e-4)
+    table = gap.reuse_table(found)
+    assert list(table.index) == ["full encodes", "exact", "gated", "stale"]
+    assert table["loss"]["full encodes"] == found.loss_inference_fine.value
+    np.testing.assert_allclose(table["cost"], table["loss"] - table["loss"]["full encodes"], atol=1e-12)
+    assert abs(table["cost"]["exact"]) < 1e-5 < abs(table["cost"]["gated"]) < table["cost"]["stale"]
+    assert table["cost_low"]["stale"] > 0.5, "what moves is not seen any more"
+    assert table["encoded"]["stale"] == pytest.approx(1 / 8), "the first of eight frames"
+    assert 0.3 < table["encoded"]["exact"] == table["encoded"]["gated"] < 0.7
+    assert set(found.losses) == {"coarse", "fine_1", "autoregressive"}
+    assert "loss, reuse stale" in gap.format_gap(found) and "12% of patches encoded" in gap.format_gap(found)
+
+    shards = [tmp_path / f"{k}.parquet" for k in (1, 2)]
+    for k, shard in enumerate(shards, start=1):
+        gap.score_shard(trained, STILL, shard, k, 2, **options)
+    assert evaluate(tmp_path / "joined.parquet", shards=shards) == found
+    parameters = {"checkpoint": str(CHECKPOINT), "reuse": REUSE}
+    gap.write_gap(tmp_path / "gap.json", found, tmp_path / "whole.parquet", parameters)
+    written = read_gap_result(tmp_path / "gap.json", parameters)
+    assert written["reuse"]["stale"]["cost"]["value"] == found.reuse["stale"].cost.value
+    with pytest.raises(ValueError, match="was made with reuse"):
+        read_gap_result(tmp_path / "gap.json", {"checkpoint": str(CHECKPOINT)})
+
+
+def test_a_result_made_before_reuse_is_read_where_none_is_asked(trained, table, tmp_path):
+    found = gap.summarize_gap(samples.read_samples(table))
+    assert found.reuse == {}
+    gap.write_gap(tmp_path / "gap.json", found, table, {"checkpoint": str(CHECKPOINT)})
+    assert read_gap_result(tmp_path / "gap.json", {"checkpoint": str(CHECKPOINT), "reuse": None})["reuse"] == {}
+
+
+@pytest.mark.parametrize(
+    ("reuse", "message"),
+    [
+        ({}, "reuse is {}; it must be a "),
+        ({"gated": {"tolerance": -1.0}}, "reuse: gated.tolerance is -1.0; it must be at least 0, or null"),
+        ({"gated": {"tolerence": 0.1}}, "did you mean 'tolerance'?"),
+        ({"a b": {}}, "letters, digits, '_', '.' and '-', at most 100, make an id"),
+    ],
+)
+def test_settings_of_reuse_that_cannot_be_are_refused(trained, tmp_path, reuse, message):
+    with pytest.raises(ValueError) as raised:
+        gap.evaluate_inference_gap(trained, VIDEOS, tmp_path / "t.parquet", 4, 4, reuse=reuse, progress=False)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "t.parquet").exists()
 
 
 def test_shards_cover_every_sample_once():
