@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fvlm_lib.batch.folders import folders
 from fvlm_lib.batch.parameters import Config, Gap
 from fvlm_lib.data.files import data_stamp, read_captions
-from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, FolderData, ProceduralData
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, DrawnData, FolderData
 from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import RANDOM_TOWERS, check
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
@@ -191,8 +191,8 @@ def _defaults(gap: Gap, given: Mapping[str, Any]) -> dict[str, Any]:
 def _check_shards(found: Config, name: str) -> None:
     """Shards without a sample each are refused where the number of samples is known, and more than can be planned."""
     gap = found.gap
-    procedural = gap is not None and isinstance(gap.data, ProceduralData)
-    samples = gap and (gap.num_samples or (PROCEDURAL_SAMPLES if procedural else None))
+    drawn = gap is not None and isinstance(gap.data, DrawnData)
+    samples = gap and (gap.num_samples or (PROCEDURAL_SAMPLES if drawn else None))
     if samples and found.shards > samples:
         raise ValueError(f"{name}: shards is {found.shards}; {samples} samples make at most {samples}")
     if (jobs := found.shards * len(found.checkpoints)) > MOST_SHARDS:
@@ -257,9 +257,9 @@ def check_files(batch: Batch, name: str = "the config") -> None:
     samples = batch.gap["num_samples"]
     if isinstance(data, FolderData) and (samples or 0) > (count := len(read_captions(data.path))):
         raise ValueError(f"{name}: gap.num_samples is {samples}, but {data.path} has {count} videos")
-    if isinstance(data, ProceduralData):
+    if isinstance(data, DrawnData):
         for id, path in batch.checkpoints.items():
-            _in(f"{name}: gap.data for checkpoint {id}", partial(_check_procedural, data, Path(path)))
+            _in(f"{name}: gap.data for checkpoint {id}", partial(_check_drawn, data, Path(path)))
 
 
 def _in(where: str, work: Callable[[], T]) -> T:
@@ -283,7 +283,7 @@ def _check_model(where: str, model: str, random: Collection[str]) -> None:
         raise ValueError(f"{where} is {model!r}, and there is no such folder; a hub id is like OWNER/MODEL")
 
 
-def _check_procedural(data: ProceduralData, checkpoint: Path) -> None:
+def _check_drawn(data: DrawnData, checkpoint: Path) -> None:
     """What the checkpoint's config says against the videos; one that cannot be read is for its own run to report."""
     try:
         config = read_object(checkpoint / "config.json")

@@ -107,7 +107,7 @@ class Gap:
     data: Data
     """The videos."""
     num_samples: Samples | None = None
-    """null for all of them; of procedural ones 512."""
+    """null for all of them; of drawn ones 512."""
     batch_size: BatchSize = 32
     num_fine: NumFine = field(default_factory=lambda: [1, 2, 3])
     """Numbers of fine passes to score; the first is the training mode."""

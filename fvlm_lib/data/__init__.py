@@ -1,4 +1,4 @@
-"""What models watch: recorded screens, captioned videos from disk, procedural ones, texts over time.
+"""What models watch: recorded screens, captioned videos from disk, drawn ones, texts over time.
 
 Knows files, pixels and texts; nothing of patches, towers or models.
 """

@@ -6,7 +6,8 @@
 A screen is a window of rows, in an order of its own: rows of fields (`K: 42`), of check boxes, a progress bar, and a
 list of fields of which one is selected. A dialog may cover a part of it. It has one of several themes, a mouse pointer
 and a caret, and is shifted by up to `MOST_SHIFT` pixels. Labels are single letters, each used once; values have two or
-three characters of `VALUE_CHARACTERS`, which are no labels.
+three characters of `VALUE_CHARACTERS`, which are no labels. Screens of `drawn_events.py` are smaller, and have buttons
+and a scroll bar too.
 
 Everything that is read stands in cells of 16 pixels, `GRID` of them, one character a cell: `contents` says which. So
 no character crosses the border of a 16-pixel patch, and frames of text in other sizes and places are not what a
@@ -69,6 +70,16 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Button:
+    """A button with a word on it, a letter a cell, from its cell (row, column) to the right. pressed: whether it is
+    held down."""
+
+    word: str
+    pressed: bool
+    cell: Cell
+
+
+@dataclass(frozen=True)
 class Dialog:
     """A window over the others: its upper left cell, its size in cells (rows, columns), and the field in it."""
 
@@ -86,16 +97,18 @@ class Screen:
     """What stands on a frame.
 
     fields: of the form. listed: of the list, from its upper row to the lower. selected: which of these is, counted from
-    0. bar: row of the progress bar, and how much of it is full, in cells. caret: the label of the field at whose end it
-    blinks; caret_shown: whether it shows. pointer: (x, y) in pixels. theme: of `THEMES`. brightness: what all colours
-    are multiplied with. shift: pixels (down, right) of all that is drawn.
+    0. bar: row of the progress bar, and how much of it is full, in cells; None for none. caret: the label of the field
+    at whose end it blinks; caret_shown: whether it shows. pointer: (x, y) in pixels. theme: of `THEMES`. brightness:
+    what all colours are multiplied with. shift: pixels (down, right) of all that is drawn. scrollbar: right of the
+    list, (first, total): how many rows it scrolls through, and which of them is listed first, counted from 0; None for
+    none. grid: cells of the frame, (rows, columns).
     """
 
     fields: tuple[Field, ...]
     boxes: tuple[Box, ...]
     listed: tuple[Field, ...]
     selected: int
-    bar: tuple[int, int]
+    bar: tuple[int, int] | None
     dialog: Dialog | None
     caret: str
     caret_shown: bool
@@ -103,6 +116,9 @@ class Screen:
     theme: int
     brightness: float
     shift: tuple[int, int]
+    buttons: tuple[Button, ...] = ()
+    scrollbar: tuple[int, int] | None = None
+    grid: Cell = GRID
 
     def shown_fields(self) -> list[Field]:
         """The fields that nothing covers, in reading order."""
@@ -186,10 +202,10 @@ def random_value(rng: np.random.Generator) -> str:
     return "".join(rng.choice(list(VALUE_CHARACTERS), int(rng.integers(2, 4))).tolist())
 
 
-def random_dialog(rng: np.random.Generator, label: str) -> Dialog:
-    """A dialog of 3 rows and 6 to 8 columns somewhere on the screen, with a field of that label."""
+def random_dialog(rng: np.random.Generator, label: str, grid: Cell = GRID) -> Dialog:
+    """A dialog of 3 rows and 6 to 8 columns somewhere on a screen of `grid` cells, with a field of that label."""
     rows, columns = 3, int(rng.integers(6, 9))
-    cell = int(rng.integers(1, GRID[0] - rows + 1)), int(rng.integers(0, GRID[1] - columns + 1))
+    cell = int(rng.integers(1, grid[0] - rows + 1)), int(rng.integers(0, grid[1] - columns + 1))
     column = cell[1] + int(rng.integers(0, columns - FIELD_WIDTH + 1))
     return Dialog(cell, (rows, columns), Field(label, random_value(rng), (cell[0] + 1, column)))
 
@@ -203,7 +219,7 @@ def free_pointer(rng: np.random.Generator, screen: Screen) -> tuple[int, int]:
 
 def contents(screen: Screen) -> list[list[str]]:
     """What is to be read in each cell, rows of columns: a character, `COLON`, `ON`, `OFF` or `BLANK`."""
-    cells = [[BLANK] * GRID[1] for _ in range(GRID[0])]
+    cells = [[BLANK] * screen.grid[1] for _ in range(screen.grid[0])]
 
     def put(field: Field) -> None:
         row, column = field.cell
@@ -215,8 +231,11 @@ def contents(screen: Screen) -> list[list[str]]:
     for box in screen.boxes:
         row, column = box.cell
         cells[row][column : column + BOX_WIDTH] = [box.label, COLON, ON if box.on else OFF]
+    for button in screen.buttons:
+        row, column = button.cell
+        cells[row][column : column + len(button.word)] = button.word
     if screen.dialog:
-        for row, column in itertools.product(range(GRID[0]), range(GRID[1])):
+        for row, column in itertools.product(*map(range, screen.grid)):
             if screen.dialog.covers((row, column)):
                 cells[row][column] = BLANK
         put(screen.dialog.field)
@@ -226,7 +245,8 @@ def contents(screen: Screen) -> list[list[str]]:
 def draw(screen: Screen) -> np.ndarray:
     """The frame, uint8 (height, width, 3)."""
     theme = THEMES[screen.theme]
-    image = Image.new("RGB", (SIZE[1], SIZE[0]), theme.desk)
+    rows, columns = screen.grid
+    image = Image.new("RGB", (columns * CELL, rows * CELL), theme.desk)
     pen = ImageDraw.Draw(image)
     down, right = screen.shift
 
@@ -242,14 +262,25 @@ def draw(screen: Screen) -> np.ndarray:
             x, y, _, _ = area(cell, (1, 1))
             pen.ellipse((x + 4 + 7 * i, y + 6, x + 8 + 7 * i, y + 10), fill=theme.window, outline=theme.text)
 
-    window((0, 0), GRID)
+    window((0, 0), screen.grid)
     pen.rectangle(area(screen.listed[0].cell, (3, FIELD_WIDTH), 0), outline=theme.accent)
     selected = area(screen.listed[screen.selected].cell, (1, FIELD_WIDTH), 1)
     pen.rectangle(selected, fill=theme.accent)
-    row, full = screen.bar
-    pen.rectangle(area((row, 1), (1, BAR_WIDTH), 4), outline=theme.text)
-    if full:
-        pen.rectangle(area((row, 1), (1, full), 5), fill=theme.label)
+    if screen.scrollbar:
+        first, total = screen.scrollbar
+        row, column = screen.listed[0].cell
+        x, y, x_end, y_end = area((row, column + FIELD_WIDTH), (len(screen.listed), 1), 2)
+        pen.rectangle((x, y, x_end, y_end), outline=theme.accent)
+        top, bottom = (y + (y_end - y) * at // total for at in (first, first + len(screen.listed)))
+        pen.rectangle((x, top, x_end, bottom), fill=theme.text)
+    if screen.bar:
+        row, full = screen.bar
+        pen.rectangle(area((row, 1), (1, BAR_WIDTH), 4), outline=theme.text)
+        if full:
+            pen.rectangle(area((row, 1), (1, full), 5), fill=theme.label)
+    for button in screen.buttons:
+        fill = theme.accent if button.pressed else theme.window
+        pen.rectangle(area(button.cell, (1, len(button.word)), 1), fill=fill, outline=theme.text)
     for field in screen.fields:  # underlined where one would type
         row, column = field.cell
         x, _, x_end, y_end = area((row, column + 2), (1, FIELD_WIDTH - 2))

@@ -136,7 +136,9 @@ def _select(screen: Screen, rng: np.random.Generator) -> Screen:
     return replace(screen, selected=(screen.selected + int(rng.integers(1, 3))) % 3)
 
 
-def _bar(screen: Screen, rng: np.random.Generator) -> Screen:
+def _bar(screen: Screen, rng: np.random.Generator) -> Screen | None:
+    if screen.bar is None:
+        return None
     row, full = screen.bar
     return replace(screen, bar=(row, (full + 1) % (BAR_WIDTH + 1)))
 

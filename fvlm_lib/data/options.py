@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fvlm_lib.data.screen_events import PHRASES
 from fvlm_lib.schema import AsTuple, Count, Pixels, Positive, Seed, Share, Threads, settings
 
 Split = Literal["train", "validation", "test"]
@@ -18,23 +20,69 @@ Crop = Literal["centre", "squash"]
 Frames = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 
 CELL = 8  # pixels on a side of a cell of the procedural grid
+SCREEN_SIZE = 128  # pixels on a side of a screen of the videos of such
 BLOCK = 16  # procedural samples of one random stream; any slice of the set is made of whole blocks, then cut
 PROCEDURAL_SAMPLES = 512  # of videos without end, where it is not said how many
 LARGEST_BLOCK = 4e9  # bytes of float32 frames
 
 
 @settings
-class ProceduralData:
-    """Videos drawn by the library (`videos.ProceduralVideos`). Raises ValueError for sizes that cannot be drawn."""
+class DrawnData(ABC):
+    """What the kinds of videos that the library draws have in common (`drawn_videos.DrawnVideos`)."""
 
     split: Split = "train"
     """Random streams of the splits are apart for every seed."""
     seed: Seed = 0
+    num_frames: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 8
+
+    @property
+    @abstractmethod
+    def called(self) -> str:
+        """The option that decides on the size of frames, as an error says it."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Height and width of a frame in pixels."""
+
+    @property
+    @abstractmethod
+    def num_words(self) -> int:
+        """Words that the captions know, special ones included."""
+
+    @property
+    @abstractmethod
+    def num_positions(self) -> int:
+        """Positions of a language model that frames and caption take."""
+
+    def check_model(self, image_size: int, vocab_size: int, positions: int) -> None:
+        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them.
+
+        image_size: of its frames, in pixels. vocab_size, positions: of its language model. Other frames it would take
+        by resized position embeddings, other words by ids that mean something else, so both are refused.
+        """
+        if image_size != self.image_size:
+            raise ValueError(
+                f"{self.called}, frames of {self.image_size} x {self.image_size} pixels, but the model sees "
+                f"{image_size} x {image_size}"
+            )
+        if vocab_size < self.num_words:
+            raise ValueError(f"{self.called}, captions of {self.num_words} words, but the model knows {vocab_size}")
+        if positions < self.num_positions:
+            raise ValueError(
+                f"num_frames is {self.num_frames}, which with the caption takes {self.num_positions} positions, but "
+                f"the model has {positions}"
+            )
+
+
+@settings
+class ProceduralData(DrawnData):
+    """Objects that cross a grid (`videos.ProceduralVideos`). Raises ValueError for sizes that cannot be drawn."""
+
     num_objects: Count = 4
     """That cross the grid, each in a lane of its own."""
     grid: Annotated[int, Field(strict=True, ge=2, le=128)] = 4
     """Cells on a side, of 8 x 8 pixels each."""
-    num_frames: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 8
     noise_std: Share = 0.08
     """Of the pixels, in [0, 1]."""
     kind: Literal["procedural"] = "procedural"
@@ -52,28 +100,46 @@ class ProceduralData:
             )
 
     @property
+    def called(self) -> str:
+        return f"grid is {self.grid}"
+
+    @property
     def image_size(self) -> int:
-        """Height and width of a frame in pixels."""
         return self.grid * CELL
 
-    def check_model(self, image_size: int, vocab_size: int, positions: int) -> None:
-        """Raise ValueError where a checkpoint cannot have been trained on such videos, or cannot read them.
+    @property
+    def num_words(self) -> int:
+        return 14 + self.grid  # 2 special ones, 4 directions, a lane each row, 8 colours
 
-        image_size: of its frames, in pixels. vocab_size, positions: of its language model. Other frames it would take
-        by resized position embeddings, other words by ids that mean something else, so both are refused.
-        """
-        if image_size != self.image_size:
-            raise ValueError(
-                f"grid is {self.grid}, frames of {self.image_size} x {self.image_size} pixels, but the model sees "
-                f"{image_size} x {image_size}"
-            )
-        if vocab_size < (words := 14 + self.grid):  # 2 special ones, 4 directions, a lane each row, 8 colours
-            raise ValueError(f"grid is {self.grid}, captions of {words} words, but the model knows {vocab_size}")
-        if positions < (needed := 2 * self.num_frames + 2):  # frames; direction, lane, later frames' colours, end
-            raise ValueError(
-                f"num_frames is {self.num_frames}, which with the caption takes {needed} positions, but the model has "
-                f"{positions}"
-            )
+    @property
+    def num_positions(self) -> int:
+        return 2 * self.num_frames + 2  # frames; direction, lane, later frames' colours, end
+
+
+@settings
+class ScreenData(DrawnData):
+    """Screens at which someone works, captioned by what happened (`screen_videos.ScreenVideos`)."""
+
+    num_frames: Annotated[int, Field(strict=True, ge=2, le=1000)] = 8
+    num_themes: Annotated[int, Field(strict=True, ge=1, le=4)] = 1
+    """Of how many themes a screen has one; with the first two all are light."""
+    kind: Literal["screens"] = "screens"
+
+    @property
+    def called(self) -> str:
+        return "kind is screens"
+
+    @property
+    def image_size(self) -> int:
+        return SCREEN_SIZE
+
+    @property
+    def num_words(self) -> int:
+        return 2 + len(PHRASES)  # 2 special ones
+
+    @property
+    def num_positions(self) -> int:
+        return 2 * self.num_frames  # frames; what happened before each but the first, end
 
 
 @settings
@@ -132,5 +198,7 @@ class WebDatasetData(_FileData):
 
 
 FileData = FolderData | WebDatasetData
-Data = Annotated[ProceduralData | FolderData | WebDatasetData, Field(discriminator="kind")]
+DrawnKind = Annotated[ProceduralData | ScreenData, Field(discriminator="kind")]
+"""The videos of a training."""
+Data = Annotated[ProceduralData | ScreenData | FolderData | WebDatasetData, Field(discriminator="kind")]
 """The videos of an evaluation."""

@@ -1,5 +1,5 @@
 """Captioned videos: whatever a config's `data` describes, and the procedural kind, in which where to look next
-depends on what was seen. Those on disk are the subject of `video_files.py`.
+depends on what was seen. Those on disk are the subject of `video_files.py`, those of screens of `screen_videos.py`.
 
 `ProceduralVideos` draws objects that cross a grid of cells in straight lanes and turn back at the far side.
 Each object wears a new random colour and shape in every frame. One object is the target; only frame 0 tells
@@ -13,23 +13,33 @@ Batches are dicts of what the forward modes take: `pixel_values` (B, T, 3, H, W)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fvlm_lib.data.options import BLOCK, CELL, Data, FileData, FolderData, ProceduralData, WebDatasetData
-from fvlm_lib.data.video_files import FolderSource, TarSource, VideoBatch, VideoFiles
-from fvlm_lib.errors import some
+from fvlm_lib.data.drawn_videos import EOS, PAD, SPLITS, DrawnVideos, check_range, word_tokenizer
+from fvlm_lib.data.options import (
+    BLOCK,
+    CELL,
+    Data,
+    DrawnData,
+    FileData,
+    FolderData,
+    ProceduralData,
+    ScreenData,
+    WebDatasetData,
+)
+from fvlm_lib.data.screen_videos import ScreenVideos
+from fvlm_lib.data.video_files import FolderSource, TarSource, VideoFiles
 from fvlm_lib.schema import check, settings
 
 DIRECTIONS = ("right", "left", "down", "up")
 COLOURS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
-SPLITS = ("train", "validation", "test")  # in the order of their random streams
 _RGB = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.float32)  # corners of the cube
 _BACKGROUND = np.float32(0.5)
 
@@ -60,7 +70,7 @@ def _cues() -> np.ndarray:
 
 
 @settings
-class ProceduralVideos(ProceduralData):
+class ProceduralVideos(ProceduralData, DrawnVideos):
     """An endless set of procedural videos; sample i of a split and seed is always the same, however batched.
 
     split, seed, num_objects, grid, num_frames, noise_std: see `ProceduralData`.
@@ -68,50 +78,26 @@ class ProceduralVideos(ProceduralData):
     Raises ValueError for an unknown split, or sizes that cannot be drawn.
     """
 
+    patch_size: ClassVar[int] = CELL
+    pixel_rms: ClassVar[float] = 0.4  # mostly grey, which is 0
+
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """The captions' words in the order of their token ids."""
-        return ("<pad>", "<eos>", *DIRECTIONS, *(f"lane{i}" for i in range(self.grid)), *COLOURS)
+        return (PAD, EOS, *DIRECTIONS, *(f"lane{i}" for i in range(self.grid)), *COLOURS)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A tokenizer of `vocabulary`: one token a word."""
-        from tokenizers import Tokenizer, models, pre_tokenizers
-
-        words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(self.vocabulary)}, "<pad>"))
-        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=words,
-            pad_token="<pad>",
-            eos_token="<eos>",
-            model_input_names=["input_ids", "attention_mask"],
-        )
-
-    def check_words(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError where a checkpoint's own tokenizer gives the captions' words other ids, which would mean
-        something else to its model."""
-        known = tokenizer.get_vocab()
-        if wrong := [word for number, word in enumerate(self.vocabulary) if known.get(word) != number]:
-            raise ValueError(
-                f"procedural videos of grid {self.grid} have captions of {len(self.vocabulary)} words, of which the "
-                f"checkpoint's tokenizer numbers {len(wrong)} otherwise or not at all: {some(wrong)}"
-            )
+        return word_tokenizer(self.vocabulary)
 
     def blind_loss(self) -> float:
         """The best loss without seeing anything, nats a token: direction, lane and colours are uniform."""
         colours = self.num_frames - 1
         return (math.log(4) + math.log(self.grid) + colours * math.log(8)) / (colours + 3)
 
-    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[VideoBatch]:
-        """Samples start..stop-1 in order, `batch_size` at a time (the last batch may be smaller)."""
-        for first in range(start, stop, batch_size):
-            samples = range(first, min(first + batch_size, stop))
-            names = [f"{self.split}-{self.seed}-{i}" for i in samples]
-            yield VideoBatch(self.batch(first, samples.stop), list(samples), names)
-
     def batch(self, start: int, stop: int) -> dict[str, Tensor]:
         """Samples start..stop-1 as one batch."""
-        if not 0 <= start < stop:
-            raise ValueError(f"samples {start} to {stop} are asked for; 0 <= start < stop must hold")
+        check_range(start, stop)
         first, last = start // BLOCK, (stop - 1) // BLOCK
         blocks = [self._block(i) for i in range(first, last + 1)]
         cut = slice(start - first * BLOCK, stop - first * BLOCK)
@@ -161,13 +147,20 @@ class ProceduralVideos(ProceduralData):
         return pixels, np.concatenate(caption, axis=1).astype(np.int64)
 
 
-Videos = ProceduralVideos | VideoFiles
+Videos = DrawnVideos | VideoFiles
 """Any captioned videos: `batch(start, stop)` for the forward modes, `batches(...)` to score many. Those on disk have
-a length; procedural ones have no end."""
+a length; drawn ones have no end."""
 
 
+DRAWN: dict[type[DrawnData], Callable[..., DrawnVideos]] = {ProceduralData: ProceduralVideos, ScreenData: ScreenVideos}
+"""What draws the videos of each kind of `data` that is drawn, given its options."""
 SOURCES: dict[type, Callable[[Any], FolderSource | TarSource]] = {FolderData: FolderSource, WebDatasetData: TarSource}
 """What opens the files of each kind of `data` (`fvlm_lib.data.options.Data`) on disk, given its path."""
+
+
+def draw_videos(data: DrawnData) -> DrawnVideos:
+    """The videos of options whose kind is drawn."""
+    return DRAWN[type(data)](**vars(data))
 
 
 def open_videos(
@@ -182,9 +175,9 @@ def open_videos(
 
     Raises ValueError naming an unknown kind or option and what is known, or a path that holds nothing.
     """
-    described: ProceduralData | FileData = check(Data, data, "data")
-    if isinstance(described, ProceduralData):
-        return ProceduralVideos(**vars(described))
+    described: DrawnData | FileData = check(Data, data, "data")
+    if isinstance(described, DrawnData):
+        return draw_videos(described)
     if tokenizer is None:
         raise ValueError(f"data of kind {described.kind} has captions as text; they take the checkpoint's tokenizer")
     return VideoFiles(

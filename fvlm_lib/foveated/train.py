@@ -1,11 +1,11 @@
-"""Trains the demo ladder: small foveated VLMs on procedural videos, from one config file.
+"""Trains the demo ladder: small foveated VLMs on videos that the library draws, from one config file.
 
 `fvlm train config/ladder.yaml --run S-S --seed 0 --out checkpoints/retrained/S-S` trains one
 run; the loss is fine + 0.5 · coarse [+ multi_fine_weight · second fine pass]. Left behind in OUT: a folder
 `step_NNNN` (weights, config, tokenizer, training.json) at each step the config asks for, and `losses.csv`.
 An interrupted run goes on from its last saved state; a finished one is never overwritten.
 
-This module knows the models and the procedural videos; how well a checkpoint does is `gap.py`'s subject.
+This module knows the models and the drawn videos; how well a checkpoint does is `gap.py`'s subject.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import Dinov2Config, LlamaConfig
 
-from fvlm_lib.data.videos import CELL, ProceduralVideos
+from fvlm_lib.data.drawn_videos import DrawnVideos
+from fvlm_lib.data.videos import draw_videos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.flops import count_flops
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
@@ -40,7 +41,7 @@ from fvlm_lib.outputs import whole
 STATE = "state.safetensors"
 
 
-def build_model(config: TrainingConfig, videos: ProceduralVideos, seed: int) -> FoveatedVLM:
+def build_model(config: TrainingConfig, videos: DrawnVideos, seed: int) -> FoveatedVLM:
     """A new model of the config's sizes, its weights drawn from `seed`."""
     torch.manual_seed(seed)
     vocabulary = videos.vocabulary
@@ -52,7 +53,7 @@ def build_model(config: TrainingConfig, videos: ProceduralVideos, seed: int) -> 
                 num_attention_heads=config.vision_heads,
                 mlp_ratio=config.vision_mlp_ratio,
                 image_size=videos.image_size,
-                patch_size=CELL,
+                patch_size=videos.patch_size,
                 use_mask_token=False,
                 layerscale_value=1.0,
             ),
@@ -70,13 +71,13 @@ def build_model(config: TrainingConfig, videos: ProceduralVideos, seed: int) -> 
             ),
         )
     )
-    initialize(model, config.position_std)
+    initialize(model, config.position_std, videos.pixel_rms)
     return model
 
 
 @torch.no_grad()
-def initialize(model: FoveatedVLM, position_std: float) -> None:
-    """Draw weights at which models this small learn within minutes.
+def initialize(model: FoveatedVLM, position_std: float, pixel_rms: float) -> None:
+    """Draw weights at which models this small learn within minutes. pixel_rms: root mean square of the frames' pixels.
 
     Transformers' std of 0.02 is meant for widths near 1000. Here linear layers get std d_in^-1/2, so that
     each keeps its input's size; the patch projection gives unit output on pixels in [-1, 1]; positions
@@ -91,7 +92,6 @@ def initialize(model: FoveatedVLM, position_std: float) -> None:
     nn.init.normal_(embeddings.position_embeddings, std=position_std)
     nn.init.normal_(embeddings.cls_token, std=1.0)
     projection = embeddings.patch_embeddings.projection
-    pixel_rms = 0.4  # of the procedural frames: mostly grey, which is 0
     nn.init.normal_(projection.weight, std=projection.weight[0].numel() ** -0.5 / pixel_rms)
 
 
@@ -176,7 +176,7 @@ def train(config: TrainingConfig, out: Path, seed: int = 0, name: str = "run", d
     out.mkdir(parents=True, exist_ok=True)
     identity_file.write_text(json.dumps(identity, indent=1) + "\n")
 
-    videos = ProceduralVideos(**{"split": "train", "seed": seed, **config.videos})
+    videos = draw_videos(config.drawn_videos(seed))
     model = build_model(config, videos, seed)
     model.to(torch.device(device))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -226,7 +226,7 @@ def train(config: TrainingConfig, out: Path, seed: int = 0, name: str = "run", d
 def _save_checkpoint(
     folder: Path,
     model: FoveatedVLM,
-    videos: ProceduralVideos,
+    videos: DrawnVideos,
     identity: dict[str, Any],
     step: int,
     step_flops: int,

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; see `options.run` for its exit codes."""
     parser = Parser(
         prog="fvlm train",
-        description="Train one run of a ladder of small foveated VLMs on procedural videos. An interrupted run goes on "
+        description="Train one run of a ladder of small foveated VLMs on drawn videos. An interrupted run goes on "
         "from its last saved state; a finished one is never overwritten.",
         epilog="example: fvlm train config/ladder.yaml --run S-S --out checkpoints/retrained/S-S",
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fvlm_lib.data.options import ProceduralData
+from fvlm_lib.data.options import DrawnData, DrawnKind
 from fvlm_lib.schema import AsTuple, BatchSize, Count, CountOrNone, Positive, Tolerance, check, settings
 from fvlm_lib.yaml_files import read_yaml
 
@@ -36,7 +36,8 @@ class TrainingConfig:
     text_mlp_width: Width = 128
     position_std: Positive = 1.5
     videos: dict[str, Any] = field(default_factory=dict)
-    """Options of the procedural videos; split and seed are of the training."""
+    """Kind and options of the drawn videos (`fvlm_lib.data.options`), procedural ones where no kind is named; split and
+    seed are of the training."""
     batch_size: BatchSize = 16
     learning_rate: Positive = 2e-3
     weight_decay: Tolerance = 0.01
@@ -58,7 +59,14 @@ class TrainingConfig:
                 raise ValueError(
                     f"{width} is {getattr(self, width)}, which {heads}, {getattr(self, heads)}, does not divide"
                 )
-        check(ProceduralData, {"split": "train", **self.videos}, "videos")
+        self.drawn_videos(0)
+
+    def drawn_videos(self, seed: int) -> DrawnData:
+        """The videos of a training with that seed. Raises ValueError for a kind or option that there is not."""
+        found: DrawnData = check(
+            DrawnKind, {"kind": "procedural", "split": "train", "seed": seed, **self.videos}, "videos"
+        )
+        return found
 
 
 @settings

@@ -50,11 +50,11 @@ def parser() -> Parser:
         default="{kind: procedural, split: test}",
         metavar="YAML",
         help="the videos: '{kind: folder, path: FOLDER}' with a captions.jsonl, '{kind: webdataset, path: "
-        "\"test-{00..31}.tar\"}', or procedural ones (default '%(default)s'); what else it takes is in "
-        "fvlm_lib.data.videos.open_videos",
+        "\"test-{00..31}.tar\"}', or drawn ones: '{kind: screens, split: test}', or procedural (default "
+        "'%(default)s'); what else it takes is in fvlm_lib.data.videos.open_videos",
     )
     add(
-        "--num-samples", type=option(Samples), help=f"videos to score; default all, of procedural ones "
+        "--num-samples", type=option(Samples), help=f"videos to score; default all, of drawn ones "
         f"{PROCEDURAL_SAMPLES}"
     )  # fmt: skip
     add("--batch-size", type=option(BatchSize), default=32, help="videos scored at once; default %(default)s")

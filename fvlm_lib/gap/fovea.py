@@ -2,7 +2,7 @@
 through.
 
 `watch_video` runs the model; everything else reads what it returns. How a mode works is `modeling_fvlm.py`'s
-subject; averages over many videos are `gap.py`'s.
+subject; averages over many videos are those of `gap.py`, and of looks at what changed `changed_looks.py`'s.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from fvlm_lib.data.videos import ProceduralVideos, Videos
+from fvlm_lib.data.drawn_videos import DrawnVideos
+from fvlm_lib.data.videos import Videos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM, FoveatedVLMOutput
 from fvlm_lib.gap.evaluation import query_distance
 from fvlm_lib.json_files import read_object
 from fvlm_lib.scoring import IGNORED_LABEL, token_nll
-from fvlm_lib.vision.patches import patch_grid
+from fvlm_lib.vision.patches import compute_patch_diff, patch_grid
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class WatchedVideo:
         """Attention over the patches of a layer, or averaged over all (None): (T, P), normalised to sum to 1 without
         the tokens that are no patches; and (T,) the share that those took."""
         attention = self.attentions[mode].mean(axis=0) if layer is None else self.attentions[mode][layer]
-        patches = attention[:, -self.grid[0] * self.grid[1] :]
-        share = patches.sum(axis=1)
-        return patches / share[:, None], 1 - share
+        return split_attention(attention, self.grid)
+
+    def changed(self) -> np.ndarray:
+        """bool (T, P): which patches differ from those of the frame before; none of the first."""
+        return changed_patches(self.frames, self.grid)
 
     def entropy(self, mode: str, layer: int | None = None) -> np.ndarray:
         """(T,) entropy in nats of `on_patches`; ln P if the query looks everywhere alike, 0 if at one patch."""
@@ -60,20 +63,66 @@ class WatchedVideo:
 
     def by_frame(self, layer: int | None = None) -> pd.DataFrame:
         """One row a mode and frame: mode, frame, entropy (nats), entropy_share (of ln P), other_share (on tokens that
-        are no patches), query_distance (of the training mode, else NaN)."""
-        tables = []
+        are no patches), on_changed (share of the attention on patches that changed since the frame before) and
+        changed_share (these patches' share of all, which is what on_changed is by chance), query_distance (of the
+        training mode, else NaN)."""
+        tables, changed = [], self.changed()
         for mode in self.attentions:
             entropy = self.entropy(mode, layer)
+            looks, other = self.on_patches(mode, layer)
             columns = {
                 "mode": mode,
                 "frame": np.arange(len(entropy)),
                 "entropy": entropy,
                 "entropy_share": entropy / np.log(self.grid[0] * self.grid[1]),
-                "other_share": self.on_patches(mode, layer)[1],
+                "other_share": other,
+                "on_changed": np.where(changed, looks, 0.0).sum(axis=1),
+                "changed_share": changed.mean(axis=1),
                 "query_distance": self.query_distance if mode.startswith("fine") else np.nan,
             }
             tables.append(pd.DataFrame(columns))
         return pd.concat(tables, ignore_index=True)
+
+
+def split_attention(attention: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Attention over the patches of frames, (T, P), normalised to sum to 1 without the tokens that are no patches, and
+    (T,) the share that those took. attention: (T, tokens of a frame), of which the last are the patches of the grid."""
+    patches = attention[:, -grid[0] * grid[1] :]
+    share = patches.sum(axis=1)
+    return patches / share[:, None], 1 - share
+
+
+def changed_patches(frames: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """bool (T, P): which patches of frames uint8 (T, height, width, 3) differ anywhere from those of the frame before;
+    none of the first. grid: rows and columns of patches."""
+    rows, columns = grid
+    patch = frames.shape[1] // rows, frames.shape[2] // columns
+    changed = np.zeros((len(frames), rows * columns), dtype=bool)
+    for t in range(1, len(frames)):
+        changed[t] = compute_patch_diff(frames[t - 1], frames[t], patch, 0.0, metric="max").ravel()
+    return changed
+
+
+def frame_grid(model: FoveatedVLM, pixel_values: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of the model's patches in frames (..., height, width). Raises ValueError where they are not made
+    of whole ones."""
+    patch = model.config.vision_config.patch_size
+    height, width = pixel_values.shape[-2:]
+    if height % patch or width % patch:
+        raise ValueError(f"frames of {height} x {width} pixels are not made of the model's patches of {patch} pixels")
+    return patch_grid(height, width, patch)
+
+
+def shown_frames(pixel_values: torch.Tensor, videos: Videos) -> np.ndarray:
+    """The frames (..., 3, height, width) of a batch of `videos` as uint8 (..., height, width, 3)."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    if isinstance(videos, DrawnVideos):
+        mean, std = (0.5,) * 3, (0.5,) * 3
+    else:
+        mean, std = videos.frames.image_mean, videos.frames.image_std
+    shown = pixel_values.movedim(-3, -1) * torch.tensor(std) + torch.tensor(mean)
+    return (shown * 255).round().clamp(0, 255).byte().numpy()
 
 
 @torch.no_grad()
@@ -99,11 +148,7 @@ def watch_video(
             f"the caption of video {index} has token {int(input_ids.max())}, the model knows {vocabulary}; it was "
             "trained on videos of another kind or grid"
         )
-    patch = model.config.vision_config.patch_size
-    height, width = pixels.shape[-2:]
-    if height % patch or width % patch:
-        raise ValueError(f"frames of {height} x {width} pixels are not made of the model's patches of {patch} pixels")
-    grid = patch_grid(height, width, patch)
+    grid = frame_grid(model, pixels)
     parameter = next(model.parameters())
     inputs: dict[str, Any] = {key: value.to(parameter.device) for key, value in batch.items()}
     inputs["patch_cache"] = model.encode_frames(inputs["pixel_values"].to(parameter.dtype), inputs["frame_mask"])
@@ -125,15 +170,9 @@ def watch_video(
                 watched["input_ids"] = inputs["input_ids"][:, :prompt_length]
             generated = model.generate(**watched, max_new_tokens=input_ids.shape[1], do_sample=False)[0].tolist()
     tokenizer: PreTrainedTokenizerBase
-    mean: Sequence[float]
-    std: Sequence[float]
-    if isinstance(videos, ProceduralVideos):
-        tokenizer, mean, std = videos.tokenizer(), (0.5,) * 3, (0.5,) * 3
-    else:
-        tokenizer, mean, std = videos.tokenizer, videos.frames.image_mean, videos.frames.image_std
-    shown = pixels[0].permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)  # (T, height, width, 3)
+    tokenizer = videos.tokenizer() if isinstance(videos, DrawnVideos) else videos.tokenizer
     return WatchedVideo(
-        frames=(shown * 255).round().clamp(0, 255).byte().numpy(),
+        frames=shown_frames(pixels[0], videos),
         grid=grid,
         attentions={
             mode: torch.stack([layer[0].mean(dim=1) for layer in output.attentions or ()]).double().cpu().numpy()

@@ -23,9 +23,10 @@ import pandas as pd
 import torch
 
 from fvlm_lib.batch.parameters import NumFine, Reuse, Samples
-from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, ProceduralData
+from fvlm_lib.data.drawn_videos import DrawnVideos
+from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, DrawnData
 from fvlm_lib.data.video_files import SkippedVideo
-from fvlm_lib.data.videos import ProceduralVideos, Videos, open_videos
+from fvlm_lib.data.videos import Videos, draw_videos, open_videos
 from fvlm_lib.devices import pick_device
 from fvlm_lib.foveated.checkpoints import has_tokenizer, load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
@@ -265,7 +266,7 @@ def open_evaluation(
     tokenizer), how many frames and tokens fit, and which frames it wants, where `data` says nothing else.
     dtype: float64, float32, bfloat16 or float16; None as stored. device: "auto" takes CUDA, then MPS, then CPU.
 
-    Raises ValueError for data that cannot be, and for procedural videos that are not of the checkpoint's frames, words
+    Raises ValueError for data that cannot be, and for drawn videos that are not of the checkpoint's frames, words
     and positions.
     """
     described = check(Data, data, "data")
@@ -274,12 +275,12 @@ def open_evaluation(
     model = load_checkpoint(checkpoint, device=pick_device(device), dtype=stored_in)
     vocab_size, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
     positions -= 2 if model.config.mode_tokens else 0  # one before the frames, one behind them
-    if isinstance(described, ProceduralData):
+    if isinstance(described, DrawnData):
         described.check_model(model.config.image_size, vocab_size, positions)
-        procedural = ProceduralVideos(**vars(described))
+        drawn = draw_videos(described)
         if has_tokenizer(checkpoint):
-            procedural.check_words(load_tokenizer(checkpoint, vocab_size))
-        return model, procedural
+            drawn.check_words(load_tokenizer(checkpoint, vocab_size))
+        return model, drawn
     wanted = {name: getattr(model.config, name) for name in ("image_size", "image_mean", "image_std")}
     return model, open_videos({**wanted, **data}, load_tokenizer(checkpoint, vocab_size), positions)
 
@@ -299,7 +300,7 @@ def evaluate_inference_gap(
 ) -> Gap:
     """Evaluate a model on the first `num_samples` of some videos, and write the per-sample table (Parquet).
 
-    table: the file to write, see `samples.py`. num_samples: None takes them all, and 512 of procedural ones.
+    table: the file to write, see `samples.py`. num_samples: None takes them all, and 512 of drawn ones.
     num_fine: numbers of fine passes to score; the first is the training mode. seed: of the bootstrap.
     floor_samples: how many of the scored samples are evaluated again in float64 for the numerical floor (0: none; MPS
     has no float64, so it needs 0). shards: tables of all samples, scored before in parts (`score_shard`); then nothing
@@ -360,7 +361,7 @@ def _check_numbers(num_samples: int | None, batch_size: int, num_fine: Sequence[
 
 def _count_samples(videos: Videos, num_samples: int | None) -> int:
     """How many samples are evaluated; ValueError where there are not so many."""
-    if isinstance(videos, ProceduralVideos):
+    if isinstance(videos, DrawnVideos):
         return PROCEDURAL_SAMPLES if num_samples is None else num_samples
     if num_samples is not None and num_samples > len(videos):
         raise ValueError(f"num_samples is {num_samples}, but there are {len(videos)} videos; null takes them all")

@@ -30,8 +30,8 @@ MOST_PASSES = 64
 ABOUT = """<details style='color:#666;line-height:1.4'><summary>What is shown</summary>The paler a patch, the less the
 query attends to it; one scale for the three pictures of a frame. Shares are averaged over heads and are of the
 attention that falls on patches; what falls on the CLS token is given apart. The entropy is that of the shares: of its
-maximum, 100 % is a look at everything alike. Distance: relative L2 of the training query from the inference
-query.</details>"""
+maximum, 100 % is a look at everything alike. Changed are patches that differ from the frame before. Distance: relative
+L2 of the training query from the inference query.</details>"""
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,16 @@ def draw_by_frame(watched: WatchedVideo, column: str, layer: int | None) -> Mark
 
 
 def describe_look(table: pd.DataFrame, mode: str, frame: int) -> str:
-    """A mode's name, and of its look at a frame the entropy and what falls on the CLS token, as HTML; table: of
-    `WatchedVideo.by_frame`."""
+    """A mode's name, and of its look at a frame the entropy, what falls on the CLS token and, where some patches
+    changed and others did not, what falls on those that did, as HTML; table: of `WatchedVideo.by_frame`."""
     name, colour = mode_style(mode)
     row = table[(table["mode"] == mode) & (table["frame"] == frame)].iloc[0]
     dark = css_colour(tuple(0.75 * part for part in colour))
+    part = row["changed_share"]
+    changed = f" · {row['on_changed']:.0%} on the {part:.0%} that changed" if 0 < part < 1 else ""
     return (
         f"<div style='line-height:1.3'><b style='color:{dark}'>{html.escape(name)}</b><br>{row['entropy']:.2f} nats, "
-        f"{row['entropy_share']:.0%} of max · CLS {row['other_share']:.0%}</div>"
+        f"{row['entropy_share']:.0%} of max · CLS {row['other_share']:.0%}{changed}</div>"
     )
 
 

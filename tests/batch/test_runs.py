@@ -295,7 +295,7 @@ def test_a_signal_while_the_kernel_starts_ends_it(tmp_path: Path) -> None:
         ({"batch": 0}, ["batch is 0; it must be at least 1, or null"]),
         (
             {"data": {"kind": "foldr"}},
-            ["data: kind is 'foldr'; it must be one of 'procedural', 'folder', 'webdataset'"],
+            ["data: kind is 'foldr'; it must be one of 'procedural', 'screens', 'folder', 'webdataset'"],
         ),
     ],
 )

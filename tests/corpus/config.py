@@ -262,7 +262,7 @@ def misspelt(content: dict[str, Any], keys: str, file: str = "config.yaml") -> I
         where = f"{file}: {keys}" if keys else file
         says = f"{where} has the unknown key '{key}x'; did you mean {key!r}? known are "
         if (key == "kind" and "path" in inner) or key == "kind":
-            says = f"{where} lacks kind, which must be one of 'folder', 'procedural', 'webdataset'"
+            says = f"{where} lacks kind, which must be one of 'folder', 'procedural', 'screens', 'webdataset'"
         run = functools.partial(read, content=changed(content, keys, wrong) if keys else wrong, file=file)
         yield Case(f"{where}: {key}x", run, says)
 

@@ -90,7 +90,8 @@ CASES = [
         "a kind of data that is none",
         "gap.data",
         {"kind": "foldr", "path": "x"},
-        ": gap.data.kind is 'foldr'; it must be one of 'procedural', 'folder', 'webdataset'; did you mean 'folder'?",
+        ": gap.data.kind is 'foldr'; it must be one of 'procedural', 'screens', 'folder', 'webdataset'; did you mean "
+        "'folder'?",
     ),
     other("a kind of data that is null", "gap.data.kind", None, ": gap.data.kind is null; it must be one of"),
     other("a folder without path", "gap.data", {"kind": "folder"}, ": gap.data lacks path"),

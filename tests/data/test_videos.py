@@ -16,7 +16,7 @@ from fvlm_lib.gap.gap import open_evaluation
 
 CLEAN = ProceduralVideos(noise_std=0.0)
 PROCEDURAL = {"kind": "procedural"}
-KNOWN = "known are split, seed, num_objects, grid, num_frames, noise_std, kind"
+KNOWN = "known are split, seed, num_frames, num_objects, grid, noise_std, kind"
 
 
 def cell(frame: torch.Tensor, row: int, column: int) -> torch.Tensor:
@@ -133,8 +133,8 @@ def test_the_tokenizer_agrees_with_the_ids():
     [
         (None, "data is null; it must be a mapping, `key: value` lines"),
         ([], "data is []; it must be a mapping, `key: value` lines"),
-        ({}, "data lacks kind, which must be one of 'folder', 'procedural', 'webdataset'"),
-        ({"kind": "films"}, "data: kind is 'films'; it must be one of 'procedural', 'folder', 'webdataset'"),
+        ({}, "data lacks kind, which must be one of 'folder', 'procedural', 'screens', 'webdataset'"),
+        ({"kind": "films"}, "data: kind is 'films'; it must be one of 'procedural', 'screens', 'folder', 'webdataset'"),
         (PROCEDURAL | {"num_frame": 1}, "data has the unknown key 'num_frame'; did you mean 'num_frames'? " + KNOWN),
         (PROCEDURAL | {"split": "dev"}, "data: split is 'dev'; it must be 'train', 'validation' or 'test'"),
         (PROCEDURAL | {"num_frames": 0}, "data: num_frames is 0; it must be at least 2"),

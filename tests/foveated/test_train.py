@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from fvlm_lib.data.videos import ProceduralVideos
+from fvlm_lib.data.screen_videos import ScreenVideos
+from fvlm_lib.data.videos import ProceduralVideos, draw_videos
 from fvlm_lib.foveated import train, train_command
 from fvlm_lib.foveated.checkpoints import load_checkpoint
 from fvlm_lib.foveated.training_config import read_training_config
+from fvlm_lib.gap.gap import open_evaluation
 
 TINY = train.TrainingConfig(
     vision_width=16,
@@ -107,11 +110,32 @@ def test_the_loss_falls():
 
 def test_a_batch_starts_near_the_loss_of_guessing():
     """The initial weights neither explode nor favour a word: about ln(vocabulary) nats a token."""
-    videos = ProceduralVideos()
-    for run in ("S-S", "M-S"):
-        config = read_training_config(ROOT / "config" / "ladder.yaml", run)
+    for ladder, run in (("ladder", "S-S"), ("ladder", "M-S"), ("screens", "screens")):
+        config = read_training_config(ROOT / "config" / f"{ladder}.yaml", run)
+        videos = draw_videos(config.drawn_videos(0))
         _, parts = train.training_loss(train.build_model(config, videos, 0), videos.batch(0, 16), config)
-        assert 2.5 < parts["fine"] < 4.5
+        assert math.log(len(videos.vocabulary)) - 0.4 < parts["fine"] < math.log(len(videos.vocabulary)) + 1.6
+
+
+def test_a_run_on_screens_leaves_a_checkpoint_that_is_evaluated_on_them(tmp_path):
+    config = replace(TINY, videos={"kind": "screens", "num_frames": 3}, steps=2, warmup_steps=1, checkpoint_steps=(2,))
+    train.train(config, tmp_path / "run", seed=1, name="screens")
+    folder = tmp_path / "run" / "step_0002"
+    model, videos = open_evaluation(folder, {"kind": "screens", "split": "test", "num_frames": 3}, device="cpu")
+    assert videos == ScreenVideos("test", num_frames=3) and model.config.vision_config.patch_size == 16
+    assert json.loads((folder / "training.json").read_text())["config"]["videos"] == config.videos
+    with pytest.raises(ValueError, match="grid is 4, frames of 32 x 32 pixels, but the model sees 128 x 128"):
+        open_evaluation(folder, {"kind": "procedural"}, device="cpu")
+    with pytest.raises(ValueError, match="kind is screens, frames of 128 x 128 pixels, but the model sees 32 x 32"):
+        open_evaluation(ROOT / "checkpoints" / "demo" / "S-S" / "step_0100", {"kind": "screens"}, device="cpu")
+
+
+def test_the_videos_of_a_training_are_of_its_seed_and_procedural_where_no_kind_is_named():
+    assert draw_videos(TINY.drawn_videos(3)) == ProceduralVideos("train", 3, num_frames=4)
+    for run in ("screens", "screens-multi"):
+        config = read_training_config(ROOT / "config" / "screens.yaml", run)
+        assert draw_videos(config.drawn_videos(5)) == ScreenVideos("train", 5)
+        assert (config.multi_fine_weight > 0) == (run == "screens-multi")
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -136,6 +160,11 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         ("runs: {B: {batch_size: many}}", "ladder.yaml: run 'B': batch_size is 'many'; it must be a whole number"),
         ("runs: {B: {text_heads: 3}}", "text_width is 64, which text_heads, 3, does not divide"),
         ("runs: {B: {videos: {grid: 0}}}", "videos: grid is 0; it must be at least 2"),
+        ("runs: {B: {videos: {kind: folder, path: x}}}", "videos: kind is 'folder'; it must be one of 'procedural', "),
+        (
+            "runs: {B: {videos: {kind: screens, grid: 4}}}",
+            "videos has the unknown key 'grid'; known are split, seed, num",
+        ),
         ("runs: {B: 3}", "ladder.yaml: runs.B is 3; it must be a mapping"),
         ("runs: {B: {steps: 10}}", "checkpoint_steps has 100"),
         ("runs: {B: {learning_rate: 0}}", "learning_rate is 0; it must be above 0"),
