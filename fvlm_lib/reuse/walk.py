@@ -148,8 +148,8 @@ def walk_gated(
         if tolerance is not None:
             owed += int(((distance > tolerance) & ~first).sum())
         rows = first.nonzero().squeeze(1)
-        moved = x[rows]
-        turned = None if rotation is None else (rotation[0][rows], rotation[1][rows])
+        moved = _rows(x, rows)
+        turned = None if rotation is None else (_rows(rotation[0], rows), _rows(rotation[1], rows))
         q, k, v = block.queries_keys_values(moved[None], turned)
         journal.write(inputs, rows, moved)
         journal.write(gate.queries[:, :, start:], rows, q)
@@ -163,7 +163,7 @@ def walk_gated(
             owed += int(((distance > tolerance) & ~second).sum())
         looked.settle((second & ~first).nonzero().squeeze(1), journal)
         rows = second.nonzero().squeeze(1)
-        settled, moved = attended[rows], x[rows]
+        settled, moved = _rows(attended, rows), _rows(x, rows)
         journal.write(used, rows, settled)
         journal.write(change, rows, block.finish(moved, settled) - moved)
         x = x + change
@@ -173,6 +173,11 @@ def walk_gated(
         picked.append(torch.stack([first, second]))
         computed = second
     return Walked(x, torch.stack(picked) if picked else given.new_empty(0, 2, len(x)), owed)
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (m,) of x (n, ...), rising; x itself where they are all, with no copy."""
+    return x if len(rows) == len(x) else x[rows]
 
 
 def _distance(x: Tensor, reference: Tensor) -> Tensor:

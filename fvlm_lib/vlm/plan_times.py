@@ -25,6 +25,7 @@ from fvlm_lib.reuse.fastest import SPREAD, PackWeights, few_rows_blocks
 from fvlm_lib.reuse.policies.gated import Gated
 from fvlm_lib.reuse.products import busy_seconds
 from fvlm_lib.screens.update_bench import alternating_update, read_seconds
+from fvlm_lib.timing import time_in_turn
 from fvlm_lib.vision.caches import encode_cache
 from fvlm_lib.vision.fast_vit import ConvolutionalTower
 from fvlm_lib.vision.models import open_vision
@@ -97,7 +98,7 @@ def plan_times(
 
 
 def plan_map_times(model: nn.Module, size: tuple[int, int], counts: Sequence[int], repeats: int = 3) -> Times:
-    """The same of a convolutional tower, timed as a whole, as nearly all its blocks differ.
+    """The same of a convolutional tower, timed as a whole, as nearly all its blocks differ; medians of so many rounds.
 
     model: with weights, on the CPU; size: (height, width) of its frames. Raises TypeError for another tower.
     """
@@ -112,8 +113,10 @@ def plan_map_times(model: nn.Module, size: tuple[int, int], counts: Sequence[int
             cache = encode_cache(tower, frames[0], name)  # type: ignore[arg-type]
             for count in counts:
                 calls[f"{name} {count}"] = alternating_update(tower, cache, frames, count, tolerance=0.0)
-        ms = _shortest(calls, repeats)
+        times = time_in_turn(calls, repeats, warmup=1, progress=False)
         reading = 1e3 * read_seconds(model)
+    # wall clock, for of an update of maps a good part is done by one thread while the others wait
+    ms = times.groupby("name")["ms"].median()
     full = ms["full"]
     both = [(count, ms[f"none {count}"], ms[f"gated {count}"]) for count in counts]
     updates = tuple(UpdateTime(count, none, full / none, gated, full / gated) for count, none, gated in both)
@@ -199,11 +202,6 @@ def _measured(
                 return cache.read()
 
             calls[f"{name} {count}"] = call
-    return _shortest(calls, repeats)
-
-
-def _shortest(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """ms of each call, by `busy_seconds`, the shortest of so many after a first."""
     best = dict.fromkeys(calls, math.inf)
     for turn in range(repeats + 1):
         for name, one in calls.items():  # in turn, so that a machine whose speed drifts slows all of them
