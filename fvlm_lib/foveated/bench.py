@@ -108,8 +108,11 @@ def _measure(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
-    known = args.checkpoint in RANDOM
-    model = random_model(args.checkpoint).to(device) if known else load_checkpoint(args.checkpoint, device=device)
+    if args.checkpoint in RANDOM:
+        model = random_model(args.checkpoint)
+        model.to(device)  # type: ignore[arg-type]
+    else:
+        model = load_checkpoint(args.checkpoint, device=device)
     size, patch_size = model.config.image_size, model.config.vision_config.patch_size
     num_patches = (size // patch_size) ** 2
     rounds, names = args.repeats + args.warmup, [f"{share:.0%} changed" for share in args.shares]
