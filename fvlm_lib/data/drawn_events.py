@@ -208,7 +208,8 @@ def event_cells(before: Screen, after: Screen, event: Event) -> np.ndarray:
 
 def event_stream(rng: np.random.Generator, frames: int, num_themes: int = 1) -> Iterator[tuple[Window, Event | None]]:
     """So many windows, each with the event that it is behind the one before; None for the first."""
-    window, last = draw_window(rng, num_themes), None
+    window = draw_window(rng, num_themes)
+    last: Event | None = None
     yield window, None
     for _ in range(frames - 1):
         event = draw_event(rng, window, last)

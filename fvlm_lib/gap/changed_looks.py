@@ -92,7 +92,7 @@ def _attention(output: FoveatedVLMOutput, layer: int | None) -> np.ndarray:
 def _later(changed: np.ndarray, lag: int) -> np.ndarray:
     """The mask (T, P) of what changed `lag` frames before each."""
     late = np.zeros_like(changed)
-    late[lag:] = changed[: len(changed) - lag]
+    late[lag:] = changed[: max(len(changed) - lag, 0)]
     return late
 
 

@@ -95,6 +95,7 @@ def test_lag_asks_for_what_changed_before(model):
     assert whole[whole["mode"] == "coarse"]["frames"].tolist() == [sum(kinds) for kinds in events]
     assert late[late["mode"] == "coarse"]["frames"].tolist() == [kinds[0] for kinds in events]
     by_frame = watch_video(model, VIDEOS, 0, progress=lambda items, desc: items)
+    assert (score_looks(model, VIDEOS, 0, 2, lag=9, progress=False)["frames"] == 0).all()  # longer than the videos
     first, looks = by_frame.changed()[1], by_frame.on_patches("coarse")[0]
     assert late["on_changed"].iloc[0] == pytest.approx(looks[3][first].sum(), abs=1e-5)
 
