@@ -25,7 +25,6 @@ from transformers import (
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMImageProcessor,
-    TimmWrapperConfig,
 )
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
@@ -132,10 +131,10 @@ RANDOM = {
     ),
     RANDOM_FASTVIT: RandomTower(
         FastVlmConfig(
-            vision_config=TimmWrapperConfig(
-                architecture="fastvit_mci3", do_pooling=True, global_pool="avg", hidden_size=3072,
-                model_args={"inference_mode": True},
-            ),
+            vision_config={
+                "model_type": "timm_wrapper", "architecture": "fastvit_mci3", "do_pooling": True, "global_pool": "avg",
+                "hidden_size": 3072, "model_args": {"inference_mode": True},
+            },
             text_config=_small_text("qwen2", 896),
         ),
         (1024, 1024), (0.0,) * 3, (1.0,) * 3, initialise=lambda model: enliven(model.vision_tower.timm_model),

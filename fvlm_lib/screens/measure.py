@@ -197,7 +197,8 @@ def _sources(before: Tensor | None, pixels: Tensor, encoded: Tensor, patch: tupl
     """The pixels (N, C, H, W) that tokens were computed from, after those of the patches in `encoded`, (rows, columns)
     or one for each tile, were taken from `pixels`."""
     masks = encoded.reshape(len(pixels), *encoded.shape[-2:])
-    seen = torch.stack([expand_mask(mask, *pixels.shape[-2:], patch) for mask in masks])[:, None]  # (N, 1, H, W)
+    height, width = pixels.shape[-2:]
+    seen = torch.stack([expand_mask(mask, height, width, patch) for mask in masks])[:, None]  # (N, 1, H, W)
     return torch.where(seen, pixels, pixels if before is None or before.shape != pixels.shape else before)
 
 

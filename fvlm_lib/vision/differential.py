@@ -266,6 +266,7 @@ class DifferentialVisionEncoder:
             path, computed = "fallback", self._keep_own(images)
         if path != "partial":
             mask = torch.full(grid, path in ("full", "fallback"), device=images.device)
+        assert mask is not None
         self.tracker.encoded(images, self._frame_patch_size(images), mask)
         self._owed = owed
         return FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)

@@ -106,13 +106,13 @@ def plan_map_times(model: nn.Module, size: tuple[int, int], counts: Sequence[int
     if not isinstance(tower, ConvolutionalTower):
         raise TypeError(f"{type(model).__name__} is no convolutional tower")
     generator = torch.Generator().manual_seed(0)
-    frames = tuple(torch.rand(1, tower.num_channels, *size, generator=generator) for _ in range(2))
-    calls: dict[str, Callable[[], object]] = {"full": lambda: encode_cache(tower, frames[0])}
+    one, other = (torch.rand(1, tower.num_channels, *size, generator=generator) for _ in range(2))
+    calls: dict[str, Callable[[], object]] = {"full": lambda: encode_cache(tower, one)}
     with torch.inference_mode():
         for name in ("none", "gated"):
-            cache = encode_cache(tower, frames[0], name)  # type: ignore[arg-type]
+            cache = encode_cache(tower, one, name)  # type: ignore[arg-type]
             for count in counts:
-                calls[f"{name} {count}"] = alternating_update(tower, cache, frames, count, tolerance=0.0)
+                calls[f"{name} {count}"] = alternating_update(tower, cache, (one, other), count, tolerance=0.0)
         times = time_in_turn(calls, repeats, warmup=1, progress=False)
         reading = 1e3 * read_seconds(model)
     # wall clock, for of an update of maps a good part is done by one thread while the others wait
