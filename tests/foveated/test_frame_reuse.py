@@ -286,7 +286,7 @@ def test_an_error_in_the_differential_path_is_a_full_encode(model, monkeypatch, 
     stream = FoveatedStream(model, SAME)
     tokens = [stream.push(frames[0])]
     with monkeypatch.context() as patched:
-        patched.setattr(differential, "update_by", lambda *_: 1 / 0)
+        patched.setattr(differential, "update_cache", lambda *_: 1 / 0)
         tokens.append(stream.push(frames[1]))
     assert stream.encoder.statistics.fallbacks == 1 and "division by zero" in caplog.text
     tokens += [stream.push(frame) for frame in frames[2:]]

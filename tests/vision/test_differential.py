@@ -357,7 +357,7 @@ def test_an_error_in_the_differential_path_is_counted_logged_and_never_a_wrong_a
 
     changed = touched(frame(), (1, 1))
     with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
-        patched.setattr(differential, "update_by", broken)
+        patched.setattr(differential, "update_cache", broken)
         tokens, stats = encoder.encode(changed, return_stats=True)
     assert stats.path == "fallback"
     assert encoder.statistics.fallbacks == 1
