@@ -101,7 +101,8 @@ def draw_window(rng: np.random.Generator, num_themes: int = 1) -> Window:
 
 def _scrolled(window: Window, first: int) -> Window:
     cells = [field.cell for field in window.screen.listed]
-    listed = tuple(replace(item, cell=cell) for item, cell in zip(window.items[first:], cells, strict=False))
+    items = window.items[first : first + len(cells)]
+    listed = tuple(replace(item, cell=cell) for item, cell in zip(items, cells, strict=True))
     return replace(
         window, screen=replace(window.screen, listed=listed, scrollbar=(first, len(window.items))), first=first
     )

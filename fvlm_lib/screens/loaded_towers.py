@@ -34,7 +34,7 @@ from fvlm_lib.foveated.checkpoints import load_checkpoint
 from fvlm_lib.foveated.weights import load_strictly
 from fvlm_lib.json_files import read_object
 from fvlm_lib.schema import RANDOM_TOWERS
-from fvlm_lib.screens.random_fast_vit import enliven
+from fvlm_lib.screens.random_fast_vit import initialise_fast_vit
 
 OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 (
@@ -137,7 +137,8 @@ RANDOM = {
             },
             text_config=_small_text("qwen2", 896),
         ),
-        (1024, 1024), (0.0,) * 3, (1.0,) * 3, initialise=lambda model: enliven(model.vision_tower.timm_model),
+        (1024, 1024), (0.0,) * 3, (1.0,) * 3,
+        initialise=lambda model: initialise_fast_vit(model.vision_tower.timm_model),
     ),
 }  # fmt: skip
 
@@ -185,11 +186,15 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
     if spec in RANDOM:
         torch.manual_seed(0)
         random = RANDOM[spec]
+        if image_size and random.processor:
+            height, width = random.size
+            raise CheckpointError(f"{spec} cuts frames into tiles of {width} x {height} pixels; leave the size out")
         model: Any = AutoModel.from_config(random.config).eval()
         if random.initialise:
             random.initialise(model)
         processor = random.processor() if random.processor else None
-        return LoadedTower(spec, model, random.size, random.mean, random.std, processor)
+        size = _whole_merged_patches(model.config, image_size or random.size)
+        return LoadedTower(spec, model, size, random.mean, random.std, processor)
     if spec.startswith("random:"):
         raise CheckpointError(f"there is no {spec}; known are {', '.join(RANDOM)}")
     folder = Path(spec)
@@ -216,12 +221,15 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
     size = image_size or ((own, own) if isinstance(own, int) else own)
     if size is None:
         raise CheckpointError(f"{spec} does not say the size of its frames; give it (image_size, --size)")
-    merged = getattr(model.config, "spatial_merge_size", None)
-    if merged is not None:  # of Qwen's towers, whose processor rounds to whole merged patches
-        unit = int(merged) * int(model.config.patch_size)
-        size = [max(1, round(side / unit)) * unit for side in size]
-    height, width = size
-    return LoadedTower(spec, model, (int(height), int(width)), mean, std)
+    return LoadedTower(spec, model, _whole_merged_patches(model.config, size), mean, std)
+
+
+def _whole_merged_patches(config: Any, size: Sequence[int]) -> tuple[int, int]:
+    """(height, width), of Qwen's towers rounded to whole merged patches, as their processor does."""
+    merged = getattr(config, "spatial_merge_size", None)
+    unit = 1 if merged is None else int(merged) * int(config.patch_size)
+    height, width = (max(1, round(side / unit)) * unit for side in size)
+    return height, width
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

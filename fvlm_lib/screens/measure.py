@@ -107,7 +107,7 @@ class _Opaque(nn.Module):
 
 def changed_frames(sequence: ScreenSequence, count: int, threshold: float = DEFAULT_THRESHOLD) -> list[int]:
     """Up to `count` frames, evenly spread, in which any pixel differs by more than the threshold (a fraction of the
-    range) from the frame before."""
+    range) from the frame before. Raises ValueError where there is none."""
     levels = threshold * 255
     pairs = itertools.pairwise(frame.astype(np.int16) for frame in sequence)
     changed = [
@@ -144,7 +144,10 @@ def measure_policies(
     if vision.patch_size is None:
         raise ValueError(f"{tower.name} does not say the size of its patches")
     if vision.tiled and not all(policy.partial_updates for policy in compared):
-        raise ValueError(f"{tower.name} cuts frames into tiles; policies that keep whole frames alone take no tiles")
+        raise ValueError(
+            f"{tower.name} cuts frames into tiles; policies that keep whole frames alone take no tiles: compare none, "
+            "gated and budget (--policies)"
+        )
     patch, own = vision.patch_size, vision.own
     grid = patch_grid(*tower.image_size, patch)
     encoders = {policy: _encoder(tower, policy, patch) for policy in compared}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def enliven(model: Any) -> None:
+def initialise_fast_vit(model: Any) -> None:
     """Weights for timm's FastViT, from torch's generator. As it is made, layers are scaled with 1e-5, norms do nothing,
     and little of the frame is left behind some random convolutions."""
     for key, value in model.state_dict().items():

@@ -254,22 +254,22 @@ class DifferentialVisionEncoder:
             owed=self._owed,
         )
         computed = owed = 0
+        encoded: Tensor | None = None  # patches that are taken from this frame
         try:
             if path == "full":
                 computed = self._encode_full(images)
             elif path == "partial":
                 assert mask is not None
-                mask, computed, owed = self._update(images, mask)
+                encoded, computed, owed = self._update(images, mask)
         except Exception:
             logger.exception("differential encoding failed; the frame is encoded in full")
             self.reset_cache()
             path, computed = "fallback", self._keep_own(images)
-        if path != "partial":
-            mask = torch.full(grid, path in ("full", "fallback"), device=images.device)
-        assert mask is not None
-        self.tracker.encoded(images, self._frame_patch_size(images), mask)
+        if encoded is None:
+            encoded = torch.full(grid, path in ("full", "fallback"), device=images.device)
+        self.tracker.encoded(images, self._frame_patch_size(images), encoded)
         self._owed = owed
-        return FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, mask, owed)
+        return FrameStatistics(path, num_patches if changed is None else changed, num_patches, computed, encoded, owed)
 
     def limit(self, grid: tuple[int, int]) -> int:
         """Changed patches up to which a frame of this grid (rows, columns) is updated, and with more encoded in

@@ -166,7 +166,7 @@ def _map_updates(args: argparse.Namespace, weightless: Weightless, tower: Convol
     import pandas as pd
     from transformers import AutoModel
 
-    from fvlm_lib.screens.random_fast_vit import enliven
+    from fvlm_lib.screens.random_fast_vit import initialise_fast_vit
     from fvlm_lib.vlm.plan import reach_of_maps
     from fvlm_lib.vlm.plan_times import plan_map_times
 
@@ -180,7 +180,7 @@ def _map_updates(args: argparse.Namespace, weightless: Weightless, tower: Convol
     facts: dict[str, Any] = {"reach": [share for _, share in maps]}
     if args.measure:
         model = AutoModel.from_config(weightless.vision.module.config).eval()
-        enliven(model.timm_model)  # else a change soon ends, and with it the update
+        initialise_fast_vit(model.timm_model)  # else a change soon ends, and with it the update
         times = plan_map_times(model, size, args.counts)
         rows = [
             {"changed": one.changed, "ms": one.ms, "factor": one.factor, "exact_ms": one.gated_ms,

@@ -104,6 +104,14 @@ def test_a_qwen_tower_takes_the_size_of_the_screen_in_whole_merged_patches(vlm_f
     assert rows["error_max"].max() < 1e-3
 
 
+def test_the_size_that_is_asked_for_is_had_or_refused_of_random_towers_too():
+    with pytest.raises(CheckpointError, match="random:smolvlm2-500m cuts frames into tiles of 512 x 512 pixels; leave"):
+        load_tower("random:smolvlm2-500m", (800, 1280))
+    other = load_tower("random:clip-tiny", (112, 112))
+    with pytest.raises(ValueError, match=r"\(112\*112\) doesn't match model \(224\*224\)"):  # of transformers
+        measure_policies(other, read_sequence(SCREENS / "idle").head(2), [EXACT], progress=False)
+
+
 def test_fade_no_token_is_staler_than_the_threshold_but_for_the_pseudocode(tower):
     rows = measured(tower, "fade", policies([0.05]))
     drift = rows.groupby("policy")["drift"].max()

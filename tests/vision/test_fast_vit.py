@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.timm_wrapper import TimmWrapperConfig, TimmWrapperModel
 
 from fvlm_lib.data.screens import read_sequence
-from fvlm_lib.screens.random_fast_vit import enliven
+from fvlm_lib.screens.random_fast_vit import initialise_fast_vit
 from fvlm_lib.vision.adapters.fast_vit import open_fast_vit
 from fvlm_lib.vision.differential import DifferentialVisionEncoder
 from fvlm_lib.vision.fast_vit import ConvolutionalTower, MapCache, encode_frame, update
@@ -29,7 +29,7 @@ def random_fast_vit(name: str, dtype: torch.dtype = torch.float64, **options) ->
     torch.manual_seed(0)
     options = {"inference_mode": True, **(SMALL if name == "fastvit_mci3" else {"layers": (1, 1, 1, 1)}), **options}
     model = timm.create_model(name, num_classes=0, **options).eval().requires_grad_(False)
-    enliven(model)
+    initialise_fast_vit(model)
     return model.to(dtype)
 
 

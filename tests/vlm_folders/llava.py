@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper import TimmWrapperConfig
 
-from fvlm_lib.screens.random_fast_vit import enliven
+from fvlm_lib.screens.random_fast_vit import initialise_fast_vit
 from fvlm_lib.vlm.assemble import CHAT_TEMPLATE, RANDOM_LLAMA, assemble_llava
 from vlm_folders.parts import byte_tokenizer, small_text
 
@@ -40,7 +40,7 @@ def save_fast_vlm(folder: Path) -> Path:
         vision_config=vision, text_config=small_text(tokenizer), image_token_index=len(tokenizer) - 1
     )
     model: Any = FastVlmForConditionalGeneration(config).eval()
-    enliven(model.model.vision_tower.timm_model)
+    initialise_fast_vit(model.model.vision_tower.timm_model)
     model.save_pretrained(folder)
     images = CLIPImageProcessor(
         size={"height": 128, "width": 128}, do_center_crop=False, image_mean=(0.0,) * 3, image_std=(1.0,) * 3
