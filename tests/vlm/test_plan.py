@@ -136,6 +136,7 @@ def test_times_are_of_every_count_and_factors_are_of_the_full_encode(pack):
     for update in times.updates:
         assert update.ms > 0 and update.factor == times.full_ms / update.ms
         assert update.gated_ms > 0 and update.gated_factor == times.full_ms / update.gated_ms
+        assert max(update.factor, update.gated_factor) <= times.floor_factor
     assert times.reading_ms > 0
 
 
