@@ -193,8 +193,8 @@ def load_tower(spec: str, image_size: Sequence[int] | None = None) -> LoadedTowe
         if random.initialise:
             random.initialise(model)
         processor = random.processor() if random.processor else None
-        size = _whole_merged_patches(model.config, image_size or random.size)
-        return LoadedTower(spec, model, size, random.mean, random.std, processor)
+        random_size = _whole_merged_patches(model.config, image_size or random.size)
+        return LoadedTower(spec, model, random_size, random.mean, random.std, processor)
     if spec.startswith("random:"):
         raise CheckpointError(f"there is no {spec}; known are {', '.join(RANDOM)}")
     folder = Path(spec)
