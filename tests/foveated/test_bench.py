@@ -81,4 +81,5 @@ def test_every_way_sees_every_frame_after_the_first_in_order():
     assert table["positions"].tolist() == [4, 1, 1] and table["positions_a_minute"].tolist() == [120, 30, 30]
     assert (table["ms"] > 0).all() and table.loc[bench.PLAIN, "ratio"] == 1
     paired = times.pivot(index="round", columns="name", values="ms")
-    assert table.loc["0% changed", "ratio"] == (paired["0% changed"] / paired[bench.PLAIN]).median()
+    ratios = (paired["0% changed"] / paired[bench.PLAIN]).dropna()
+    assert len(ratios) == 2 and table.loc["0% changed", "ratio"] == pytest.approx(ratios.mean())
