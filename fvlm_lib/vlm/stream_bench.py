@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache
 
-    from fvlm_lib.screens.loaded_towers import LoadedTower
     from fvlm_lib.vlm.vlms import VLM
 
 SHARES = [0.0, 0.01, 0.05, 0.2, 0.5, 1.0]
@@ -123,17 +122,18 @@ def _check_length(args: argparse.Namespace, recording: ScreenSequence | None, po
         raise ValueError(f"{what} are {needed} frames; the language model has {positions} positions{less}")
 
 
-def _check_changes(recording: ScreenSequence, tower: LoadedTower, settings: DifferentialSettings) -> None:
+def _check_changes(
+    recording: ScreenSequence, size: tuple[int, int], patch_size: int, settings: DifferentialSettings
+) -> None:
     """Raise ValueError for a recording in which no patch changes."""
     from fvlm_lib.screens.loaded_towers import squash
     from fvlm_lib.vision.changes import ChangeTracker, trace_changes
 
     tracker = ChangeTracker(settings.diff_threshold, settings.metric, settings.reference)
-    frames = (squash(frame, tower.image_size) for frame in recording)
-    if not any(step.changed for step in trace_changes(frames, tower.model.config.patch_size, tracker)):
-        height, width = tower.image_size
+    frames = (squash(frame, size) for frame in recording)
+    if not any(step.changed for step in trace_changes(frames, patch_size, tracker)):
         raise ValueError(
-            f"{recording.name}: no patch changes in {len(recording)} frames of {width} x {height} pixels; take more "
+            f"{recording.name}: no patch changes in {len(recording)} frames of {size[1]} x {size[0]} pixels; take more "
             "frames, or a recording in which something changes"
         )
 
@@ -142,7 +142,8 @@ def _measure(args: argparse.Namespace) -> None:
     packing = pack_options(args)
     settings = read_settings(args.settings) if args.settings else DifferentialSettings()
     recording = _read_recording(args)
-    args.shares, args.repeats = args.shares or SHARES, args.repeats or REPEATS
+    if recording is None:
+        args.shares, args.repeats = args.shares or SHARES, args.repeats or REPEATS
     if args.checkpoint.startswith("random:") and args.checkpoint not in RANDOM:
         raise ValueError(f"there is no {args.checkpoint}; there are {', '.join(RANDOM)}")
 
@@ -161,12 +162,14 @@ def _measure(args: argparse.Namespace) -> None:
     model = random_model(args.checkpoint) if args.checkpoint in RANDOM else load_checkpoint(args.checkpoint)
     model.to(device)  # type: ignore[arg-type]
     config, size = model.config, model.config.image_size
-    num_patches = (size // config.vision_config.patch_size) ** 2
+    patch_size = config.vision_config.patch_size
+    num_patches = (size // patch_size) ** 2
     most = config.text_config.max_position_embeddings
     _check_length(args, recording, most)
-    tower = LoadedTower(args.checkpoint, model.encoder.dino, (size, size), config.image_mean, config.image_std)
+    mean, std = tuple(config.image_mean), tuple(config.image_std)
+    tower = LoadedTower(args.checkpoint, model.encoder.dino, (size, size), mean, std)
     if recording is not None:
-        _check_changes(recording, tower, settings)
+        _check_changes(recording, tower.image_size, patch_size, settings)
 
     updated, plain = FoveatedStream(model, settings, **packing), FoveatedStream(model)
     ways: dict[str, Callable[[Tensor], object]] = {
