@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def image_inputs(vlm: VLM, screenshot: np.ndarray) -> dict[str, Any]:
-    """What the model's processor makes of a screenshot uint8 (H, W, 3) and of a text that is one image alone."""
+    """What the model's processor makes of a screenshot uint8 (H, W, 3) and of a text that is one image alone: its image
+    tokens, and what the processor puts around them."""
     from PIL import Image
 
     processor = vlm.processor
