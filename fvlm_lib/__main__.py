@@ -28,7 +28,7 @@ COMMANDS = {
     "schema": ("batch.schema_files", "write the JSON Schemas of the config files, for editors"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
-    "bench-stream": ("foveated.bench", "time the frames of a foveated stream by how much of them changed"),
+    "bench-stream": ("vlm.stream_bench", "time the frames of a foveated stream by how much of them changed"),
     "bench-policies": ("screens.policy_bench", "time encoding policies on a recording, and how wrong they are"),
     "text": ("vlm.text", "ask a language model about every screen of a text stream"),
     "bench-prefill": ("vlm.prefill_bench", "measure policies of prefill on text screens that change"),

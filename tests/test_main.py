@@ -52,6 +52,7 @@ def test_the_module_and_its_command_are_one(tmp_path):
     ("module", "usage"),
     {
         "foveated.train": "fvlm train",
+        "foveated.bench": "fvlm bench-stream",
         "gap.gap": "fvlm gap",
         "screens.measure": "fvlm bench-policies",
         "vlm.bench": "fvlm-predict",

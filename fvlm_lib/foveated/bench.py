@@ -1,160 +1,155 @@
-"""`fvlm bench-stream`: what a frame of a foveated stream costs when it is encoded by what changed, by how much did.
+"""What a frame of a foveated stream costs when it is encoded by what changed, beside ways that compute all of it.
 
-Frames are random and change in random patches; what they show makes no difference to the time but for the rows that a
-gated update finds moved, which depend on the weights. How a time is taken is `timing.py`'s subject. What takes seconds
-to import is imported behind the options.
+A way is a call with a frame; all of them get a frame in turn. Random frames change in so many patches as are asked for:
+what they show makes no difference to the time but for the rows that a gated update finds moved, which depend on pixels
+and weights. Frames of a recording change as screens do, and their times are told by bins of the share of patches that
+changed. How a time is taken is `timing.py`'s subject, where frames and models come from the caller's.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+if __name__ == "__main__":  # before what takes seconds to import
+    from fvlm_lib.__main__ import run_as
+
+    run_as("bench-stream")
+
+import functools
 import math
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
 
-from fvlm_lib.options import Parser, add_device, add_pack, add_repeats, add_threads, option, pack_options, run
-from fvlm_lib.schema import Share
-from fvlm_lib.vision.settings import DifferentialSettings, read_settings
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import DynamicCache
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.foveated.stream import FoveatedStream
+from fvlm_lib.timing import summarize_times, time_in_turn, timed
+from fvlm_lib.vision.towers import open_tower
 
-    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+PLAIN, ALONE, PATCHES = "plain stream", "language model alone", "all patch tokens"
+"""Names of ways."""
 
-# vision tower and frame of a model of random weights, with SmolLM2-135M's sizes as its language model
-RANDOM: dict[str, dict[str, int]] = {
-    "random:dinov2-small-224": {
-        "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 14, "image_size": 224,
-    },
-    "random:vit-l-14-336": {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 336,
-    },
-}  # fmt: skip
+Ways = Mapping[str, Callable[[Tensor], object]]
 
+BINS = {0.0: "0% changed", 0.01: "up to 1% changed", 0.05: "up to 5% changed", 0.2: "up to 20% changed",
+        1.0: "above 20% changed"}  # fmt: skip
+"""Names by the largest share of changed patches."""
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see `options.run` for its exit codes."""
-    parser = Parser(
-        prog="fvlm bench-stream",
-        description="Time the frames of a foveated stream whose cache is updated where patches changed, by the share "
-        "of patches that changed, beside a stream that encodes every frame in full, in turn; and one position of the "
-        "language model, which every frame costs in any case. Frames are random. Prints medians in ms with quartiles, "
-        "and the ratio to the plain stream round by round; the last line is JSON.",
-        epilog="example: fvlm bench-stream --checkpoint random:dinov2-small-224 --shares 0 0.05 --repeats 5",
-    )
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        help=f"folder, state dict file or hub id; or, of random weights and real size, one of {', '.join(RANDOM)}",
-    )
-    add(
-        "--shares",
-        type=option(Share),
-        nargs="+",
-        default=[0.0, 0.01, 0.05, 0.2, 0.5, 1.0],
-        metavar="X",
-        help="of the patches that change from one frame to the next; default 0 0.01 0.05 0.2 0.5 1",
-    )
-    add("--settings", type=Path, metavar="FILE.yaml", help="of the differential encoder; default: defaults")
-    add_pack(parser)
-    add_repeats(parser)
-    add_threads(parser, 1)
-    add_device(parser, default="cpu")
-    args = parser.parse_args(argv)
-    return run(parser.prog, lambda: _measure(args))
+WARMUP_SHARE = 0.05
+"""Of the patches, which change in the frames that warm up the update of a recording's."""
 
 
-def random_model(name: str) -> FoveatedVLM:
-    """A model of `RANDOM`'s sizes, untrained."""
-    import torch
-    from transformers import Dinov2Config, LlamaConfig
+@torch.no_grad()
+def prefill_patches(model: FoveatedVLM, frame: Tensor) -> DynamicCache:
+    """What a vision-language model with all patch tokens does with a frame (3, height, width): encode it in full by the
+    tower's own forward, bring each patch token to the language model's width by one linear layer, and prefill the P of
+    them, without a question.
 
-    from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
-    from fvlm_lib.foveated.layouts import SMOLLM2
-    from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+    On an empty cache, which is the least that a frame can take: on a stream, its positions also attend to those of all
+    frames before. The linear layer is the foveated model's `dino_to_llm`. Returns the cache with its P positions.
+    """
+    others = open_tower(model.encoder.dino).num_global_tokens
+    patches = model.encoder.dino(frame[None]).last_hidden_state[:, others:]  # (1, P, width of the tower)
+    past = DynamicCache(config=model.llm.config)
+    model.run_llm(model.dino_to_llm(patches), None, past)
+    return past
 
-    torch.manual_seed(0)
-    vision = Dinov2Config(**RANDOM[name], mlp_ratio=4, use_mask_token=False)  # type: ignore[arg-type]
-    return FoveatedVLM(FoveatedVLMConfig(vision_config=vision, text_config=LlamaConfig(**SMOLLM2["SmolLM2-135M"])))
+
+def language_model_alone(model: FoveatedVLM) -> Callable[[Tensor], object]:
+    """A way that reads one position into a cache, and does not look at the frame."""
+    past = DynamicCache(config=model.llm.config)
+    token = torch.randn(1, 1, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    token = token.to(model.device, model.dtype)
+    return lambda _: model.run_llm(token, None, past)
 
 
-def changing_frame(frame: Tensor, num_patches: int, patch_size: int, generator: Any) -> Tensor:
+def changing_frame(frame: Tensor, num_patches: int, patch_size: int, generator: torch.Generator) -> Tensor:
     """A copy of the frame (3, height, width) in [-1, 1] in which every pixel of `num_patches` random patches is new."""
-    import torch
-
     rows, columns = (side // patch_size for side in frame.shape[1:])
     chosen = torch.randperm(rows * columns, generator=generator)[:num_patches]
     mask = torch.zeros(rows * columns, dtype=torch.bool).index_fill(0, chosen, True).reshape(rows, columns)
-    mask = mask.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
+    mask = mask.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1).to(frame.device)
     drawn = 2 * torch.rand(frame.shape, generator=generator) - 1
-    return torch.where(mask, drawn, frame)
+    return torch.where(mask, drawn.to(frame), frame)
 
 
-def _measure(args: argparse.Namespace) -> None:
-    packing = pack_options(args)
-    settings = read_settings(args.settings) if args.settings else DifferentialSettings()
-    if args.checkpoint.startswith("random:") and args.checkpoint not in RANDOM:
-        raise ValueError(f"there is no {args.checkpoint}; there are {', '.join(RANDOM)}")
+@torch.no_grad()
+def time_shares(
+    updated: FoveatedStream, ways: Ways, counts: Mapping[str, int], repeats: int, warmup: int
+) -> pd.DataFrame:
+    """Times of a stream's frames, of which so many patches are new, by name in `counts`, and of the ways on the first
+    frame, in turn in every round.
 
-    import torch
-
-    from fvlm_lib.devices import pick_device
-    from fvlm_lib.foveated.checkpoints import load_checkpoint
-    from fvlm_lib.foveated.stream import FoveatedStream
-    from fvlm_lib.timing import summarize_times, time_in_turn
-
-    torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
-    if args.checkpoint in RANDOM:
-        model = random_model(args.checkpoint)
-        model.to(device)  # type: ignore[arg-type]
-    else:
-        model = load_checkpoint(args.checkpoint, device=device)
-    size, patch_size = model.config.image_size, model.config.vision_config.patch_size
-    num_patches = (size // patch_size) ** 2
-    rounds, names = args.repeats + args.warmup, [f"{share:.0%} changed" for share in args.shares]
-    if (needed := rounds * len(names) + 1) > (positions := model.config.text_config.max_position_embeddings):
-        raise ValueError(f"so many rounds and shares are {needed} frames; the language model has {positions} positions")
-
-    counts = [math.ceil(round(share * num_patches, 6)) for share in args.shares]
+    Returns the table of `timing.time_in_turn` with a column changed_patches, NaN for the ways.
+    """
+    size, patch_size = updated.model.config.image_size, updated.model.config.vision_config.patch_size
     generator = torch.Generator().manual_seed(0)
-    drawn = [changing_frame(torch.zeros(3, size, size), num_patches, patch_size, generator)]
-    for count in counts * rounds:  # in the order in which they are timed
+    drawn = [changing_frame(torch.zeros(3, size, size), (size // patch_size) ** 2, patch_size, generator)]
+    for count in [*counts.values()] * (repeats + warmup):  # in the order in which they are timed
         drawn.append(changing_frame(drawn[-1], count, patch_size, generator))
-    frames = [frame.to(model.device, model.dtype) for frame in drawn]
-    updated, plain = FoveatedStream(model, settings, **packing), FoveatedStream(model)
+    frames = [frame.to(updated.model.device, updated.model.dtype) for frame in drawn]
     updated.push(frames[0])
     left = iter(frames[1:])
-    token = plain.push(frames[0])
-    calls = {
-        "plain stream": lambda: plain.push(frames[0]),
-        **{name: lambda: updated.push(next(left)) for name in names},
-    }
-    with torch.no_grad():
-        calls["language model alone"] = lambda: model.run_llm(token[:, None], None, plain.past_key_values)
-        table = summarize_times(time_in_turn(calls, args.repeats, args.warmup), "plain stream")
-    table["faster"] = 1 / table["ratio"]
+    calls: dict[str, Callable[[], object]] = dict.fromkeys(counts, lambda: updated.push(next(left)))
+    calls |= {name: functools.partial(way, frames[0]) for name, way in ways.items()}
+    times = time_in_turn(calls, repeats, warmup)
+    return times.assign(changed_patches=times["name"].map(counts))
+
+
+@torch.no_grad()
+def time_recording(
+    updated: FoveatedStream, ways: Ways, frames: Iterable[Tensor], warmup: int, progress: bool = True
+) -> pd.DataFrame:
+    """Times of a stream's frames (3, height, width), each in its order and beside the ways on the same frame.
+
+    Warmed up by `warmup` frames like the first, in which 5% of the patches are random; the streams among the ways have
+    then seen these. The first frame itself, which nothing can be encoded from, is not timed.
+
+    Returns a row a frame and way: name, of an update that of its bin in `BINS`; round, the frame's number; ms; and of
+    an update changed_patches, NaN for the ways.
+    """
     assert updated.encoder is not None
-    sizes = (sum(p.numel() for p in part.parameters()) for part in (model.encoder.dino, model.llm))
-    print(
-        "{} (tower {:,} parameters, language model {:,}, {}), frames {} x {}, {} patches, {} thread(s), {}".format(
-            args.checkpoint, *sizes, model.dtype, size, size, num_patches, args.threads, device
-        )
-    )
-    print(table.round(3).to_markdown())
-    taken = {path: count for path, count in updated.encoder.statistics.frames.items() if count}
-    print(f"frames by path: {taken}; {updated.encoder.nbytes / 1e6:.0f} MB kept")
-    facts = {"benchmark": "stream", **vars(args), "settings": str(args.settings), "n": args.repeats}
-    facts |= {
-        "frames": taken,
-        "kept_bytes": updated.encoder.nbytes,
-        "changed_patches": dict(zip(names, counts, strict=True)),
-    }
-    print(json.dumps(facts | {name: row.round(4).to_dict() for name, row in table.iterrows()}))
+    left = iter(frames)
+    first = seen = next(left)
+    patch_size, generator = updated.model.config.vision_config.patch_size, torch.Generator().manual_seed(0)
+    num_patches = math.prod(side // patch_size for side in first.shape[1:])
+    updated.push(first)
+    for _ in range(warmup):
+        seen = changing_frame(seen, math.ceil(WARMUP_SHARE * num_patches), patch_size, generator)
+        for way in (updated.push, *ways.values()):
+            way(seen)
+    updated.reset()
+    updated.encoder.reset_statistics()
+    updated.push(first)
+    rows = []
+    for number, frame in enumerate(tqdm(left, desc="timing", unit="frame", disable=not progress), start=1):
+        _, ms = timed(functools.partial(updated.push, frame))
+        assert updated.encoder.frame_statistics is not None
+        changed = updated.encoder.frame_statistics.changed_patches
+        rows.append({"name": bin_of(changed / num_patches), "round": number, "ms": ms, "changed_patches": changed})
+        for name, way in ways.items():
+            _, ms = timed(functools.partial(way, frame))
+            rows.append({"name": name, "round": number, "ms": ms})
+    return pd.DataFrame(rows)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def bin_of(share: float) -> str:
+    """The name in `BINS` of a share of changed patches."""
+    return [*BINS.values()][bisect_left([*BINS], share)]
+
+
+def summarize_stream(times: pd.DataFrame, positions: Mapping[str, int], frame_rate: float) -> pd.DataFrame:
+    """What `timing.summarize_times` tells of `time_shares` or `time_recording` beside the plain stream, a row a name;
+    and faster, so many times; changed_patches, their median; positions that the language model reads of a frame, 1
+    where `positions` says no other number, and positions_a_minute, at so many frames a second."""
+    table = summarize_times(times, PLAIN)
+    first = [name for name in (PLAIN, *BINS.values()) if name in table.index]
+    table = table.loc[[*first, *table.index.drop(first)]]
+    table["faster"] = 1 / table["ratio"]
+    table["changed_patches"] = times.groupby("name")["changed_patches"].median()
+    table["positions"] = [positions.get(name, 1) for name in table.index]
+    table["positions_a_minute"] = 60 * frame_rate * table["positions"]
+    return table
