@@ -92,7 +92,7 @@ def test_checkpoints_are_found_by_their_config(tmp_path):
         "M-S/step_0100",
         "M-S/step_0300",
     ]
-    assert len(find_checkpoints(DEMO)) == 12
+    assert len(find_checkpoints(DEMO)) == 14
     for name, content in (("other", {"model_type": "llama"}), ("list", [1])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(content))
