@@ -10,10 +10,9 @@ from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import ipywidgets
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from fvlm_lib.data.live_frames import open_source
@@ -34,12 +33,11 @@ from fvlm_lib.panels.live_watch import Said, Watching
 from fvlm_lib.panels.pictures import to_jpeg
 from fvlm_lib.panels.widgets import ERROR, Panel, describe_error
 from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE
-from fvlm_lib.schema import FrameRate, check
+from fvlm_lib.schema import FrameRate, SecondsOrNone, check
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings
 
 REMEMBERED = 50  # things that were said
-Every = Annotated[float, Field(strict=True, ge=0, le=604_800)]  # seconds, 0 for always
-CHECKED = {"fps": ("frames a second", FrameRate), "caption_every": ("caption every", Every)}
+CHECKED = {"fps": ("frames a second", FrameRate), "caption_every": ("caption every", SecondsOrNone)}
 ABOUT = """<details style='color:#666;line-height:1.4'><summary>What is shown</summary>Frames are taken at the rate that
 is asked for and watched as they come; one that comes while the one before it still waits takes its place, and that one
 is dropped. Frames are shown as the model sees them, squashed to its size, the newest about five times a second.
@@ -92,7 +90,7 @@ class LivePanel(Panel):
         self.said: deque[Said] = deque(maxlen=REMEMBERED)
         self.watching: Watching | None = None
         self._streams = 0
-        self._opened: tuple[Path, FoveatedVLM, PreTrainedTokenizerBase] | None = None
+        self.opened: tuple[Path, FoveatedVLM, PreTrainedTokenizerBase] | None = None
         self.state = Chosen(None, str(source), fps, loop, caption_every, *_levels(self.base))
         self._make_widgets(folder)
         self._join_widgets()
@@ -265,18 +263,23 @@ class LivePanel(Panel):
         checkpoint = self.state.checkpoint
         if checkpoint is None:
             raise ValueError("no checkpoint is chosen; choose one")
-        if self._opened is None or self._opened[0] != checkpoint:
+        if self.opened is None or self.opened[0] != checkpoint:
             for path in self.progress([checkpoint], desc="loading"):
-                self._opened = path, *open_live(path, self.device)
-        assert self._opened is not None
-        return self._opened
+                self.opened = path, *open_live(path, self.device)
+        assert self.opened is not None
+        return self.opened
 
     # ---- what is shown -----------------------------------------------------------------------------------
 
     def _show(self, watching: Watching) -> None:
         """Show what is newest of a stream; called in a thread of its own."""
-        if watching.ended:
-            self._show_end(watching)
+        try:
+            self._draw(watching)
+        finally:
+            if watching.ended:
+                self._show_end(watching)
+
+    def _draw(self, watching: Watching) -> None:
         if (live := watching.newest) is None:
             return
         self.sayings.value = describe_said(watching.said())
@@ -291,12 +294,12 @@ class LivePanel(Panel):
         if watching is None:
             self.status.value = sentence("Nothing is watched yet.")
             return
-        self.watching = None
         frames = 0 if watching.newest is None else watching.newest.index + 1
         if watching.error is not None:
             self.message.value = ERROR.format(describe_error(watching.error))
         how = "failed" if watching.error is not None else "was stopped" if watching.stopped else "has ended"
         self.status.value = sentence(f"The stream {how} after {frames} frames; what was said stays.")
+        self.watching = None
 
 
 def _levels(settings: DifferentialSettings) -> tuple[float, float]:

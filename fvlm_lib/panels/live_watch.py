@@ -71,7 +71,7 @@ class Watching:
         self.ended = False
         self._frames, self._stopping, self._show, self._said, self._number = frames, stopping, show, said, number
         self._rows: deque[dict[str, Any]] = deque(maxlen=LATELY)
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._shower = threading.Thread(target=self._show_all, name="show", daemon=True)
 
@@ -115,8 +115,6 @@ class Watching:
                     self.newest = live
         except Exception as error:
             self.error = error
-        finally:
-            self._over.set()
 
     def _hear(self, text: str, seconds: float) -> None:
         last = self._said[-1] if self._said else None
@@ -128,13 +126,14 @@ class Watching:
     def _show_all(self) -> None:
         shown = None
         try:
-            while not self._over.wait(PAUSE):
+            while self._watcher.is_alive():
+                self._watcher.join(PAUSE)
                 if self.newest is not shown:
                     shown = self.newest
                     self._show(self)
         except Exception as error:  # what cannot be shown need not be watched
             self._stopping.set()
-            self._over.wait()
+            self._watcher.join()
             self.error = error
         self.ended = True
         self._show(self)
