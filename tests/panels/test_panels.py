@@ -907,10 +907,11 @@ def test_one_frame_is_shown_as_a_stream_sees_it(tmp_path, live_panel):
     assert words(panel.counts) == "1 watched · 0 dropped"
     shown = pixels(panel.pictures["seen"])
     assert np.abs(shown - frame.repeat(20, axis=0).repeat(20, axis=1)).mean() < 6  # but for JPEG
-    row, column = np.unravel_index(look.argmax(), look.shape)
     assert words(panel.heads["look"]) == f"where it looks {look.max():.0%} on the patch looked at most"
-    brightness = pixels(panel.pictures["look"]).mean(axis=2).reshape(4, 160, 4, 160).mean(axis=(1, 3))
-    assert (np.unravel_index(brightness.argmin(), look.shape)) == (row, column)  # all others are paler
+    weight = (look / look.max()).repeat(160, axis=0).repeat(160, axis=1)[..., None]
+    paled = frame.repeat(20, axis=0).repeat(20, axis=1) * weight + 255 * (1 - weight)
+    unlabelled = np.abs(pixels(panel.pictures["look"]) - paled).reshape(4, 160, 4, 160, 3)[:, 80:]
+    assert unlabelled.mean() < 6 and look.max() > 1.5 * look.mean()
     assert "The stream has ended after 1 frames; what was said stays." in words(panel.status)
 
 
@@ -936,7 +937,7 @@ def test_frames_watched_and_dropped_are_those_of_the_recording(tmp_path, live_pa
     seen = watching.newest
     patch = seen.frame.shape[0] // 4
     drawn = pictures.draw_changed_patches(seen.frame, seen.encoded, patch)
-    assert (np.array(CHANGED) * 255 - drawn).min(axis=2).min() == 0 or not seen.encoded.any()
+    assert (drawn == (np.array(CHANGED) * 255).astype(int)).all(axis=2).any()  # an outline
     assert panel.pictures["seen"].value == pictures.to_jpeg(drawn)
     share = seen.look[seen.encoded].sum()
     assert words(panel.heads["look"]) == f"where it looks {share:.0%} on the {seen.encoded.mean():.0%} computed anew"
@@ -959,7 +960,7 @@ def test_stopping_keeps_what_was_said_and_shown(live_panel):
 @pytest.mark.parametrize(
     ("control", "typed", "sentence"),
     [("fps", 0.0, "frames a second is 0.0; it must be above 0. 25 is kept."),
-     ("fps", float("nan"), "frames a second is nan; it must be a number. 25 is kept."),
+     ("fps", float("nan"), "frames a second is nan; it must be a finite number. 25 is kept."),
      ("caption_every", -1.0, "caption every is -1.0; it must be at least 0. 1 is kept.")],
 )  # fmt: skip
 def test_a_number_that_cannot_be_is_refused_and_the_stream_goes_on(live_panel, control, typed, sentence):
@@ -986,7 +987,8 @@ def test_a_source_that_is_not_there_is_one_sentence_and_what_was_said_stays(tmp_
     assert "no such file" in words(panel.message) and (words(panel.sayings), values(panel)) == (said, shown)
     panel.source.value = str(FORM)
     watch_some(panel)
-    assert "stream 2, 0.0" in words(panel.sayings) and "stream 1, 0.0" in words(panel.sayings)
+    wait_until(lambda: "stream 2, 0.0" in words(panel.sayings), "what is said now")
+    assert "stream 1, 0.0" in words(panel.sayings)
 
 
 def test_a_source_without_a_display_is_one_sentence(live_panel, monkeypatch):
@@ -994,7 +996,7 @@ def test_a_source_without_a_display_is_one_sentence(live_panel, monkeypatch):
     panel = live_panel("screen")
     panel.toggle.click()
     assert panel.watching is None and "no screen can be recorded here" in words(panel.message)
-    assert "where" not in panel.message.value
+    assert "<details>" not in panel.message.value
 
 
 def test_a_frame_that_cannot_be_read_ends_the_stream_in_a_sentence(tmp_path, live_panel):
