@@ -22,6 +22,7 @@ from fvlm_lib.data.drawn_streams import screen_stream
 from fvlm_lib.data.screen_questions import Question, right_answer, verdict
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.figures.palette import CHANGED
+from fvlm_lib.options import printable
 from fvlm_lib.panels import bench as panel_bench
 from fvlm_lib.panels import fovea_pictures, pictures, reader_panel, reader_pictures, workbench
 from fvlm_lib.panels.fovea_panel import FoveaPanel
@@ -33,7 +34,6 @@ from fvlm_lib.screens.loaded_towers import load_tower, squash
 from fvlm_lib.screens.measure import measure_policies, policies
 from fvlm_lib.screens.tuning import compare_patches, trace_settings
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings, write_settings
-from fvlm_lib.vlm.answers import printable
 from fvlm_lib.vlm.reader_measure import open_reuse
 from fvlm_lib.vlm.stream import VLMStream
 from fvlm_lib.vlm.vlms import load_vlm
