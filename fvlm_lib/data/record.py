@@ -21,6 +21,7 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ACTIONS_FILE, ScreenSequence, images_in, read_sequence
+from fvlm_lib.errors import first_line
 from fvlm_lib.options import Parser, option, run
 from fvlm_lib.outputs import check_output, whole
 from fvlm_lib.schema import CountOrNone, FrameRate, Seconds
@@ -52,9 +53,9 @@ def record(
     entries: list[dict[str, Any]] = []
     previous = Image.new("RGB", (0, 0))
     try:
-        with open_screen() as screen, _stop_request() as stop:
+        with open_screen() as screen, stop_request() as stop:
             area, due = monitor_area(screen, monitor), _due(seconds, fps)
-            ticks = clock(fps, lambda: bool(stop), due)
+            ticks = clock(fps, stop.is_set, due)
             for elapsed in tqdm(ticks, total=due, unit="frame", disable=not progress):
                 pixels = grab(screen, area)
                 entries.append(_save_frame(out, len(entries), elapsed, pixels, previous))
@@ -89,7 +90,7 @@ def open_screen() -> Iterator[Any]:
         with mss.MSS(with_cursor=True) if sys.platform == "linux" else mss.MSS() as screen:
             yield screen
     except mss.ScreenShotError as error:
-        raise NoScreenError(f"no screen can be recorded here: {str(error).rstrip('.')}") from error
+        raise NoScreenError(f"no screen can be recorded here: {first_line(error).rstrip('.')}") from error
 
 
 def monitor_area(screen: Any, monitor: int) -> dict[str, int]:
@@ -129,14 +130,14 @@ def clock(fps: float, stopped: Callable[[], bool], count: int | None = None) -> 
 
 
 @contextlib.contextmanager
-def _stop_request() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM adds to. Stopping between frames leaves no half of one behind."""
-    stop: list[int] = []
+def stop_request() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM set. Stopping between frames leaves no half of one behind."""
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only that one can set handlers
         yield stop
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: stop.append(number)) for number in numbers]
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
     try:
         yield stop
     finally:

@@ -275,7 +275,8 @@ def _take(frames: Iterable[Grabbed], options: FrameOptions, mailbox: _Mailbox, c
 
 
 def _checked(frame: Any) -> np.ndarray:
-    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3):
+    is_array = isinstance(frame, np.ndarray) and frame.dtype == np.uint8
+    if not (is_array and frame.ndim == 3 and frame.shape[2] == 3 and frame.size):
         what = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise ValueError(f"a frame is {what}; it must be a uint8 array of shape (height, width, 3)")
     return frame

@@ -102,7 +102,7 @@ class LivePanel(Panel):
         self.choice = choice = CheckpointChoice(folder)
         self.folder, self.checkpoint, self.rescan = choice.folder, choice.checkpoint, choice.rescan
         self.source = labelled(ipywidgets.Text, "watched", "3 1 320px", continuous_update=False)
-        self.source.placeholder = "screen, screen:2, or a folder of screenshots"
+        self.source.placeholder = "screen, screen:2, window:TITLE, or a folder of screenshots"
         self.fps = labelled(ipywidgets.FloatText, "frames a second", "1 1 180px")
         self.loop = labelled(ipywidgets.Checkbox, "again at its end", "0 1 150px", "0", indent=False)
         self.caption_every = labelled(ipywidgets.FloatText, "caption every, s", "1 1 180px")

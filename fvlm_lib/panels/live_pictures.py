@@ -13,6 +13,7 @@ import pandas as pd
 
 from fvlm_lib.figures.palette import PATHS
 from fvlm_lib.foveated.live import LiveFrame
+from fvlm_lib.options import printable
 from fvlm_lib.panels.fovea_pictures import draw_attention
 from fvlm_lib.panels.live_watch import Said
 from fvlm_lib.panels.pictures import css_colour, draw_changed_patches, whole
@@ -90,7 +91,7 @@ def describe_said(said: Sequence[Said], count: int = 8) -> str:
         when = f"{one.first:.1f}" + (f" – {one.last:.1f}" if one.last > one.first else "") + " s"
         if several:
             when = f"stream {one.stream}, {when}"
-        text = html.escape(one.text.strip()) or "<i>nothing</i>"
+        text = html.escape(printable(one.text)) or "<i>nothing</i>"
         lines.append(
             f"<div style='color:#666;font-size:90%'>{when}</div>"
             f"<div style='margin:0 0 4px 8px{';font-weight:bold' if place == 0 else ''}'>{text}</div>"

@@ -228,7 +228,7 @@ def test_a_recording_is_watched_stopped_and_a_source_that_is_not_there_is_named(
     source.press("Enter")
     page.wait_until_idle()
     panel.locator("button:has-text('Start')").click()
-    page.page.wait_for_selector("text=data/nowhere: no such file or directory")
+    page.page.wait_for_selector("text=there is no recording data/nowhere")
     assert panel.inner_text().split("what it says")[1] == said and page.content("look") == shown
     for size in ((1280, 800), (1024, 768)):
         page.page.set_viewport_size({"width": size[0], "height": size[1]})

@@ -31,6 +31,7 @@ from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.figures.palette import CHANGED
 from fvlm_lib.foveated.live import LiveFrame, open_live
 from fvlm_lib.foveated.stream import FoveatedStream
+from fvlm_lib.options import printable
 from fvlm_lib.panels import bench as panel_bench
 from fvlm_lib.panels import (
     fovea_pictures,
@@ -52,7 +53,6 @@ from fvlm_lib.screens.loaded_towers import load_tower, squash
 from fvlm_lib.screens.measure import measure_policies, policies
 from fvlm_lib.screens.tuning import compare_patches, trace_settings
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings, write_settings
-from fvlm_lib.vlm.answers import printable
 from fvlm_lib.vlm.reader_measure import open_reuse
 from fvlm_lib.vlm.stream import VLMStream
 from fvlm_lib.vlm.vlms import load_vlm
@@ -979,12 +979,12 @@ def test_a_source_that_is_not_there_is_one_sentence_and_what_was_said_stays(tmp_
     panel = live_panel()
     watch_some(panel)
     panel.source.value = str(tmp_path / "nowhere")
-    assert words(panel.message) == f"{tmp_path / 'nowhere'}: no such file or directory"
+    assert f"there is no recording {tmp_path / 'nowhere'}; name a folder" in words(panel.message)
     assert panel.watching is None and panel.toggle.description == "Start"
     said, shown = words(panel.sayings), values(panel)
     assert "0.0" in said and all(shown)
     panel.toggle.click()  # still not there
-    assert "no such file" in words(panel.message) and (words(panel.sayings), values(panel)) == (said, shown)
+    assert "no recording" in words(panel.message) and (words(panel.sayings), values(panel)) == (said, shown)
     panel.source.value = str(FORM)
     watch_some(panel)
     wait_until(lambda: "stream 2, 0.0" in words(panel.sayings), "what is said now")
@@ -1103,9 +1103,9 @@ def test_what_cannot_be_shown_ends_the_stream_and_is_its_error():
 
 
 def test_what_was_said_is_text_not_markup():
-    said = [live_watch.Said("old", 0.0, 0.0), live_watch.Said("<b>&", 1.0, 2.5), live_watch.Said(" ", 3.0, 3.0)]
+    said = [live_watch.Said("old", 0.0, 0.0), live_watch.Said("<b>&\x07", 1.0, 2.5), live_watch.Said(" ", 3.0, 3.0)]
     told = live_pictures.describe_said(said)
-    assert words(ipywidgets.HTML(told)) == "what it says 3.0 s nothing 1.0 – 2.5 s <b>& 0.0 s old"
+    assert words(ipywidgets.HTML(told)) == "what it says 3.0 s nothing 1.0 – 2.5 s <b>&· 0.0 s old"
     assert words(ipywidgets.HTML(live_pictures.describe_said(said, count=1))) == "what it says 3.0 s nothing"
     assert words(ipywidgets.HTML(live_pictures.describe_said([]))) == "what it says nothing yet"
 
