@@ -114,16 +114,19 @@ class LivePanel(Panel):
         self.status.layout.flex, self.status.layout.width = "1 1 240px", "auto"
         self.heads = {name: ipywidgets.HTML(layout=TEXT) for name in ("seen", "look")}
         self.pictures = {
-            name: ipywidgets.Image(format="jpeg", layout={"width": "100%", "margin": "0"}) for name in self.heads
+            name: ipywidgets.Image(
+                format="jpeg", layout={"width": "100%", "margin": "0", "border": "1px solid #ccc", "display": "none"}
+            )
+            for name in self.heads
         }
         for name, picture in self.pictures.items():
             picture.add_class(f"fvlm-{name}")
         views = [column([self.heads[name], self.pictures[name]], 240, 480) for name in self.heads]
         self.children = [
-            ipywidgets.HBox([self.folder, choice.found, self.undo], layout=ROW),
+            ipywidgets.HBox([self.folder, choice.found], layout=ROW),
             ipywidgets.HBox([self.source, self.loop, self.fps, self.caption_every], layout=ROW),
             ipywidgets.HBox([self.threshold, self.tolerance], layout=ROW),
-            ipywidgets.HBox([self.toggle, self.status, self.bar], layout=ROW),
+            ipywidgets.HBox([self.toggle, self.undo, self.status, self.bar], layout={**ROW, "align_items": "center"}),
             self.message,
             self.counts,
             self.times,
@@ -286,7 +289,9 @@ class LivePanel(Panel):
         lately = watching.lately()
         self.counts.value, self.times.value = describe_counts(lately), describe_times(lately)
         self.heads["seen"].value, self.heads["look"].value = describe_seen(live), describe_look(live)
-        self.pictures["seen"].value, self.pictures["look"].value = to_jpeg(draw_seen(live)), to_jpeg(draw_look(live))
+        for name, pixels in (("seen", draw_seen(live)), ("look", draw_look(live))):
+            self.pictures[name].value = to_jpeg(pixels)
+            self.pictures[name].layout.display = ""  # hidden until there is something to show
 
     def _show_end(self, watching: Watching | None) -> None:
         """Nothing is watched any more, as one stream has ended, or yet."""

@@ -22,7 +22,7 @@ PARTS = {"encode_ms": "encode", "look_ms": "look", "language_ms": "language mode
 """Columns of `live_watch.live_row` with milliseconds, and what took them."""
 
 _LINE = "<div style='line-height:1.4;overflow-wrap:anywhere'>{}</div>"
-_CELL = "<t{0} style='text-align:{1};padding:0 0 0 18px;line-height:1.5;white-space:nowrap'>{2}</t{0}>"
+_CELL = "<t{0} style='text-align:{1};padding:0 22px 0 0;line-height:1.5;white-space:nowrap'>{2}</t{0}>"
 
 
 def draw_seen(live: LiveFrame) -> np.ndarray:
