@@ -136,12 +136,18 @@ def watch_live(
     """
     if not caption_every >= 0:
         raise ValueError(f"caption_every is {caption_every}; it must be at least 0 seconds")
+    most = most_frames(model, max_new_tokens)
+    if most < (max_frames or 2):
+        raise ValueError(
+            f"{max_frames or 2} frames and a caption of {max_new_tokens} tokens are more than the language model has "
+            f"positions for, {model.config.text_config.max_position_embeddings}; take fewer"
+        )
     stream = FoveatedStream(
         model,
         differential,
         pack_weights=pack_weights,
         pack_memory=pack_memory,
-        max_frames=most_frames(model, max_new_tokens) if max_frames is None else max_frames,
+        max_frames=most if max_frames is None else max_frames,
         timed=True,
     )
     options = _frame_options(model.config)
