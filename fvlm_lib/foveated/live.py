@@ -9,7 +9,7 @@ printed here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,11 @@ def most_frames(model: FoveatedVLM, max_new_tokens: int) -> int:
 def _trained_videos(checkpoint: str | Path) -> DrawnData | None:
     """The drawn videos of a checkpoint's training, as its training.json says; None where it says nothing of them."""
     config = read_training(checkpoint).get("config")
-    if not isinstance(config, dict) or "videos" not in config:
+    videos = config.get("videos") if isinstance(config, dict) else None
+    if not isinstance(videos, dict):
         return None
-    videos: DrawnData = check(DrawnKind, {"kind": "procedural", **config["videos"]}, f"{checkpoint}: its videos")
-    return videos
+    found: DrawnData = check(DrawnKind, {"kind": "procedural", **videos}, f"{checkpoint}: its videos")
+    return found
 
 
 # ---- watching ----------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def watch_live(
     pack_weights: PackWeights = False,
     pack_memory: int | None = None,
     stop: threading.Event | None = None,
-) -> Iterator[LiveFrame]:
+) -> Generator[LiveFrame, None, None]:
     """Watch frames as they come, until they end, `stop` is set, or the iterator is closed.
 
     frames: a `LiveSource`, or any iterable of (seconds since the start, frame uint8 (H, W, 3)), of whatever size; a
@@ -136,12 +137,18 @@ def watch_live(
     """
     if not caption_every >= 0:
         raise ValueError(f"caption_every is {caption_every}; it must be at least 0 seconds")
+    most = most_frames(model, max_new_tokens)
+    if most < (max_frames or 2):
+        raise ValueError(
+            f"{max_frames or 2} frames and a caption of {max_new_tokens} tokens are more than the language model has "
+            f"positions for, {model.config.text_config.max_position_embeddings}; take fewer"
+        )
     stream = FoveatedStream(
         model,
         differential,
         pack_weights=pack_weights,
         pack_memory=pack_memory,
-        max_frames=most_frames(model, max_new_tokens) if max_frames is None else max_frames,
+        max_frames=most if max_frames is None else max_frames,
         timed=True,
     )
     options = _frame_options(model.config)
@@ -160,16 +167,13 @@ def _watch(
     say: Callable[[], str],
     caption_every: float,
     stop: threading.Event,
-) -> Iterator[LiveFrame]:
+) -> Generator[LiveFrame, None, None]:
     model, mailbox, closed = stream.model, _Mailbox(), threading.Event()
     thread = threading.Thread(target=_take, args=(frames, options, mailbox, closed), name="live frames", daemon=True)
     thread.start()
     try:
-        asked, changed = (
-            -np.inf,
-            True,
-        )  # seconds of the frame at which it was asked last, whether anything changed since
-        index = 0
+        index, asked = 0, -np.inf  # seconds of the frame at which the model was asked last
+        changed = True  # since then
         while (taken := mailbox.get(stop)) is not None:
             (seconds, frame), dropped = taken
             pixels = normalise(frame[None], options)

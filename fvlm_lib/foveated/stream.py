@@ -7,7 +7,6 @@ changed is `frame_reuse.py`'s subject.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -97,32 +96,32 @@ class FoveatedStream:
         if frame.ndim not in (3, 4) or (frame.ndim == 4 and len(frame) != 1):
             raise ValueError(f"frame has shape {tuple(frame.shape)}; it must be (3, height, width)")
         frame = frame.reshape(1, *frame.shape[-3:])
-        read = [self._clock()]
+        start = self._clock()
         if self.encoder is None:
             self.patch_cache = self.model.encode_frames(frame[None]).frame(0)
         else:
             self.patch_cache = encode_changes(self.model, self.encoder, frame)
-        read.append(self._clock())
-        past, query, began = self.past_key_values, self.query, 0.0
+        encoded = self._clock()
+        past, query = self.past_key_values, self.query
         if self._positions(past) == self.max_frames:
             past, query = self._read(list(self._tokens))
-            began = self._clock() - read[-1]
+        begun = self._clock()
         token, attentions = self.model.look(self.patch_cache, query, output_attentions=output_attentions)  # (1, D)
-        read.append(self._clock())
+        looked = self._clock()
         kept = _layers(past)
         try:
             hidden = self.model.run_llm(token[:, None], None, past)
             query = self.model.llm_to_query(hidden[:, 0])
+            read = self._clock()
         except BaseException:  # some layers may have read the frame, others not
             past.layers = kept
             raise
-        read.append(self._clock())
         self.past_key_values, self.query, self.attentions = past, query, attentions
         self._tokens.append(token)
         self.num_frames += 1
         if self.timed:
-            encode, look, language = (1e3 * (later - earlier) for earlier, later in itertools.pairwise(read))
-            self.times = PushTimes(encode, look - 1e3 * began, language + 1e3 * began)
+            language = begun - encoded + read - looked
+            self.times = PushTimes(1e3 * (encoded - start), 1e3 * (looked - begun), 1e3 * language)
         return token
 
     def _clock(self) -> float:

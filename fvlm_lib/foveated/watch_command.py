@@ -15,9 +15,10 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from fvlm_lib.data.live_frames import open_source
 from fvlm_lib.data.record import stop_request
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--max-new-tokens", type=option(NewTokens), default=16, metavar="N", help="of a caption; default %(default)s")
     add(
         "--max-frames",
-        type=option(Count),
+        type=option(Annotated[Count, Field(ge=2)]),
         metavar="N",
         help="frames that the language model remembers at most, then it keeps the newest half; default as many as it "
         "was trained on, if the checkpoint says so, else as it has positions for",

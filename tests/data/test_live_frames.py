@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 import time
 
@@ -16,6 +17,7 @@ from fvlm_lib.data.live_frames import LiveSource, find_window, open_source
 from fvlm_lib.data.record import NoScreenError
 from fvlm_lib.data.screens import read_sequence
 
+needs_xwininfo = pytest.mark.skipif(shutil.which("xwininfo") is None, reason="xwininfo is not installed")
 RECORDING = ROOT / "data" / "screens" / "idle"
 PATIENCE = 20  # seconds until something must have happened that takes a moment
 
@@ -113,6 +115,7 @@ def test_a_monitor_that_is_not_there_is_refused(desktop):
     assert next(iter(open_source("screen:0", 1.0)))[1].shape == (400, 640, 3)
 
 
+@needs_xwininfo
 def test_a_window_is_followed_as_it_moves_and_grows_and_its_end_is_one_sentence(desktop):
     window = desktop.open("notes - mine", (20, 30, 50, 40), 0xFF8000)
     frames = iter(open_source("window:mine", 20))
@@ -128,6 +131,7 @@ def test_a_window_is_followed_as_it_moves_and_grows_and_its_end_is_one_sentence(
         awaited(frames, lambda _: False)
 
 
+@needs_xwininfo
 def test_of_windows_with_a_title_the_uppermost_that_is_shown_is_taken(desktop):
     lower = desktop.open("the same title", (20, 30, 50, 40), 0xFF0000)
     upper = desktop.open("the same title", (30, 40, 50, 40), 0x00FF00)
@@ -147,7 +151,7 @@ def test_without_the_program_that_knows_windows_it_is_named(desktop, monkeypatch
         open_source("window:mine", 1.0)
 
 
-@pytest.mark.parametrize("source", ["screen", "window:mine"])
+@pytest.mark.parametrize("source", ["screen", pytest.param("window:mine", marks=needs_xwininfo)])
 def test_a_display_that_goes_away_is_one_sentence_behind_the_frames_before(monkeypatch, source):
     with virtual_screen() as screen:
         monkeypatch.setenv("DISPLAY", screen.display)

@@ -31,6 +31,7 @@ from fvlm_lib.data.live_frames import open_source
 from fvlm_lib.data.options import FrameOptions
 from fvlm_lib.data.record import NoScreenError
 from fvlm_lib.data.screens import read_sequence
+from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated import watch_command
 from fvlm_lib.foveated.live import LiveFrame, most_frames, open_live, trained_frames, watch_live
@@ -43,7 +44,7 @@ CHECKPOINT = DEMO / "S-S" / "step_3000"
 TERMINAL = ROOT / "data" / "screens" / "terminal"
 WORDS = word_tokenizer((PAD, EOS, *(f"word{number}" for number in range(18))))  # of the tiny model
 OPTIONS = FrameOptions(crop="squash", image_size=48, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-PATIENCE = 60  # seconds until something must have happened that takes a moment
+PATIENCE = 120  # seconds until something must have happened that takes a moment
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +145,6 @@ def test_frames_of_changing_size_are_squashed_to_the_models(model, terminal):
 def test_a_trained_model_says_of_a_played_video_what_it_generates():
     """Of frames of its own size, which squashing leaves alone; eight frames, as it was trained on."""
     model, tokenizer = open_live(CHECKPOINT, "cpu")
-    from fvlm_lib.data.videos import ProceduralVideos
-
     pixels = ProceduralVideos(split="test", noise_std=0.0).batch(3, 4)["pixel_values"]
     frames = [((frame.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy() for frame in pixels[0]]
     paced = Paced(frames)
@@ -256,10 +255,13 @@ def test_what_cannot_be_watched_is_said_before_a_thread_is_started(model):
         watch_live(model, WORDS, [], caption_every=-1)
     with pytest.raises(ValueError, match="max_frames is 1; it must be at least 2"):
         watch_live(model, WORDS, [], max_frames=1)
+    for options in ({"max_frames": 2045}, {"max_new_tokens": 2047}):
+        with pytest.raises(ValueError, match=r"^\d+ frames and a caption of \d+ tokens are more than .*, 2048; take "):
+            watch_live(model, WORDS, [], **({"max_new_tokens": 4} | options))
     with pytest.raises(ValueError, match="patch_size is 14; the tower's patches are"):
         watch_live(model, WORDS, [], differential=DifferentialSettings(patch_size=14))
     assert not grabbers()
-    assert list(watch_live(model, WORDS, [])) == []
+    assert list(watch_live(model, WORDS, [], max_frames=2044, max_new_tokens=4)) == []
 
 
 # ---- opening -----------------------------------------------------------------------------------------
@@ -368,7 +370,7 @@ def test_the_command_watches_a_desktop_until_its_display_goes_away(capsys, monke
         (["--fps", "0"], "--fps is 0; it must be above 0"),
         (["--checkpoint", "nowhere"], "there is no checkpoint folder nowhere"),
         (["--source", "nowhere"], "there is no recording nowhere"),
-        (["--max-frames", "1"], "max_frames is 1; it must be at least 2"),
+        (["--max-frames", "1"], "--max-frames is 1; it must be at least 2"),
         (["--settings", "nowhere.yaml"], "there is no settings file nowhere.yaml"),
         (["--pack-memory", "1"], "--pack-memory is of --pack auto, and --pack is no; leave one out"),
         (["--out", __file__], "test_live.py exists; name another, or remove it"),
