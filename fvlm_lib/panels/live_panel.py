@@ -202,7 +202,8 @@ class LivePanel(Panel):
         if state == self.state:
             return False
         self.choose(state, control)
-        return self._watch_anew()
+        self._watch_anew()
+        return None
 
     def show_state(self, state: Chosen) -> None:
         self.state = state
