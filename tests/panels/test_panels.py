@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DEMO, ROOT
+from displays import virtual_screen
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
@@ -997,6 +998,18 @@ def test_a_source_without_a_display_is_one_sentence(live_panel, monkeypatch):
     panel.toggle.click()
     assert panel.watching is None and "no screen can be recorded here" in words(panel.message)
     assert "<details>" not in panel.message.value
+
+
+def test_a_display_that_goes_away_is_one_sentence_and_what_was_said_stays(live_panel, monkeypatch):
+    with virtual_screen() as screen:
+        monkeypatch.setenv("DISPLAY", screen.display)
+        panel = live_panel("screen")
+        watch_some(panel)
+        screen.server.kill()
+        wait_until(lambda: panel.watching is None, "the end")
+    assert "no screen can be recorded here" in words(panel.message) and "<details>" not in panel.message.value
+    assert words(panel.status).startswith("The stream failed after") and "0.0" in words(panel.sayings)
+    assert all(values(panel)) and panel.toggle.description == "Start"
 
 
 def test_a_frame_that_cannot_be_read_ends_the_stream_in_a_sentence(tmp_path, live_panel):
