@@ -391,7 +391,7 @@ def test_ten_thousand_frames_of_a_recording_take_the_memory_of_a_thousand(tmp_pa
     for file in sorted(TERMINAL.glob("*.png")):  # small, so that reading them does not take most of the time
         Image.open(file).convert("RGB").resize((96, 60)).save(tmp_path / file.name)
     process, early, paths, dropped, said = psutil.Process(), 0, set(), 0, 0
-    source = open_source(tmp_path, 1000, loop=True)
+    source = open_source(tmp_path, 200, loop=True)
     began = time.monotonic()
     with closing(watch_live(model, WORDS, source, caption_every=1.0, max_new_tokens=4, max_frames=8)) as frames:
         for frame in frames:
