@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # what completion, `help` and type checkers see; `_NAMES` is 
     from fvlm_lib.errors import CheckpointError as CheckpointError
     from fvlm_lib.foveated.checkpoints import load_checkpoint as load_checkpoint
     from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig as FoveatedVLMConfig
+    from fvlm_lib.foveated.live import LiveFrame as LiveFrame
+    from fvlm_lib.foveated.live import open_live as open_live
+    from fvlm_lib.foveated.live import watch_live as watch_live
     from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM as FoveatedVLM
     from fvlm_lib.foveated.output import FoveatedVLMOutput as FoveatedVLMOutput
     from fvlm_lib.foveated.stream import FoveatedStream as FoveatedStream
@@ -70,6 +73,7 @@ _NAMES = {
     "errors": "CheckpointError",
     "foveated.checkpoints": "load_checkpoint",
     "foveated.configuration_fvlm": "FoveatedVLMConfig",
+    "foveated.live": "LiveFrame open_live watch_live",
     "foveated.modeling_fvlm": "FoveatedVLM",
     "foveated.output": "FoveatedVLMOutput",
     "foveated.stream": "FoveatedStream",

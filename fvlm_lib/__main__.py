@@ -27,6 +27,7 @@ COMMANDS = {
     "batch": ("batch.launch", "run the batch of a config, as `bash run.sh` does"),
     "schema": ("batch.schema_files", "write the JSON Schemas of the config files, for editors"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
+    "watch": ("foveated.watch_command", "watch a screen, a window or a recording, and say what is seen"),
     "bench": ("gap.bench", "time all modes on one shared vision encode"),
     "bench-stream": ("vlm.stream_bench", "time the frames of a foveated stream by how much of them changed"),
     "bench-policies": ("screens.policy_bench", "time encoding policies on a recording, and how wrong they are"),

@@ -183,6 +183,11 @@ def said(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def printable(text: str) -> str:
+    """A text on one line, without the control characters that a model may say to a terminal."""
+    return "".join(character if character.isprintable() else "·" for character in " ".join(text.split()))
+
+
 def _close_stdout() -> None:
     """So that the interpreter, when it ends, does not try again to write what nobody reads."""
     with contextlib.suppress(OSError, ValueError):  # where it is no real file

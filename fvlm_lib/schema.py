@@ -67,6 +67,7 @@ TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
 Beams = Annotated[int, Field(strict=True, ge=1, le=64)]
 Level = Annotated[float, Field(strict=True, gt=0, lt=1)]  # of an interval
 Seconds = Annotated[float, Field(strict=True, gt=0, le=604_800)]  # a week
+SecondsOrNone = Annotated[float, Field(strict=True, ge=0, le=604_800)]  # where 0 is no wait at all
 FrameRate = Annotated[float, Field(strict=True, gt=0, le=1000)]  # frames a second
 
 

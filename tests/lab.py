@@ -44,8 +44,11 @@ def copy_project(folder: Path) -> Path:
     """A copy of the project's folder that may be written to."""
     for name in ("notebooks", "config", "checkpoints"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("data", "results"):  # read alone
-        (folder / name).symlink_to(ROOT / name)
+    (folder / "data").symlink_to(ROOT / "data")  # read alone, as is most of the results
+    (folder / "results").mkdir()
+    for entry in (ROOT / "results").iterdir():
+        if entry.name != "live":  # which a notebook writes
+            (folder / "results" / entry.name).symlink_to(entry)
     made_from = ["requirements.txt", "requirements-dev.txt", "pyproject.toml"]
     for name in ("run.sh", *made_from):
         shutil.copy(ROOT / name, folder)

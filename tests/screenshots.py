@@ -46,6 +46,7 @@ PANELS = {  # image -> the notebook, the picture that is waited for, and what is
     "compare_settings": ("tune_threshold", "screenshot-b", "compare"),
     "explore_fovea": ("explore_fovea", "inference", "step"),
     "reader_panel": ("reader_panel", "frame", "step"),
+    "live_screen": ("live_screen", "look", "watch"),
 }
 
 
@@ -59,6 +60,12 @@ def photograph(page: lab.Lab, name: str) -> Image.Image:
         shown = page.content(picture)
         page.press("threshold", "ArrowRight", 40)
         page.choose("zoom", "2 : 1")
+    elif use == "watch":
+        shown = page.content(picture)
+        page.page.click("button:has-text('Start')")
+        page.page.wait_for_timeout(20_000)  # of the recording
+        page.page.click("button:has-text('Stop')")
+        page.page.wait_for_selector("button:has-text('Start')")
     else:
         shown = page.content(picture)
         page.press("frame", "ArrowRight", 3)

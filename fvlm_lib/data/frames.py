@@ -62,10 +62,26 @@ def read_video(video: Path | Sequence[StoredFile], options: FrameOptions) -> Ten
         frames = [read_frame(file.name, file.content) for file in chosen]
     if len(frames) == 1:
         frames *= options.still_frames
-    pixels = np.stack([_square(frame, options) for frame in frames])  # (T, size, size, 3)
-    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255  # (T, 3, size, size)
+    return normalise(np.stack([square(frame, options) for frame in frames]), options)
+
+
+def normalise(frames: np.ndarray, options: FrameOptions) -> Tensor:
+    """Frames uint8 (T, H, W, 3) as pixel_values (T, 3, H, W), float32."""
+    scaled = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255  # (T, 3, H, W)
     mean, std = (torch.tensor(values)[:, None, None] for values in (options.image_mean, options.image_std))
     return ((scaled - mean) / std).contiguous()
+
+
+def square(frame: np.ndarray, options: FrameOptions) -> np.ndarray:
+    """A frame uint8 (H, W, 3) cropped or squashed to (image_size, image_size, 3)."""
+    height, width = frame.shape[:2]
+    box: tuple[float, float, float, float] = (0, 0, width, height)
+    if options.crop == "centre":
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    size = (options.image_size, options.image_size)
+    return np.array(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BICUBIC, box=box))
 
 
 def choose_times(times: Sequence[float], options: FrameOptions) -> list[float]:
@@ -160,15 +176,3 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     """A decoded frame as uint8 (H, W, 3) RGB, upright."""
     array = frame.to_ndarray(format="rgb24", interpolation=_SWSCALE, threads=1)
     return np.rot90(array, round(frame.rotation / 90))
-
-
-def _square(frame: np.ndarray, options: FrameOptions) -> np.ndarray:
-    """A frame (H, W, 3) cropped or squashed to (image_size, image_size, 3)."""
-    height, width = frame.shape[:2]
-    box: tuple[float, float, float, float] = (0, 0, width, height)
-    if options.crop == "centre":
-        side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    size = (options.image_size, options.image_size)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BICUBIC, box=box))

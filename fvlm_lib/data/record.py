@@ -6,13 +6,14 @@ fvlm record --seconds 30 --fps 2 --out data/screens/mine
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ACTIONS_FILE, ScreenSequence, images_in, read_sequence
+from fvlm_lib.errors import first_line
 from fvlm_lib.options import Parser, option, run
 from fvlm_lib.outputs import check_output, whole
 from fvlm_lib.schema import CountOrNone, FrameRate, Seconds
@@ -51,14 +53,11 @@ def record(
     entries: list[dict[str, Any]] = []
     previous = Image.new("RGB", (0, 0))
     try:
-        with _open_screen() as screen, _stop_request() as stop:
-            if not 0 <= monitor < len(screen.monitors):
-                raise ValueError(f"monitor {monitor}: must be 0 (all) to {len(screen.monitors) - 1}")
-            area = screen.monitors[monitor]
-            clock = _clock(seconds, fps, stop)
-            for elapsed in tqdm(clock, total=_due(seconds, fps), unit="frame", disable=not progress):
-                shot = screen.grab(area)
-                pixels = Image.frombytes("RGB", shot.size, shot.bgra, "raw", "BGRX")
+        with open_screen() as screen, stop_request() as stop:
+            area, due = monitor_area(screen, monitor), _due(seconds, fps)
+            ticks = clock(fps, stop.is_set, due)
+            for elapsed in tqdm(ticks, total=due, unit="frame", disable=not progress):
+                pixels = grab(screen, area)
                 entries.append(_save_frame(out, len(entries), elapsed, pixels, previous))
                 previous = pixels
     finally:
@@ -80,7 +79,8 @@ def record(
 
 
 @contextlib.contextmanager
-def _open_screen() -> Iterator[Any]:
+def open_screen() -> Iterator[Any]:
+    """python-mss on this machine's display; errors of it in the block are raised as NoScreenError."""
     try:
         import mss  # not above: reading recordings must not need it
     except ImportError as error:
@@ -90,20 +90,39 @@ def _open_screen() -> Iterator[Any]:
         with mss.MSS(with_cursor=True) if sys.platform == "linux" else mss.MSS() as screen:
             yield screen
     except mss.ScreenShotError as error:
-        raise NoScreenError(f"no screen can be recorded here: {str(error).rstrip('.')}") from error
+        raise NoScreenError(f"no screen can be recorded here: {first_line(error).rstrip('.')}") from error
+
+
+def monitor_area(screen: Any, monitor: int) -> dict[str, int]:
+    """Where a monitor is: left, top, width, height, as python-mss has them. Raises ValueError for one that is not
+    there."""
+    if not 0 <= monitor < len(screen.monitors):
+        raise ValueError(f"monitor {monitor}: must be 0 (all) to {len(screen.monitors) - 1}")
+    area: dict[str, int] = screen.monitors[monitor]
+    return area
+
+
+def grab(screen: Any, area: dict[str, int]) -> Image.Image:
+    """What that area of an opened screen shows now."""
+    shot = screen.grab(area)
+    return Image.frombytes("RGB", shot.size, shot.bgra, "raw", "BGRX")
 
 
 def _due(seconds: float, fps: float) -> int:
     return max(1, round(seconds * fps))
 
 
-def _clock(seconds: float, fps: float, stop: list[int]) -> Iterator[float]:
-    """The seconds since the start at each frame that is due, waiting for it; passes over those missed."""
+def clock(fps: float, stopped: Callable[[], bool], count: int | None = None) -> Iterator[float]:
+    """The seconds since the start at each frame that is due, waiting for it; passes over those missed.
+
+    stopped: asked ten times a second while waiting; once true, no frame is due any more. count: how many frames are
+    due, None for no end.
+    """
     start = time.monotonic()
-    for tick in range(_due(seconds, fps)):
-        while not stop and (wait := start + tick / fps - time.monotonic()) > 0:
+    for tick in itertools.count() if count is None else range(count):
+        while not stopped() and (wait := start + tick / fps - time.monotonic()) > 0:
             time.sleep(min(wait, 0.1))  # a signal does not cut a sleep short
-        if stop:
+        if stopped():
             return
         now = time.monotonic() - start
         if now < (tick + 1) / fps:
@@ -111,14 +130,14 @@ def _clock(seconds: float, fps: float, stop: list[int]) -> Iterator[float]:
 
 
 @contextlib.contextmanager
-def _stop_request() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM adds to. Stopping between frames leaves no half of one behind."""
-    stop: list[int] = []
+def stop_request() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM set. Stopping between frames leaves no half of one behind."""
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only that one can set handlers
         yield stop
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: stop.append(number)) for number in numbers]
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
     try:
         yield stop
     finally:

@@ -111,6 +111,40 @@ def plot_first_token_times(ax: Axes, table: pd.DataFrame) -> Axes:
     return ax
 
 
+LIVE_PARTS = {  # columns of milliseconds -> what took them, in the order of the work, and its colour
+    "encode_ms": ("encode", palette.BLUE),
+    "look_ms": ("look", palette.GREEN),
+    "language_ms": ("language model", palette.VERMILION),
+    "caption_ms": ("caption", palette.GREY),
+}
+
+
+def plot_live_times(ax: Axes, table: pd.DataFrame, fps: float) -> Axes:
+    """What each part of watching a frame took, on top of each other, with medians over the frames after the first, of
+    captions over those at which the model was asked; dashed, where it is near, the time from one frame to the next at
+    `fps`.
+
+    table: a row a frame, with `frame` and the columns of LIVE_PARTS.
+    """
+    later = table[table["frame"] > table["frame"].min()]
+    bottom = np.zeros(len(table))
+    for column, (name, colour) in LIVE_PARTS.items():
+        taken = later[column][later[column] > 0]
+        median = f", median {taken.median():.1f} ms" if len(taken) else ""
+        ax.bar(table["frame"], table[column], bottom=bottom, width=0.8, color=colour, label=name + median)
+        bottom += table[column].to_numpy()
+    highest, between = bottom.max(), 1000 / fps
+    if between < 2 * highest:  # farther off, it would leave no room for the bars
+        ax.axhline(between, color=REFERENCE, ls="--", lw=1, label=f"{fps:g} frames a second")
+        highest = max(highest, between)
+    ax.set_ylim(0, 1.05 * highest)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("frame watched")
+    ax.set_ylabel("milliseconds")
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return ax
+
+
 def plot_speed_error(ax: Axes, table: pd.DataFrame) -> Axes:
     """Speed-up of the whole sequence against mean token error, a point a policy; table as
     `measure.summarize_policies` gives it, or `bootstrap_policies`, with intervals. The axis of errors is a log one on

@@ -36,6 +36,12 @@ def button(description: str = "", icon: str = "", tooltip: str = "", **options: 
     )
 
 
+def column(widgets: Sequence[ipywidgets.Widget], width: int, most: int) -> ipywidgets.VBox:
+    """Widgets below each other, about `width` pixels wide and never wider than `most`."""
+    layout = {"flex": f"1 1 {width}px", "min_width": "0", "max_width": f"{most}px", "padding": "0 6px 4px 0"}
+    return ipywidgets.VBox(list(widgets), layout=layout)
+
+
 class LogNumber(ipywidgets.HBox):
     """A number from 0 to 1: a slider over its powers of ten, and a field to type it into; each follows the other.
 
@@ -184,7 +190,7 @@ class SaveAs(ipywidgets.VBox):
         """Ask whether the file is to be written over; None: nothing is asked."""
         self._asked = path
         self.save.description, self.save.button_style = ("Overwrite", "warning") if path else ("Save", "primary")
-        self.said.value = _sentence(f"{path} is there already; press again to overwrite it.") if path else ""
+        self.said.value = sentence(f"{path} is there already; press again to overwrite it.") if path else ""
 
     def _save(self) -> None:
         path = self.path
@@ -197,14 +203,15 @@ class SaveAs(ipywidgets.VBox):
         self._write(path)
         self._own.add(path)
         self._ask(None)
-        self.said.value = _sentence(f"{path} {'overwritten' if there else 'written'} at {time.strftime('%H:%M:%S')}.")
+        self.said.value = sentence(f"{path} {'overwritten' if there else 'written'} at {time.strftime('%H:%M:%S')}.")
 
     def _load(self) -> None:
         path = self.path
         self._read(path)
         self._ask(None)
-        self.said.value = _sentence(f"{path} read; undo brings back what was here.")
+        self.said.value = sentence(f"{path} read; undo brings back what was here.")
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """A text as a line of HTML."""
     return f"<div style='line-height:1.4'>{html.escape(text)}</div>"

@@ -18,9 +18,10 @@ from fvlm_lib.data.videos import Videos
 from fvlm_lib.figures.plots import mode_style
 from fvlm_lib.foveated.checkpoints import load_checkpoint
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
-from fvlm_lib.gap.fovea import WatchedVideo, find_checkpoints, watch_video
+from fvlm_lib.gap.fovea import WatchedVideo, watch_video
 from fvlm_lib.gap.gap import open_evaluation
-from fvlm_lib.panels.controls import ROW, TEXT, Zoom, button, labelled
+from fvlm_lib.panels.checkpoint_choice import CheckpointChoice
+from fvlm_lib.panels.controls import ROW, TEXT, Zoom, column, labelled
 from fvlm_lib.panels.fovea_pictures import describe_captions, describe_look, draw_attention, draw_by_frame
 from fvlm_lib.panels.pictures import MarkedChart, css_colour, find_areas, magnified, to_png
 from fvlm_lib.panels.widgets import Panel, Player
@@ -75,11 +76,8 @@ class FoveaPanel(Panel):
     # ---- widgets -----------------------------------------------------------------------------------------
 
     def _make_widgets(self, folder: str | Path) -> None:
-        self.folder = labelled(
-            ipywidgets.Text, "checkpoints in", "1 1 220px", value=str(folder), continuous_update=False
-        )
-        self.checkpoint = labelled(ipywidgets.Dropdown, "checkpoint", "1 1 0")
-        self.rescan = button(icon="refresh", tooltip="look for checkpoints again")
+        self.choice = choice = CheckpointChoice(folder)
+        self.folder, self.checkpoint, self.rescan = choice.folder, choice.checkpoint, choice.rescan
         self.video = labelled(ipywidgets.IntText, "video", "1 1 170px", value=self.state.video)
         self.num_fine = labelled(ipywidgets.IntText, "fine passes", "1 1 170px", value=self.state.num_fine)
         self.layer = labelled(ipywidgets.Dropdown, "attention of", options=[("all layers, mean", 0)])
@@ -94,7 +92,7 @@ class FoveaPanel(Panel):
             picture.add_class(f"fvlm-{name}")
         self.captions = ipywidgets.HTML(layout=TEXT)
         views = [
-            _column([head, self.pictures[name]], 180, 320)
+            column([head, self.pictures[name]], 180, 320)
             for head, name in zip(self.heads, ("frame", "coarse", "training", "inference"), strict=True)
         ]
         pairs = [
@@ -103,12 +101,11 @@ class FoveaPanel(Panel):
         ]
         titles = {"entropy": "Entropy of the look", "distance": "Training to inference query"}
         charts = [
-            _column([ipywidgets.HTML(f"<b>{title}</b>", layout=TEXT), self.pictures[name]], 270, 640)
+            column([ipywidgets.HTML(f"<b>{title}</b>", layout=TEXT), self.pictures[name]], 270, 640)
             for name, title in titles.items()
         ]
-        checkpoints = ipywidgets.HBox([self.checkpoint, self.rescan], layout={"flex": "2 1 300px", "min_width": "0"})
         self.children = [
-            ipywidgets.HBox([self.folder, checkpoints, self.video, self.num_fine, self.layer, self.undo], layout=ROW),
+            ipywidgets.HBox([self.folder, choice.found, self.video, self.num_fine, self.layer, self.undo], layout=ROW),
             self.message,
             ipywidgets.HBox([self.player, self.bar], layout=ROW),
             self.zoom,
@@ -138,11 +135,7 @@ class FoveaPanel(Panel):
 
     def _offer_checkpoints(self) -> list[Path]:
         with self.without_events():
-            self.checkpoint.options = []
-            found = find_checkpoints(self.folder.value)
-            self.checkpoint.options = [(str(path.relative_to(self.folder.value)), path) for path in found]
-            self.checkpoint.value = None
-        return found
+            return self.choice.offer()
 
     def _look_again(self) -> None:
         """The folder of checkpoints is another, or is to be looked through again; the checkpoint stays if it is
@@ -184,10 +177,8 @@ class FoveaPanel(Panel):
     def _set_widgets(self) -> None:
         state = self.state
         with self.without_events():
-            known = [path for _, path in self.checkpoint.options]
-            if state.checkpoint is not None and state.checkpoint not in known:
-                self.checkpoint.options = [*self.checkpoint.options, (str(state.checkpoint), state.checkpoint)]
-            self.checkpoint.value, self.video.value, self.num_fine.value = state.checkpoint, state.video, state.num_fine
+            self.choice.show(state.checkpoint)
+            self.video.value, self.num_fine.value = state.video, state.num_fine
             if self.watched is not None:
                 layers = len(self.watched.attentions["coarse"])
                 # 0, not None, for the mean: a Dropdown takes that for nothing chosen
@@ -263,9 +254,3 @@ class FoveaPanel(Panel):
             return 50.0, 50.0
         look = self.watched.on_patches("autoregressive", self._layer)[0][self.player.frame.value]
         return find_areas(look.reshape(self.watched.grid) == look.max())[0]
-
-
-def _column(widgets: list[ipywidgets.Widget], width: int, most: int) -> ipywidgets.VBox:
-    """Widgets below each other, about `width` pixels wide and never wider than `most`."""
-    layout = {"flex": f"1 1 {width}px", "min_width": "0", "max_width": f"{most}px", "padding": "0 6px 4px 0"}
-    return ipywidgets.VBox(widgets, layout=layout)

@@ -13,8 +13,8 @@ import numpy as np
 from fvlm_lib.data.drawn_screens import CELL, GRID
 from fvlm_lib.data.screen_questions import Verdict, verdict
 from fvlm_lib.figures.palette import BLACK, GREEN, PATHS, VERMILION, Colour
+from fvlm_lib.options import printable
 from fvlm_lib.panels.pictures import css_colour, draw_changed_patches
-from fvlm_lib.vlm.answers import printable
 from fvlm_lib.vlm.reader_stream import Read
 
 VERDICTS: dict[Verdict, tuple[str, Colour]] = {

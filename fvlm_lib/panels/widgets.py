@@ -1,7 +1,7 @@
 """What JupyterLab's panels share: errors, progress and undo in the panel itself, and a player for frames.
 
-Knows no model and no recording; the panels are `tuning_panel.py` and `fovea_panel.py`. They are built, and redrawn
-by setting the widgets' values, without a front end too.
+Knows no model and no recording; the panels are the modules `*_panel.py`. They are built, and redrawn by setting the
+widgets' values, without a front end too.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
 from fvlm_lib.json_files import kind_of, parse_object
+from fvlm_lib.options import printable
 from fvlm_lib.outputs import json_line, json_lines
 from fvlm_lib.vision.statistics import StreamStatistics
 from fvlm_lib.vlm.prefills import PrefillTotals
@@ -97,11 +98,6 @@ def _rounded(key: str, value: float) -> float | None:
     if not math.isfinite(value):
         return None  # which JSON has no number for
     return round(value, 3) if key.endswith("_ms") else float(f"{value:.6g}")
-
-
-def printable(text: str) -> str:
-    """A text on one line, without the control characters that a model may say to a terminal."""
-    return "".join(character if character.isprintable() else "·" for character in " ".join(text.split()))
 
 
 def format_row(row: dict[str, Any], width: int) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fvlm_lib.data.screens import ScreenSequence
-from fvlm_lib.vlm.answers import printable
+from fvlm_lib.options import printable
 from fvlm_lib.vlm.stream import Answer, VLMStream
 
 FRAME = "{:<{width}} {:>5}  {:<8}  {:>15}  {:>8}  {:>20}  {:>20}  {}"

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fvlm_lib.data.text_stream import read_text_stream
-from fvlm_lib.options import Parser, add_device, add_seed, option, run
+from fvlm_lib.options import Parser, add_device, add_seed, option, printable, run
 from fvlm_lib.outputs import check_output, json_lines
 from fvlm_lib.schema import Beams, Count, NewTokens, Temperature, Tolerance
 
@@ -87,7 +87,6 @@ def _answer(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from fvlm_lib.devices import pick_device
-    from fvlm_lib.vlm.answers import printable
     from fvlm_lib.vlm.stream import Decoding
     from fvlm_lib.vlm.text_models import load_text_model
     from fvlm_lib.vlm.text_stream import TextStream

@@ -1,12 +1,8 @@
 """A recording keeps what happened on a real (virtual) screen, however it ends."""
 
-import ctypes
-import ctypes.util
 import itertools
 import json
 import os
-import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +11,7 @@ import time
 
 import pytest
 from conftest import ROOT, disk_of, exit_code
+from displays import Desktop, virtual_screen
 from PIL import Image
 
 from fvlm_lib.data import record as record_module
@@ -25,22 +22,8 @@ from fvlm_lib.data.screens import read_sequence
 @pytest.fixture(scope="module")
 def display():
     """A virtual screen of 640 x 400 pixels."""
-    if shutil.which("Xvfb") is None:
-        pytest.skip("Xvfb is not installed")
-    read_end, write_end = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "640x400x24", "-nolisten", "tcp"]
-    server = subprocess.Popen(command, pass_fds=[write_end], stderr=subprocess.DEVNULL)
-    os.close(write_end)
-    try:
-        ready, _, _ = select.select([read_end], [], [], 20)
-        number = os.read(read_end, 16).decode().strip() if ready else ""
-        if not number:
-            pytest.skip("Xvfb does not start here")
-        yield f":{number}"
-    finally:
-        server.terminate()
-        server.wait()
-        os.close(read_end)
+    with virtual_screen() as screen:
+        yield screen.display
 
 
 def run(*arguments: str, display: str | None) -> subprocess.Popen:
@@ -50,26 +33,11 @@ def run(*arguments: str, display: str | None) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def show_window(display: str, x: int, y: int, width: int, height: int, colour: int) -> None:
-    library = ctypes.util.find_library("X11")
-    assert library, "checked by the caller"
-    x11 = ctypes.CDLL(library)
-    x11.XOpenDisplay.restype = ctypes.c_void_p
-    connection = ctypes.c_void_p(x11.XOpenDisplay(display.encode()))
-    x11.XDefaultRootWindow.restype = x11.XCreateSimpleWindow.restype = ctypes.c_ulong
-    root = ctypes.c_ulong(x11.XDefaultRootWindow(connection))
-    pixel = ctypes.c_ulong(colour)
-    window = x11.XCreateSimpleWindow(connection, root, x, y, width, height, 0, pixel, pixel)
-    x11.XMapWindow(connection, ctypes.c_ulong(window))
-    x11.XFlush(connection)  # the connection, and so the window, stays until the tests end
-
-
 def test_a_recording_shows_what_happened_on_the_screen_and_when(display, tmp_path, monkeypatch):
-    if ctypes.util.find_library("X11") is None:
-        pytest.skip("libX11 is not installed")
+    desktop = Desktop(display)
     monkeypatch.setenv("DISPLAY", display)
     box = [20, 30, 50, 40]
-    threading.Timer(0.7, show_window, (display, *box, 0xFF8000)).start()
+    threading.Timer(0.7, desktop.open, ("orange", box, 0xFF8000)).start()
     sequence = record(tmp_path / "mine", seconds=1.5, fps=6, progress=False)
     assert sequence.name == "mine" and 3 <= len(sequence) <= 9
     assert read_sequence(tmp_path / "mine") == sequence
@@ -139,7 +107,7 @@ def test_times_that_are_none_are_refused(tmp_path, keywords):
 
 def test_frames_that_could_not_be_taken_in_time_are_left_out_not_made_up_for():
     ticks = []
-    for elapsed in record_module._clock(1.0, 20, []):
+    for elapsed in record_module.clock(20, lambda: False, 20):
         ticks.append(int(elapsed * 20))
         time.sleep(0.12)  # more than two frames long
     assert len(ticks) <= 9

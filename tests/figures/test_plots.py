@@ -164,6 +164,21 @@ def test_the_times_of_both_ways_differ_in_line_marker_and_colour_and_have_their_
     assert lines["partial update"].get_xydata().tolist() == [[2, 20], [3, 30]]
 
 
+@pytest.mark.parametrize(("fps", "dashed"), [(20.0, [50, 50]), (4.0, None)])  # 50 and 250 ms from frame to frame
+def test_the_parts_of_a_frame_stand_on_top_of_each_other_with_their_medians(ax, fps, dashed):
+    table = pd.DataFrame({"frame": [0, 1, 2], "encode_ms": [9.0, 4.0, 6.0], "look_ms": [1.0, 2.0, 2.0]})
+    table = table.assign(language_ms=[3.0, 3.0, 3.0], caption_ms=[20.0, 0.0, 30.0])
+    screen_plots.plot_live_times(ax, table, fps)
+    bars = {bars.get_label(): [(bar.get_y(), bar.get_height()) for bar in bars] for bars in ax.containers}
+    assert bars == {
+        "encode, median 5.0 ms": [(0, 9), (0, 4), (0, 6)], "look, median 2.0 ms": [(9, 1), (4, 2), (6, 2)],
+        "language model, median 3.0 ms": [(10, 3), (6, 3), (8, 3)],
+        "caption, median 30.0 ms": [(13, 20), (9, 0), (11, 30)],
+    }  # fmt: skip
+    assert [list(line.get_ydata()) for line in ax.lines] == ([dashed] if dashed else [])
+    assert ax.get_ylim()[1] == pytest.approx(1.05 * (50 if dashed else 41))
+
+
 def test_speed_and_error_of_each_policy_are_drawn(ax):
     table = pd.DataFrame(
         {"policy": ["exact match", "none", "gated 0.1"], "error_mean": [0.0, 0.1, 0.05], "total_speedup": [1, 3, 2]}

@@ -61,13 +61,16 @@ def push_all(stream: FoveatedStream, frames: list[torch.Tensor]) -> torch.Tensor
 
 
 class Fault:
-    """An interrupt where a layer is run next, once."""
+    """An interrupt where a layer is run next, or for the so many-th time, once."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.raised = False
+    def __init__(self, layer: nn.Module, call: int = 1) -> None:
+        self.raised, self.left = False, call
         self.hook = layer.register_forward_pre_hook(self)
 
     def __call__(self, *_: object) -> None:
+        self.left -= 1
+        if self.left:
+            return
         self.hook.remove()
         self.raised = True
         raise KeyboardInterrupt
@@ -277,6 +280,22 @@ def test_an_interrupt_leaves_the_stream_as_it_was(model, where, settings):
     assert fault.raised and stream.num_frames == 3 and stream.query is query
     assert torch.equal(stream.caption(max_new_tokens=4, do_sample=False), said)
     assert {layer.keys.shape[-2] for layer in stream.past_key_values.layers} == {3}
+    torch.testing.assert_close(push_all(stream, frames[3:]), wanted[3:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("call", [1, 2], ids=["of what is kept", "of the frame"])
+def test_an_interrupt_where_the_kv_cache_begins_anew_leaves_the_stream_as_it_was(model, call):
+    """The fourth frame has the language model run over the token that is kept, then over its own."""
+    frames = screens("terminal", 5)
+    wanted = push_all(FoveatedStream(model, max_frames=3), frames)
+    stream = FoveatedStream(model, SAME, max_frames=3)
+    push_all(stream, frames[:3])
+    said, query = stream.caption(max_new_tokens=4, do_sample=False), stream.query
+    fault = Fault(model.llm.base_model.layers[1], call)
+    with pytest.raises(KeyboardInterrupt):
+        stream.push(frames[3])
+    assert fault.raised and stream.num_frames == 3 and stream.query is query
+    assert torch.equal(stream.caption(max_new_tokens=4, do_sample=False), said)
     torch.testing.assert_close(push_all(stream, frames[3:]), wanted[3:], rtol=0, atol=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
@@ -392,6 +393,60 @@ def test_a_stream_holds_one_frame_and_one_position_a_frame(trained):
     assert len(set(sizes)) == 1
     stream.reset()
     assert stream.num_frames == 0
+
+
+@pytest.mark.parametrize("config", [{}, {"mode_tokens": True}, {"visual_norm": "legacy"}], ids=str)
+@pytest.mark.parametrize("most", [2, 5, 6])
+def test_a_stream_of_bounded_memory_has_read_the_newest_frames_alone(config, most):
+    """Its KV cache, its next query and what it says are those of the language model over these visual tokens alone."""
+    model = float64_copy(tiny_model(**config))
+    frames = torch.cat([tiny_batch(seed)["pixel_values"][0] for seed in range(4)])  # 20
+    stream, tokens, counts = FoveatedStream(model, max_frames=most), [], []
+    for frame in frames:
+        tokens.append(stream.push(frame))
+        counts.append(stream.past_key_values.get_seq_length() - bool(config.get("mode_tokens")))
+        fresh = FoveatedStream(model)
+        newest = torch.stack(tokens[-counts[-1] :], dim=1)
+        with torch.no_grad():
+            hidden = model.run_llm(newest, None, fresh.past_key_values)
+            query = model.llm_to_query(hidden[:, -1])
+        torch.testing.assert_close(stream.query, query, rtol=0, atol=EXACT)
+        for kept, own in zip(stream.past_key_values.layers, fresh.past_key_values.layers, strict=True):
+            torch.testing.assert_close((kept.keys, kept.values), (own.keys, own.values), rtol=0, atol=EXACT)
+        said = model.llm.generate(inputs_embeds=model.before_caption(newest, fine=True), max_new_tokens=4)
+        assert torch.equal(stream.caption(max_new_tokens=4), said)
+    after = [1 + most // 2 + number % (most - most // 2) for number in range(20 - most)]
+    assert counts == [*range(1, most + 1), *after] and stream.num_frames == 20
+
+
+def test_a_stream_within_its_bound_is_one_without(model):
+    frames = tiny_batch()["pixel_values"][0]
+    bounded, free = FoveatedStream(model, max_frames=5), FoveatedStream(model)
+    assert torch.equal(*(torch.cat([stream.push(frame) for frame in frames]) for stream in (bounded, free)))
+    again = bounded.push(frames[0]), free.push(frames[0])
+    assert (again[0] - again[1]).abs().max() > 1e-3, "from the sixth frame on it has read other frames"
+    bounded.reset()
+    assert torch.equal(bounded.push(frames[1]), FoveatedStream(model).push(frames[1])), "a reset forgets them all"
+
+
+def test_a_stream_of_a_bound_that_cannot_be_is_one_sentence(model):
+    with pytest.raises(ValueError, match="max_frames is 1; it must be at least 2, or None for all"):
+        FoveatedStream(model, max_frames=1)
+
+
+def test_a_stream_tells_where_it_looked_and_what_each_part_took_where_it_is_asked_to(model):
+    frames = tiny_batch()["pixel_values"][0]
+    stream, plain = FoveatedStream(model, max_frames=2, timed=True), FoveatedStream(model, max_frames=2)
+    for frame in frames:
+        began = time.perf_counter()
+        token = stream.push(frame, output_attentions=True)
+        ms = 1e3 * (time.perf_counter() - began)
+        assert torch.equal(token, plain.push(frame)) and plain.attentions == () and plain.times is None
+        times = stream.times.encode, stream.times.look, stream.times.language
+        assert min(times) > 0 and sum(times) <= ms
+        assert [tuple(layer.shape) for layer in stream.attentions] == [(1, 2, 5)] * 3
+        for layer in stream.attentions:
+            torch.testing.assert_close(layer.sum(dim=-1), torch.ones(1, 2).double(), rtol=0, atol=EXACT)
 
 
 # ---- wrong input -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -193,6 +194,46 @@ def test_a_changed_screen_is_asked_about_and_a_folder_without_a_reader_is_named(
     page.page.click("button:has-text('Undo')")
     lab.wait_for(lambda: message.count() == 0, "the message to go")
     lab.wait_for(lambda: page.pixels("frame").std() > 10, "the frame")
+    assert page.errors() == []
+
+
+def test_a_recording_is_watched_stopped_and_a_source_that_is_not_there_is_named(page: Lab):
+    page.run_all("notebooks/live_screen.ipynb")
+    panel = page.output
+    panel.locator("button:has-text('Start')").click()
+    lab.wait_for(lambda: page.pixels("look").std() > 10, "the look")
+    seen = page.content("seen")
+    lab.wait_for(lambda: page.content("seen") != seen, "another frame")
+    counts = re.compile(r"(\d+) watched\s+·\s+(\d+) dropped\s+·\s+[\d.]+ frames a second")
+    lab.wait_for(lambda: counts.search(panel.inner_text()), "the counts")
+    first = int(counts.search(panel.inner_text())[1])
+    lab.wait_for(lambda: int(counts.search(panel.inner_text())[1]) > first, "more frames")
+    times = panel.locator("table:has(th:text-is('language model'))").inner_text().splitlines()
+    assert [line.split("\t")[0] for line in times][1] == "this frame" and times[2].startswith("median of")
+    assert re.search(r"what it says\s+[\d.– ]+ s\s+\w+", panel.inner_text())
+    assert page.cut_off() == []
+
+    page.page.fill(".widget-text:has(label:text-is('frames a second')) input", "0")
+    page.page.keyboard.press("Enter")
+    page.page.wait_for_selector("text=frames a second is 0.0; it must be above 0. 4 is kept.")
+    shown = page.content("seen")
+    lab.wait_for(lambda: page.content("seen") != shown, "the stream to go on")
+
+    panel.locator("button:has-text('Stop')").click()
+    page.page.wait_for_selector("text=/The stream was stopped after [0-9]+ frames; what was said stays/")
+    page.wait_until_idle()
+    said, shown = panel.inner_text().split("what it says")[1], page.content("look")
+    source = page.page.locator(".widget-text:has(label:text-is('watched')) input")
+    source.fill("data/nowhere")
+    source.press("Enter")
+    page.wait_until_idle()
+    panel.locator("button:has-text('Start')").click()
+    page.page.wait_for_selector("text=there is no recording data/nowhere")
+    assert panel.inner_text().split("what it says")[1] == said and page.content("look") == shown
+    for size in ((1280, 800), (1024, 768)):
+        page.page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.wait_until_idle()
+        assert page.cut_off() == []
     assert page.errors() == []
 
 

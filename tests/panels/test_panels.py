@@ -4,36 +4,56 @@ from __future__ import annotations
 
 import html
 import io
+import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import DEMO, ROOT
+from displays import virtual_screen
 from PIL import Image
+from transformers import ViTConfig, ViTModel
 
 from fvlm_lib.data.drawn_screens import draw
 from fvlm_lib.data.drawn_streams import screen_stream
 from fvlm_lib.data.screen_questions import Question, right_answer, verdict
 from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.figures.palette import CHANGED
+from fvlm_lib.foveated.live import LiveFrame, open_live
+from fvlm_lib.foveated.stream import FoveatedStream
+from fvlm_lib.options import printable
 from fvlm_lib.panels import bench as panel_bench
-from fvlm_lib.panels import fovea_pictures, pictures, reader_panel, reader_pictures, workbench
+from fvlm_lib.panels import (
+    fovea_pictures,
+    live_pictures,
+    live_watch,
+    pictures,
+    reader_panel,
+    reader_pictures,
+    workbench,
+)
 from fvlm_lib.panels.fovea_panel import FoveaPanel
 from fvlm_lib.panels.history import History
+from fvlm_lib.panels.live_panel import LivePanel
 from fvlm_lib.panels.reader_panel import ReaderPanel
 from fvlm_lib.panels.sizes import CLIP, PATCH_SIZES
 from fvlm_lib.panels.tuning_panel import TuningPanel
+from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE
 from fvlm_lib.screens.loaded_towers import load_tower, squash
 from fvlm_lib.screens.measure import measure_policies, policies
 from fvlm_lib.screens.tuning import compare_patches, trace_settings
 from fvlm_lib.vision.settings import DifferentialSettings, read_settings, write_settings
-from fvlm_lib.vlm.answers import printable
 from fvlm_lib.vlm.reader_measure import open_reuse
 from fvlm_lib.vlm.stream import VLMStream
 from fvlm_lib.vlm.vlms import load_vlm
@@ -811,6 +831,311 @@ def test_a_verdict_is_told_in_words(old, new, answer, said):
     cells = [html.unescape(re.sub("</?(b|td)( [^>]*)?>", "", cell)) for cell in row.split("</td>")]
     assert cells[:4] == ["policy none", answer or "nothing", said, "100.0%"]
     assert "<b>&lt;b&gt;</b>" in row or answer != "<b>"
+
+
+# ---- live --------------------------------------------------------------------------------------------
+
+CHECKPOINT = DEMO / "S-S" / "step_3000"
+FORM = SCREENS / "reader-form"
+PATIENCE = 120  # seconds, for a busy machine; nothing waits this long otherwise
+
+
+@pytest.fixture
+def live_panel():
+    """Makes panels, and ends what they watch."""
+    made = []
+
+    def make(source: str | Path = FORM, fps: float = 25.0, **options) -> LivePanel:
+        made.append(LivePanel(DEMO / "S-S", options.pop("checkpoint", CHECKPOINT), str(source), fps, **options))
+        return made[-1]
+
+    yield make
+    for panel in made:
+        panel.stop()
+    ours = ("watch", "show", "live frames")
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name in ours], "the threads' end")
+
+
+def wait_until(found, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not found():
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} s"
+        time.sleep(0.02)
+
+
+def values(panel: LivePanel) -> list[bytes]:
+    return [picture.value for picture in panel.pictures.values()]
+
+
+def watch_some(panel: LivePanel, frames: int = 3) -> None:
+    """Press Start, and wait until so many frames are watched and something is shown."""
+    panel.toggle.click()
+    assert panel.message.value == "" and panel.toggle.description == "Stop"
+    watching = panel.watching
+    wait_until(lambda: watching.newest is not None and watching.newest.index + 1 >= frames, f"{frames} frames")
+    wait_until(lambda: panel.pictures["look"].value, "a picture")
+
+
+def recorded(folder: Path, count: int, side: int = 64) -> list[np.ndarray]:
+    """Frames of noise, one square of which changes from each to the next, as a recording in the folder."""
+    frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    frames = []
+    folder.mkdir(exist_ok=True)
+    for index in range(count):
+        frame = frame.copy()
+        frame[:8, 8 * index : 8 * index + 8] = 255 * (index % 2)
+        Image.fromarray(frame).save(folder / f"{index}.png")
+        frames.append(frame)
+    return frames
+
+
+def test_one_frame_is_shown_as_a_stream_sees_it(tmp_path, live_panel):
+    (frame,) = recorded(tmp_path / "one", 1, side=32)  # the model's own size
+    panel = live_panel(tmp_path / "one", loop=False)
+    assert values(panel) == [b"", b""] and "Nothing is watched yet." in words(panel.status)
+    panel.toggle.click()
+    wait_until(lambda: panel.watching is None, "the end")
+    assert panel.message.value == "" and panel.toggle.description == "Start"
+
+    model, tokenizer = open_live(CHECKPOINT, "cpu")
+    stream = FoveatedStream(model, DifferentialSettings())
+    stream.push(torch.from_numpy(frame).permute(2, 0, 1) / 127.5 - 1, output_attentions=True)
+    mean = torch.stack([layer[0].mean(dim=0) for layer in stream.attentions]).mean(dim=0)[-16:].numpy()
+    look = (mean / mean.sum()).reshape(4, 4)
+    said = tokenizer.decode(stream.caption(max_new_tokens=16, do_sample=False)[0], skip_special_tokens=True).strip()
+    assert said and words(panel.sayings) == f"what it says 0.0 s {said}"
+    assert words(panel.heads["seen"]) == "frame 0 , 0.0 s full 16 of 16 patches computed anew"
+    assert words(panel.counts) == "1 watched · 0 dropped"
+    shown = pixels(panel.pictures["seen"])
+    assert np.abs(shown - frame.repeat(20, axis=0).repeat(20, axis=1)).mean() < 6  # but for JPEG
+    assert words(panel.heads["look"]) == f"where it looks {look.max():.0%} on the patch looked at most"
+    weight = (look / look.max()).repeat(160, axis=0).repeat(160, axis=1)[..., None]
+    paled = frame.repeat(20, axis=0).repeat(20, axis=1) * weight + 255 * (1 - weight)
+    unlabelled = np.abs(pixels(panel.pictures["look"]) - paled).reshape(4, 160, 4, 160, 3)[:, 80:]
+    assert unlabelled.mean() < 6 and look.max() > 1.5 * look.mean()
+    assert "The stream has ended after 1 frames; what was said stays." in words(panel.status)
+
+
+def test_frames_watched_and_dropped_are_those_of_the_recording(tmp_path, live_panel):
+    frames = recorded(tmp_path / "six", 6)
+    panel = live_panel(tmp_path / "six", loop=False, caption_every=0.0)
+    panel.toggle.click()
+    watching = panel.watching
+    assert watching.join(PATIENCE)
+    watched, dropped = map(int, re.match(r"(\d+) watched · (\d+) dropped", words(panel.counts)).groups())
+    assert watched + dropped == len(frames) and watched == watching.newest.index + 1
+    table = watching.lately()
+    assert list(table["frame"]) == list(range(watched)) and table["seconds"].is_monotonic_increasing
+    assert table["path"][0] == "full" and (table["encoded"][1:] < 16).all() and (table["encoded"][1:] > 0).all()
+    asked = table["caption_ms"] > 0
+    assert asked.all() and table["caption"].notna().all()  # something has changed on every frame
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", panel.times.value)
+    columns = ["encode_ms", "look_ms", "language_ms", "caption_ms"]
+    assert cells == [
+        "this frame", *(f"{table[name].iloc[-1]:.1f}" for name in columns),
+        f"median of {watched}", *(f"{table[name].median():.1f}" for name in columns),
+    ]  # fmt: skip
+    seen = watching.newest
+    patch = seen.frame.shape[0] // 4
+    drawn = pictures.draw_changed_patches(seen.frame, seen.encoded, patch)
+    assert (drawn == (np.array(CHANGED) * 255).astype(int)).all(axis=2).any()  # an outline
+    assert panel.pictures["seen"].value == pictures.to_jpeg(drawn)
+    share = seen.look[seen.encoded].sum()
+    assert words(panel.heads["look"]) == f"where it looks {share:.0%} on the {seen.encoded.mean():.0%} computed anew"
+
+
+def test_stopping_keeps_what_was_said_and_shown(live_panel):
+    panel = live_panel()
+    watch_some(panel)
+    panel.toggle.click()
+    assert panel.watching is None and panel.toggle.description == "Start" and panel.message.value == ""
+    said, shown, counts = panel.sayings.value, values(panel), words(panel.counts)
+    watched = int(counts.split()[0])
+    assert words(panel.status) == f"The stream was stopped after {watched} frames; what was said stays."
+    assert watched >= 3 and "what it says 0.0" in words(panel.sayings) and all(shown)
+    panel.fps.value = 30.0  # nothing is watched, and nothing begins
+    assert panel.watching is None and panel.state.fps == 30
+    assert (panel.sayings.value, values(panel), words(panel.counts)) == (said, shown, counts)
+
+
+@pytest.mark.parametrize(
+    ("control", "typed", "sentence"),
+    [("fps", 0.0, "frames a second is 0.0; it must be above 0. 25 is kept."),
+     ("fps", float("nan"), "frames a second is nan; it must be a finite number. 25 is kept."),
+     ("caption_every", -1.0, "caption every is -1.0; it must be at least 0. 1 is kept.")],
+)  # fmt: skip
+def test_a_number_that_cannot_be_is_refused_and_the_stream_goes_on(live_panel, control, typed, sentence):
+    panel = live_panel()
+    watch_some(panel)
+    watching, kept = panel.watching, getattr(panel, control).value
+    getattr(panel, control).value = typed
+    assert words(panel.message) == sentence
+    assert getattr(panel, control).value == getattr(panel.state, control) == kept
+    newest = watching.newest.index
+    wait_until(lambda: watching.newest.index > newest, "another frame")
+    assert panel.watching is watching and "0.0" in words(panel.sayings)
+
+
+def test_a_source_that_is_not_there_is_one_sentence_and_what_was_said_stays(tmp_path, live_panel):
+    panel = live_panel()
+    watch_some(panel)
+    panel.source.value = str(tmp_path / "nowhere")
+    assert f"there is no recording {tmp_path / 'nowhere'}; name a folder" in words(panel.message)
+    assert panel.watching is None and panel.toggle.description == "Start"
+    said, shown = words(panel.sayings), values(panel)
+    assert "0.0" in said and all(shown)
+    panel.toggle.click()  # still not there
+    assert "no recording" in words(panel.message) and (words(panel.sayings), values(panel)) == (said, shown)
+    panel.source.value = str(FORM)
+    watch_some(panel)
+    wait_until(lambda: "stream 2, 0.0" in words(panel.sayings), "what is said now")
+    assert "stream 1, 0.0" in words(panel.sayings)
+
+
+def test_a_source_without_a_display_is_one_sentence(live_panel, monkeypatch):
+    monkeypatch.setenv("DISPLAY", ":98765")
+    panel = live_panel("screen")
+    panel.toggle.click()
+    assert panel.watching is None and "no screen can be recorded here" in words(panel.message)
+    assert "<details>" not in panel.message.value
+
+
+def test_a_display_that_goes_away_is_one_sentence_and_what_was_said_stays(live_panel, monkeypatch):
+    with virtual_screen() as screen:
+        monkeypatch.setenv("DISPLAY", screen.display)
+        panel = live_panel("screen")
+        watch_some(panel)
+        screen.server.kill()
+        wait_until(lambda: panel.watching is None, "the end")
+    assert "no screen can be recorded here" in words(panel.message) and "<details>" not in panel.message.value
+    assert words(panel.status).startswith("The stream failed after") and "0.0" in words(panel.sayings)
+    assert all(values(panel)) and panel.toggle.description == "Start"
+
+
+def test_a_frame_that_cannot_be_read_ends_the_stream_in_a_sentence(tmp_path, live_panel):
+    recorded(tmp_path / "broken", 3)
+    (tmp_path / "broken" / "3.png").write_bytes(b"no image")
+    panel = live_panel(tmp_path / "broken")
+    panel.toggle.click()
+    wait_until(lambda: panel.watching is None, "the end")
+    assert "3.png: is not a readable image" in words(panel.message) and "<details>" not in panel.message.value
+    assert re.match(r"The stream failed after \d frames; what was said stays.", words(panel.status))
+    assert "0.0" in words(panel.sayings) and panel.toggle.description == "Start"
+
+
+def test_a_tower_without_an_adapter_is_one_sentence(live_panel):
+    panel = live_panel()
+    model, tokenizer = open_live(CHECKPOINT, "cpu")
+    model.encoder.dino = ViTModel(ViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4))
+    panel.opened = CHECKPOINT, model, tokenizer
+    panel.toggle.click()
+    assert f"{CHECKPOINT}: no adapter for the vision model ViTModel; there is one for" in words(panel.message)
+    assert panel.watching is None and "<details>" not in panel.message.value
+
+
+def test_a_checkpoint_that_is_not_there_or_whose_words_are_not_known_is_one_sentence(tmp_path, live_panel):
+    panel = live_panel(checkpoint=tmp_path / "nope")
+    panel.toggle.click()
+    assert "there is no checkpoint folder" in words(panel.message) and panel.watching is None
+    shutil.copytree(CHECKPOINT, tmp_path / "wordless", ignore=shutil.ignore_patterns("tok*", "training.json"))
+    panel = live_panel(checkpoint=tmp_path / "wordless")
+    panel.toggle.click()
+    assert "wordless has no tokenizer" in words(panel.message) and panel.watching is None
+
+
+def test_a_control_that_is_moved_begins_another_stream_and_undo_goes_back(live_panel):
+    panel = live_panel(settings=ROOT / "config" / "differential.yaml")
+    panel.history = History(pause=-1)  # every move is a step
+    start = panel.state
+    watch_some(panel)
+    first = panel.watching
+    panel.threshold.value = 0.5
+    assert panel.watching not in (None, first) and panel.settings.diff_threshold == 0.5
+    assert first.ended and "Stream 2" in words(panel.status)
+    panel.tolerance.value = 0.25
+    panel.loop.value = False
+    panel.checkpoint.value = DEMO / "S-S" / "step_1000"
+    assert panel.settings.tolerance == 0.25 and "Stream 5" in words(panel.status)
+    panel.stop()
+    for _ in range(4):
+        panel.undo.click()
+    assert panel.state == start and panel.undo.disabled and panel.watching is None
+    assert (panel.threshold.value, panel.tolerance.value, panel.loop.value) == (0.05, DEFAULT_TOLERANCE, True)
+    assert panel.checkpoint.value == CHECKPOINT and panel.message.value == ""
+
+
+def test_one_panel_watches_at_a_time(live_panel):
+    first = live_panel()
+    watch_some(first)
+    second = live_panel()  # as when the cell runs again
+    assert first.watching is None and "was stopped" in words(first.status)
+    watch_some(second)
+    watch_some(first)
+    assert second.watching is None and second.toggle.description == "Start" and first.watching is not None
+    first.close()
+    assert first.watching is None
+
+
+def test_what_is_kept_of_a_stream_does_not_grow():
+    """Twenty times as many frames as are kept; what is said at each is another thing."""
+    frame, said = np.zeros((8, 8, 3), np.uint8), deque(maxlen=7)
+    watched = (
+        LiveFrame(index, index / 4, frame, np.eye(4, dtype=bool), "partial", np.full((4, 4), 1 / 16), f"{index // 2}",
+                  1.0, 2.0, 3.0, 4.0, index // 10)
+        for index in range(20 * live_watch.LATELY)
+    )  # fmt: skip
+    shown = []
+    watching = live_watch.Watching(watched, threading.Event(), lambda it: shown.append(it.ended), said, number=3)
+    watching.start()
+    assert watching.join(PATIENCE) and watching.error is None and shown.count(True) == 1 and shown[-1]
+    assert list(watching.lately()["frame"]) == list(range(19 * live_watch.LATELY, 20 * live_watch.LATELY))
+    last = 20 * live_watch.LATELY - 1
+    assert watching.newest.index == last and len(watching.said()) == 7
+    assert watching.said()[-1] == live_watch.Said(f"{last // 2}", (last - 1) / 4, last / 4, 3)  # said twice, once told
+    counts = html.unescape(re.sub("<[^>]*>", "", live_pictures.describe_counts(watching.lately())))
+    assert counts.split() == f"{last + 1} watched · {last // 10} dropped · 4.0 frames a second".split()
+
+
+def test_what_cannot_be_shown_ends_the_stream_and_is_its_error():
+    """A picture of a frame whose path nobody knows."""
+    frame = np.zeros((8, 8, 3), np.uint8)
+    seen = LiveFrame(0, 0.0, frame, np.eye(4, dtype=bool), "sideways", np.eye(4) / 4, None, 1.0, 1.0, 1.0, 0.0, 0)
+    stopping = threading.Event()
+
+    def endless():
+        while not stopping.wait(0.01):
+            yield seen
+
+    def show(watching):
+        if not watching.ended:
+            live_pictures.describe_seen(watching.newest)
+
+    watching = live_watch.Watching(endless(), stopping, show, deque())
+    watching.start()
+    assert watching.join(PATIENCE) and watching.ended and isinstance(watching.error, KeyError)
+
+
+def test_what_was_said_is_text_not_markup():
+    said = [live_watch.Said("old", 0.0, 0.0), live_watch.Said("<b>&\x07", 1.0, 2.5), live_watch.Said(" ", 3.0, 3.0)]
+    told = live_pictures.describe_said(said)
+    assert words(ipywidgets.HTML(told)) == "what it says 3.0 s nothing 1.0 – 2.5 s <b>&· 0.0 s old"
+    assert words(ipywidgets.HTML(live_pictures.describe_said(said, count=1))) == "what it says 3.0 s nothing"
+    assert words(ipywidgets.HTML(live_pictures.describe_said([]))) == "what it says nothing yet"
+
+
+def test_the_live_notebook_writes_its_table_and_figure(tmp_path):
+    parameters = {
+        "source": str(FORM), "fps": 20.0, "frames": 6, "caption_every": 0.0, "result": str(tmp_path / "live.parquet"),
+        "figure": str(tmp_path / "live.png"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "fvlm_lib", "run", "notebooks/live_screen.ipynb"]
+    command += ["--output", str(tmp_path / "run.ipynb"), "--parameters", json.dumps(parameters)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_parquet(tmp_path / "live.parquet")
+    assert list(table["frame"]) == list(range(6)) and table["path"][0] == "full" and table["caption"][0]
+    assert (table[["encode_ms", "look_ms", "language_ms"]] > 0).all(axis=None) and set(table["patches"]) == {16}
+    assert Image.open(tmp_path / "live.png").width > 2000
 
 
 # ---- pictures ----------------------------------------------------------------------------------------
