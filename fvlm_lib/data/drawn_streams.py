@@ -12,14 +12,12 @@ models.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image
 
 from fvlm_lib.data.drawn_screens import (
     BAR_WIDTH,
@@ -35,8 +33,7 @@ from fvlm_lib.data.drawn_screens import (
     random_value,
 )
 from fvlm_lib.data.screen_questions import Question, QuestionKind, draw_question, right_answer
-from fvlm_lib.data.screens import ACTIONS_FILE
-from fvlm_lib.outputs import whole
+from fvlm_lib.data.screens import write_sequence
 
 Change = Literal["value", "glyph", "box", "dialog", "scroll", "select", "bar", "pointer", "caret", "theme", "fade"]
 CHANGES: tuple[Change, ...] = get_args(Change)
@@ -220,16 +217,11 @@ def screen_stream(
 def write_stream(folder: Path, frames: int, changes: Sequence[Change] = CHANGES, *, seed: int = 0) -> Path:
     """A `screen_stream` as a folder of PNG files with `actions.json`, in which each frame also has the `state` that a
     question can be checked by: labels of fields with their values, of boxes with whether they are on."""
-    with whole(folder) as part:
-        part.mkdir(parents=True)
-        actions = []
-        for number, (screen, change) in enumerate(screen_stream(frames, changes, seed=seed)):
-            file = f"frame_{number:03d}.png"
-            Image.fromarray(draw(screen)).save(part / file, optimize=True)
-            state = {field.label: field.value for field in screen.shown_fields()}
-            state |= {box.label: "on" if box.on else "off" for box in screen.shown_boxes()}
-            actions.append({"file": file, "action": change or "start", "detail": "", "state": state})
-        about = f"drawn screens, seed {seed}: each differs from the one before in one of {', '.join(changes)}"
-        text = json.dumps({"about": about, "frames": actions}, indent=1)
-        (part / ACTIONS_FILE).write_text(text + "\n", encoding="utf-8")
-    return folder
+    stream = list(screen_stream(frames, changes, seed=seed))
+    actions = []
+    for screen, change in stream:
+        state = {field.label: field.value for field in screen.shown_fields()}
+        state |= {box.label: "on" if box.on else "off" for box in screen.shown_boxes()}
+        actions.append({"action": change or "start", "detail": "", "state": state})
+    about = f"drawn screens, seed {seed}: each differs from the one before in one of {', '.join(changes)}"
+    return write_sequence(folder, (draw(screen) for screen, _ in stream), actions, about)

@@ -7,6 +7,7 @@ differ. This module knows nothing of models.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from fvlm_lib.data.drawn_screens import CELL, Screen, draw
 from fvlm_lib.data.drawn_videos import EOS, PAD, SPLITS, DrawnVideos, check_range, word_tokenizer
 from fvlm_lib.data.options import ScreenData
 from fvlm_lib.data.screen_events import PHRASES, SEPARATOR, Event
+from fvlm_lib.data.screens import write_sequence
 from fvlm_lib.schema import settings
 
 VOCABULARY = (PAD, EOS, *PHRASES)
@@ -65,6 +67,14 @@ class ScreenVideos(ScreenData, DrawnVideos):
             "attention_mask": torch.ones_like(input_ids),
             "frame_mask": torch.ones(pixels.shape[:2], dtype=torch.long),
         }
+
+
+def write_screen_video(folder: Path, videos: ScreenVideos, index: int) -> Path:
+    """A video as a folder of PNG files with `actions.json`, whose actions are the phrases of the caption."""
+    sample = videos.sample(index)
+    actions = [{"action": event.phrase if event else "start", "detail": ""} for _, event in sample]
+    about = f"drawn screens at which someone works: video {index} of split {videos.split}, seed {videos.seed}"
+    return write_sequence(folder, _draw_all([window.screen for window, _ in sample]), actions, about)
 
 
 def _draw_all(screens: list[Screen]) -> np.ndarray:

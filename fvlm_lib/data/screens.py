@@ -1,4 +1,4 @@
-"""Sequences of screenshots, read from files; `record.py` records them.
+"""Sequences of screenshots, read from files and written; `record.py` records them.
 
 A sequence is one image, a list of images, or a directory of images in natural order (frame_2 before
 frame_10); a directory of such directories is several sequences. What was done at each frame stands in the
@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from fvlm_lib.data.files import unicode_name
 from fvlm_lib.errors import first_line
 from fvlm_lib.json_files import kind_of, read_object
 from fvlm_lib.options import Parser, run
+from fvlm_lib.outputs import whole
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 ACTIONS_FILE = "actions.json"
@@ -134,6 +136,25 @@ def read_sequences(source: str | Path) -> list[ScreenSequence]:
     if not own and not below:
         raise ValueError(f"{path}: has no images, nor has a directory in it: must have at least one")
     return [read_sequence(directory) for directory in below or [path]]
+
+
+def write_sequence(
+    folder: Path, frames: Iterable[np.ndarray], actions: Iterable[Mapping[str, Any]], about: str = ""
+) -> Path:
+    """Write frames uint8 (H, W, 3) as a folder of PNG files with an `actions.json`, whole or not at all; returns it.
+
+    actions: of each frame its `action`, `detail` and what else there is to say, but for its file.
+    """
+    with whole(folder) as part:
+        part.mkdir(parents=True)
+        entries = []
+        for number, (frame, action) in enumerate(zip(frames, actions, strict=True)):
+            file = f"frame_{number:03d}.png"
+            Image.fromarray(frame).save(part / file, optimize=True)
+            entries.append({"file": file, **action})
+        text = json.dumps({"about": about, "frames": entries}, indent=1)
+        (part / ACTIONS_FILE).write_text(text + "\n", encoding="utf-8")
+    return folder
 
 
 def images_in(directory: Path) -> tuple[Path, ...]:

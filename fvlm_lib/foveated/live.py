@@ -32,7 +32,7 @@ from fvlm_lib.foveated.stream import FoveatedStream
 from fvlm_lib.reuse.fastest import PackWeights
 from fvlm_lib.schema import check
 from fvlm_lib.timing import timed
-from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vision.settings import EXACT, DifferentialSettings
 
 Grabbed = tuple[float, np.ndarray]
 """Seconds since the start, and a frame uint8 (H, W, 3)."""
@@ -62,6 +62,23 @@ class LiveFrame:
     language_ms: float
     caption_ms: float
     dropped: int
+
+
+def live_row(live: LiveFrame) -> dict[str, Any]:
+    """What was measured of a frame, and what was said: without pixels and look, and of its patches how many."""
+    return {
+        "frame": live.index,
+        "seconds": live.seconds,
+        "path": live.path,
+        "encoded": int(live.encoded.sum()),
+        "patches": live.encoded.size,
+        "encode_ms": live.encode_ms,
+        "look_ms": live.look_ms,
+        "language_ms": live.language_ms,
+        "caption_ms": live.caption_ms,
+        "dropped": live.dropped,
+        "caption": live.caption,
+    }
 
 
 # ---- opening -----------------------------------------------------------------------------------------
@@ -114,7 +131,7 @@ def watch_live(
     tokenizer: PreTrainedTokenizerBase,
     frames: Iterable[Grabbed],
     *,
-    differential: DifferentialSettings | None = DifferentialSettings(),  # noqa: B008  # frozen
+    differential: DifferentialSettings | None = EXACT,
     caption_every: float = 1.0,
     max_new_tokens: int = 16,
     max_frames: int | None = None,

@@ -13,9 +13,9 @@ import sys
 import threading
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
@@ -25,7 +25,7 @@ from fvlm_lib.data.record import stop_request
 from fvlm_lib.options import Parser, add_device, add_pack, add_threads, option, pack_options, printable, run
 from fvlm_lib.outputs import check_output, json_lines
 from fvlm_lib.schema import Count, FrameRate, NewTokens, Seconds, Tolerance
-from fvlm_lib.vision.settings import DifferentialSettings, read_settings
+from fvlm_lib.vision.settings import EXACT, read_settings
 
 if TYPE_CHECKING:
     from fvlm_lib.foveated.live import LiveFrame
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         "how it was encoded and how many of its patches, milliseconds of encoding, look, language model and caption, "
         "how many frames came too late to be watched, and what the model says. Then medians with quartiles; the last "
         "line is JSON. Ctrl-C ends it and keeps what was said.",
-        epilog="example: fvlm watch --checkpoint checkpoints/demo/S-S/step_3000 --source data/screens/terminal --fps 5",
+        epilog="example: fvlm watch --checkpoint checkpoints/demo/screens/step_4500 --source data/screen-events",
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="folder, state dict file or hub id of a foveated model")
@@ -72,7 +72,13 @@ def main(argv: list[str] | None = None) -> int:
         help="frames that the language model remembers at most, then it keeps the newest half; default as many as it "
         "was trained on, if the checkpoint says so, else as it has positions for",
     )
-    add("--settings", type=Path, metavar="FILE.yaml", help="of the differential encoder; default: defaults")
+    add(
+        "--settings",
+        type=Path,
+        metavar="FILE.yaml",
+        help="of the differential encoder, such as config/differential.yaml; default: exact, threshold and "
+        "tolerance 0. What others cost, fvlm gap --reuse measures",
+    )
     add_pack(parser)
     add_threads(parser, 1)
     add_device(parser)
@@ -122,7 +128,7 @@ class Summary:
 
 def _watch(args: argparse.Namespace) -> None:
     packing = pack_options(args)
-    settings = read_settings(args.settings) if args.settings else DifferentialSettings()
+    settings = read_settings(args.settings) if args.settings else EXACT
     if args.out:
         check_output(args.out, "--out")
         if args.out.exists():
@@ -131,7 +137,7 @@ def _watch(args: argparse.Namespace) -> None:
 
     import torch
 
-    from fvlm_lib.foveated.live import open_live, trained_frames, watch_live
+    from fvlm_lib.foveated.live import live_row, open_live, trained_frames, watch_live
 
     torch.set_num_threads(args.threads)
     model, tokenizer = open_live(args.checkpoint, args.device)
@@ -158,7 +164,7 @@ def _watch(args: argparse.Namespace) -> None:
                     summary.add(frame)
                     print(_row(frame), flush=True)
                     if write:
-                        write(_facts(frame))
+                        write(live_row(frame))
         finally:  # what goes wrong is said behind what was seen
             _print_summary(summary, args)
 
@@ -173,14 +179,6 @@ def _after(seconds: float | None, stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _facts(frame: LiveFrame) -> dict[str, Any]:
-    """What is written of a frame: all but its pixels, and of its patches how many."""
-    told = {item.name: getattr(frame, item.name) for item in fields(frame)}
-    told |= {"encoded": int(frame.encoded.sum()), "patches": frame.encoded.size}
-    told |= {name: round(value, 4) for name, value in told.items() if name.endswith("_ms") or name == "seconds"}
-    return {name: value for name, value in told.items() if name not in ("frame", "look")}
 
 
 def _row(frame: LiveFrame) -> str:

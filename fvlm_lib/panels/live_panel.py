@@ -34,7 +34,7 @@ from fvlm_lib.panels.pictures import to_jpeg
 from fvlm_lib.panels.widgets import ERROR, Panel, describe_error
 from fvlm_lib.reuse.policies.gated import DEFAULT_TOLERANCE
 from fvlm_lib.schema import FrameRate, SecondsOrNone, check
-from fvlm_lib.vision.settings import DifferentialSettings, read_settings
+from fvlm_lib.vision.settings import EXACT, DifferentialSettings, read_settings
 
 REMEMBERED = 50  # things that were said
 CHECKED = {"fps": ("frames a second", FrameRate), "caption_every": ("caption every", SecondsOrNone)}
@@ -64,7 +64,7 @@ class LivePanel(Panel):
     """Checkpoints below `folder`, watching `source` from the press of a button on.
 
     checkpoint: the one chosen first, or None for the first found. source, fps, loop, caption_every: see `Chosen`.
-    settings: a file of `vision/settings.py`, read at the start; None for the defaults. device: see
+    settings: a file of `vision/settings.py`, read at the start; None is exact. device: see
     `devices.pick_device`. What is wrong with any of them is shown in the panel, and what was said so far stays.
 
     A control that is moved while a stream is watched begins another stream. In one process one panel watches at a
@@ -78,7 +78,7 @@ class LivePanel(Panel):
         self,
         folder: str | Path = "checkpoints",
         checkpoint: str | Path | None = None,
-        source: str = "data/screens/jupyter",
+        source: str = "data/screen-events",
         fps: float = 2.0,
         loop: bool = True,
         caption_every: float = 1.0,
@@ -86,7 +86,7 @@ class LivePanel(Panel):
         device: str = "auto",
     ) -> None:
         super().__init__()
-        self.device, self.base = device, DifferentialSettings()
+        self.device, self.base = device, EXACT
         self.said: deque[Said] = deque(maxlen=REMEMBERED)
         self.watching: Watching | None = None
         self._streams = 0

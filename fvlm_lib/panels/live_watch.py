@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from fvlm_lib.foveated.live import LiveFrame
+from fvlm_lib.foveated.live import LiveFrame, live_row
 
 LATELY = 100  # frames whose times are kept
 PAUSE = 0.2  # seconds between two calls of `show`
@@ -30,23 +30,6 @@ class Said:
     first: float
     last: float
     stream: int = 1
-
-
-def live_row(live: LiveFrame) -> dict[str, Any]:
-    """The numbers of a frame: all but its pixels, with how many of its patches were computed anew."""
-    return {
-        "frame": live.index,
-        "seconds": live.seconds,
-        "path": live.path,
-        "encoded": int(live.encoded.sum()),
-        "patches": live.encoded.size,
-        "encode_ms": live.encode_ms,
-        "look_ms": live.look_ms,
-        "language_ms": live.language_ms,
-        "caption_ms": live.caption_ms,
-        "dropped": live.dropped,
-        "caption": live.caption,
-    }
 
 
 class Watching:

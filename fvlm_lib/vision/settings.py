@@ -76,6 +76,10 @@ class DifferentialSettings:
             )
 
 
+EXACT = DifferentialSettings(diff_threshold=0.0, tolerance=0.0)
+"""Everything that feels a change is computed anew, so that nothing is lost by it."""
+
+
 def encoder_options(settings: DifferentialSettings) -> dict[str, Any]:
     """The settings without those of the language model: arguments of `DifferentialVisionEncoder`."""
     return {name: value for name, value in asdict(settings).items() if not name.startswith("prefill")}

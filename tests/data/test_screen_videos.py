@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from fvlm_lib.data.drawn_events import (
     SHOWN,
@@ -23,7 +24,8 @@ from fvlm_lib.data.drawn_events import (
 from fvlm_lib.data.drawn_screens import BLANK, CELL, LABELS, OFF, ON, contents, draw
 from fvlm_lib.data.options import ScreenData
 from fvlm_lib.data.screen_events import DIGITS, EVENT_KINDS, EVENTS, FIELD_LABELS, PHRASES, SWITCH_LABELS, WORDS, Event
-from fvlm_lib.data.screen_videos import ScreenVideos
+from fvlm_lib.data.screen_videos import ScreenVideos, write_screen_video
+from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.data.videos import open_videos
 
 VIDEOS = ScreenVideos("test")
@@ -248,3 +250,15 @@ def test_names_are_apart():
 def test_what_cannot_be_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message if ".*" in message else re.escape(message)):
         call()
+
+
+def test_the_shipped_screen_is_a_test_video(tmp_path):
+    """But for single pixels of glyphs, which another version of the library that draws them may draw otherwise."""
+    videos = ScreenVideos("test", num_frames=24)
+    made = read_sequence(write_screen_video(tmp_path / "screen-events", videos, 5))
+    shipped = read_sequence(ROOT / "data" / "screen-events")
+    assert shipped.actions == made.actions and shipped.about == made.about
+    pixels = videos.batch(5, 6)["pixel_values"][0]  # (T, 3, H, W)
+    for frame, other, seen in zip(made, shipped, pixels, strict=True):
+        assert (np.abs(frame.astype(int) - other) > 64).mean() < 0.01
+        assert torch.equal(torch.from_numpy(frame).movedim(-1, 0).float() / 127.5 - 1, seen)

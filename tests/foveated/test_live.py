@@ -295,7 +295,7 @@ def test_the_command_prints_a_line_a_frame_writes_them_and_ends_in_json(capsys, 
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     last = json.loads(lines[-1])
     assert len(rows) == 60 == last["watched"] and rows[-1]["dropped"] == last["dropped"]
-    assert [row["index"] for row in rows] == [*range(60)] and lines[61].startswith("60 frames watched, ")
+    assert [row["frame"] for row in rows] == [*range(60)] and lines[61].startswith("60 frames watched, ")
     assert rows[0]["path"] == "full" and rows[0]["encoded"] == rows[0]["patches"] == 16
     asked = [row for row in rows if row["caption"] is not None]
     assert last["encode_ms"]["n"] == 60 and last["caption_ms"]["n"] == len(asked) >= 2
