@@ -24,6 +24,7 @@ from fvlm_lib.schema import FrameRate, check
 Frames = Generator[np.ndarray, None, None]
 """Frames uint8 (H, W, 3), each taken when it is asked for."""
 _REOPEN = 2.0  # seconds after which a screen is opened anew, since its size may have changed
+_TRIES = 4  # after which a screen that cannot be opened is gone
 _LOCATE = 0.2  # seconds after which a window is looked for again, since it may have moved
 
 
@@ -86,17 +87,20 @@ def _recorded_frames(sequence: ScreenSequence, loop: bool) -> Frames:
 
 
 def _monitor_frames(monitor: int) -> Frames:
+    failed = 0
     while True:
-        taken = 0
         try:
             with open_screen() as screen:
                 area, opened = monitor_area(screen, monitor), time.monotonic()
                 while time.monotonic() < opened + _REOPEN:
-                    yield np.array(grab(screen, area))
-                    taken += 1
-        except NoScreenError:  # also of a screen that became smaller
-            if not taken:
+                    frame = np.array(grab(screen, area))
+                    failed = 0
+                    yield frame
+        except NoScreenError:  # also of a screen that became smaller, or of a server that starts anew
+            failed += 1
+            if failed == _TRIES:
                 raise
+            time.sleep(0.2)
 
 
 # ---- windows -----------------------------------------------------------------------------------------

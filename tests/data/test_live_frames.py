@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 import threading
 import time
 
@@ -113,6 +114,32 @@ def test_a_monitor_that_is_not_there_is_refused(desktop):
     with pytest.raises(ValueError, match=r"monitor 7: must be 0 \(all\) to 1"):
         open_source("screen:7", 1.0)
     assert next(iter(open_source("screen:0", 1.0)))[1].shape == (400, 640, 3)
+
+
+@pytest.mark.skipif(shutil.which("xrandr") is None, reason="xrandr is not installed")
+def test_a_screen_that_changes_its_size_is_followed(desktop):
+    mode = "10 320 330 340 350 200 210 220 230"  # its clock and timings; nobody looks at a virtual screen
+
+    def xrandr(*arguments: str) -> None:
+        if subprocess.run(["xrandr", *arguments], capture_output=True).returncode:
+            pytest.skip("this X server cannot change its size")
+
+    xrandr("--newmode", "small", *mode.split())
+    xrandr("--addmode", "screen", "small")
+    frames = iter(open_source("screen", 20))
+    assert next(frames)[1].shape == (400, 640, 3)
+    xrandr("--output", "screen", "--mode", "small")
+    awaited(frames, lambda frame: frame.shape == (200, 320, 3))
+    xrandr("--output", "screen", "--mode", "640x400")
+    awaited(frames, lambda frame: frame.shape == (400, 640, 3))
+
+
+def test_a_server_that_starts_anew_when_nobody_is_connected_is_waited_for(monkeypatch):
+    """As Xvfb does where a source, its only client, opens the screen again."""
+    with virtual_screen() as screen:
+        monkeypatch.setenv("DISPLAY", screen.display)
+        times = [seconds for seconds, _ in itertools.takewhile(lambda taken: taken[0] < 2.5, open_source("screen", 10))]
+    assert len(times) > 3
 
 
 @needs_xwininfo
