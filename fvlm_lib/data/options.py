@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fvlm_lib.data.screen_events import PHRASES
-from fvlm_lib.schema import AsTuple, Count, Pixels, Positive, Seed, Share, Threads, settings
+from fvlm_lib.schema import AsTuple, Count, CountOrNone, Pixels, Positive, Seed, Share, Threads, settings
 
 Split = Literal["train", "validation", "test"]
 Sampling = Literal["uniform", "1fps"]
@@ -85,6 +85,9 @@ class ProceduralData(DrawnData):
     """Cells on a side, of 8 x 8 pixels each."""
     noise_std: Share = 0.08
     """Of the pixels, in [0, 1]."""
+    num_glyphs: CountOrNone = 0
+    """Kinds of glyphs that objects wear, the one of rank r drawn with a probability in proportion to 1 / r; with 0 they
+    wear shapes in one of 8 colours, all as likely."""
     kind: Literal["procedural"] = "procedural"
 
     def __post_init__(self) -> None:
@@ -109,7 +112,7 @@ class ProceduralData(DrawnData):
 
     @property
     def num_words(self) -> int:
-        return 14 + self.grid  # 2 special ones, 4 directions, a lane each row, 8 colours
+        return 6 + self.grid + (self.num_glyphs or 8)  # 2 special ones, 4 directions, a lane each row; what is worn
 
     @property
     def num_positions(self) -> int:
