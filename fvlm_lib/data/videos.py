@@ -2,9 +2,10 @@
 depends on what was seen. Those on disk are the subject of `video_files.py`, those of screens of `screen_videos.py`.
 
 `ProceduralVideos` draws objects that cross a grid of cells in straight lanes and turn back at the far side.
-Each object wears a new random colour and shape in every frame. One object is the target; only frame 0 tells
-which, by a cue in its cell that also shows where it is heading. The caption names direction and lane, then
-the target's colour in every later frame: whoever looks at the wrong cell can only guess.
+Each object wears a new random colour and shape in every frame, or one of many glyphs, few of them often. One
+object is the target; only frame 0 tells which, by a cue in its cell that also shows where it is heading. The caption
+names direction and lane, then the target's colour or glyph in every later frame: whoever looks at the wrong cell
+can only guess.
 
 Batches are dicts of what the forward modes take: `pixel_values` (B, T, 3, H, W) in [-1, 1], `input_ids`,
 `attention_mask` (B, L) and `frame_mask` (B, T). This module knows nothing of models.
@@ -71,8 +72,8 @@ def _cues() -> np.ndarray:
 
 @cache
 def _glyphs(count: int) -> np.ndarray:
-    """What glyphs look like, (count, CELL, CELL, 3): each of 4 x 4 blocks has a random corner of the colour cube. The
-    same for all seeds of videos, and the first of more of them."""
+    """What glyphs look like, (count, CELL, CELL, 3): each of 4 x 4 blocks has a random corner of the colour cube. They
+    are the same for all seeds of videos, and the first of however many."""
     blocks = np.random.default_rng(0).integers(2, size=(count, 4, 4, 3)).astype(np.float32)
     return blocks.repeat(CELL // 4, axis=1).repeat(CELL // 4, axis=2)
 
@@ -87,7 +88,7 @@ def zipf(count: int) -> np.ndarray:
 class ProceduralVideos(ProceduralData, DrawnVideos):
     """An endless set of procedural videos; sample i of a split and seed is always the same, however batched.
 
-    split, seed, num_objects, grid, num_frames, noise_std: see `ProceduralData`.
+    split, seed, num_frames, num_objects, grid, noise_std, num_glyphs: see `ProceduralData`.
 
     Raises ValueError for an unknown split, or sizes that cannot be drawn.
     """
@@ -106,7 +107,7 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
         return word_tokenizer(self.vocabulary)
 
     def blind_loss(self) -> float:
-        """The best loss without seeing anything, nats a token: direction, lane and colours are uniform, glyphs are not."""
+        """The best loss without seeing anything, nats a token: all is uniform but glyphs, which have an entropy."""
         p = zipf(self.num_glyphs) if self.num_glyphs else np.full(8, 1 / 8)
         worn = self.num_frames - 1
         return (math.log(4) + math.log(self.grid) - worn * float(p @ np.log(p))) / (worn + 3)
