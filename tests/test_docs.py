@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT
 
 from fvlm_lib.batch.config import read_batch
+from fvlm_lib.foveated.training_config import read_training_config
 
 PAGES = [
     ROOT / "README.md",
@@ -52,13 +53,19 @@ def project(tmp_path_factory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(Path(sys.prefix).resolve(), target_is_directory=True)
-    (folder / "config" / "mine.yaml").write_text(snippets(ROOT / "docs" / "gap.md", "yaml")[0])  # as the page says
+    configs = snippets(ROOT / "docs" / "gap.md", "yaml")  # as the page says
+    (folder / "config" / "mine.yaml").write_text(configs[0])
+    (folder / "config" / "mine-ladder.yaml").write_text(configs[-1])
     return folder
 
 
 @pytest.mark.parametrize("code", [code for page in TEXTS for code in snippets(page, "yaml")])
-def test_every_config_of_the_pages_is_one(code):
+def test_every_config_of_the_pages_is_one(code, tmp_path):
     config = yaml.safe_load(code)
+    if "runs" in config:  # what `fvlm train` takes
+        (tmp_path / "ladder.yaml").write_text(code)
+        assert all(read_training_config(tmp_path / "ladder.yaml", run) for run in config["runs"])
+        return
     if set(config) == {"data"}:  # what `gap:` may hold
         config = {"checkpoints": {"mine": "checkpoints/demo/S-S/step_3000"}, "gap": config}
     read_batch(config)

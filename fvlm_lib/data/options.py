@@ -18,6 +18,7 @@ Split = Literal["train", "validation", "test"]
 Sampling = Literal["uniform", "1fps"]
 Crop = Literal["centre", "squash"]
 Frames = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+Glyphs = Annotated[int, Field(strict=True, ge=0, le=10_000)]
 
 CELL = 8  # pixels on a side of a cell of the procedural grid
 SCREEN_SIZE = 128  # pixels on a side of a screen of the videos of such
@@ -85,6 +86,9 @@ class ProceduralData(DrawnData):
     """Cells on a side, of 8 x 8 pixels each."""
     noise_std: Share = 0.08
     """Of the pixels, in [0, 1]."""
+    num_glyphs: Glyphs = 0
+    """Kinds of glyphs that objects wear, the one of rank r with a probability in proportion to 1 / r; with 0 they wear
+    shapes in one of 8 colours, all as likely."""
     kind: Literal["procedural"] = "procedural"
 
     def __post_init__(self) -> None:
@@ -101,7 +105,7 @@ class ProceduralData(DrawnData):
 
     @property
     def called(self) -> str:
-        return f"grid is {self.grid}"
+        return f"grid is {self.grid}" + (f", num_glyphs {self.num_glyphs}" if self.num_glyphs else "")
 
     @property
     def image_size(self) -> int:
@@ -109,7 +113,7 @@ class ProceduralData(DrawnData):
 
     @property
     def num_words(self) -> int:
-        return 14 + self.grid  # 2 special ones, 4 directions, a lane each row, 8 colours
+        return 6 + self.grid + (self.num_glyphs or 8)  # 2 special ones, 4 directions, a lane each row; what is worn
 
     @property
     def num_positions(self) -> int:

@@ -2,9 +2,10 @@
 depends on what was seen. Those on disk are the subject of `video_files.py`, those of screens of `screen_videos.py`.
 
 `ProceduralVideos` draws objects that cross a grid of cells in straight lanes and turn back at the far side.
-Each object wears a new random colour and shape in every frame. One object is the target; only frame 0 tells
-which, by a cue in its cell that also shows where it is heading. The caption names direction and lane, then
-the target's colour in every later frame: whoever looks at the wrong cell can only guess.
+Each object wears a new random colour and shape in every frame, or one of many glyphs, few of them often. One
+object is the target; only frame 0 tells which, by a cue in its cell that also shows where it is heading. The caption
+names direction and lane, then the target's colour or glyph in every later frame: whoever looks at the wrong cell
+can only guess.
 
 Batches are dicts of what the forward modes take: `pixel_values` (B, T, 3, H, W) in [-1, 1], `input_ids`,
 `attention_mask` (B, L) and `frame_mask` (B, T). This module knows nothing of models.
@@ -69,11 +70,25 @@ def _cues() -> np.ndarray:
     return np.stack([x > 0, x < 0, y > 0, y < 0])
 
 
+@cache
+def _glyphs(count: int) -> np.ndarray:
+    """What glyphs look like, (count, CELL, CELL, 3): each of 4 x 4 blocks has a random corner of the colour cube. They
+    are the same for all seeds of videos, and the first of however many."""
+    blocks = np.random.default_rng(0).integers(2, size=(count, 4, 4, 3)).astype(np.float32)
+    return blocks.repeat(CELL // 4, axis=1).repeat(CELL // 4, axis=2)
+
+
+def zipf(count: int) -> np.ndarray:
+    """Probabilities (count,) of ranks 1 to count, in proportion to 1 / rank."""
+    weights = 1 / np.arange(1, count + 1)
+    return weights / weights.sum()
+
+
 @settings
 class ProceduralVideos(ProceduralData, DrawnVideos):
     """An endless set of procedural videos; sample i of a split and seed is always the same, however batched.
 
-    split, seed, num_objects, grid, num_frames, noise_std: see `ProceduralData`.
+    split, seed, num_frames, num_objects, grid, noise_std, num_glyphs: see `ProceduralData`.
 
     Raises ValueError for an unknown split, or sizes that cannot be drawn.
     """
@@ -84,16 +99,18 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """The captions' words in the order of their token ids."""
-        return (PAD, EOS, *DIRECTIONS, *(f"lane{i}" for i in range(self.grid)), *COLOURS)
+        worn = [f"glyph{i}" for i in range(self.num_glyphs)] or COLOURS
+        return (PAD, EOS, *DIRECTIONS, *(f"lane{i}" for i in range(self.grid)), *worn)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A tokenizer of `vocabulary`: one token a word."""
         return word_tokenizer(self.vocabulary)
 
     def blind_loss(self) -> float:
-        """The best loss without seeing anything, nats a token: direction, lane and colours are uniform."""
-        colours = self.num_frames - 1
-        return (math.log(4) + math.log(self.grid) + colours * math.log(8)) / (colours + 3)
+        """The best loss without seeing anything, nats a token: all is uniform but glyphs, which have an entropy."""
+        p = zipf(self.num_glyphs) if self.num_glyphs else np.full(8, 1 / 8)
+        worn = self.num_frames - 1
+        return (math.log(4) + math.log(self.grid) - worn * float(p @ np.log(p))) / (worn + 3)
 
     def batch(self, start: int, stop: int) -> dict[str, Tensor]:
         """Samples start..stop-1 as one batch."""
@@ -116,8 +133,14 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
         n, g, t = self.num_objects, self.grid, np.arange(self.num_frames)
         lanes = rng.random((BLOCK, 4 * g)).argsort(axis=1)[:, :n]  # distinct tracks; object 0 is the target
         direction, lane = lanes // g, lanes % g  # (N, n)
-        colour = rng.integers(8, size=(BLOCK, n, self.num_frames))
-        shape = rng.integers(8, size=(BLOCK, n, self.num_frames))
+        size = (BLOCK, n, self.num_frames)
+        if self.num_glyphs:
+            worn = rng.choice(self.num_glyphs, size=size, p=zipf(self.num_glyphs))
+            pictures = _glyphs(self.num_glyphs)[worn]  # (N, n, T, CELL, CELL, 3)
+        else:
+            worn = rng.integers(8, size=size)  # colours
+            shape = _shapes()[rng.integers(8, size=size)][..., None]
+            pictures = np.where(shape, _RGB[worn][..., None, None, :], _BACKGROUND)
 
         along = np.where(t % (2 * g) < g, t % (2 * g), 2 * g - 1 - t % (2 * g))  # there and back, (T,)
         along = np.where((direction % 2 == 0)[..., None], along, g - 1 - along)  # (N, n, T)
@@ -128,8 +151,7 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
         cells = np.full((BLOCK, self.num_frames, g, g, CELL, CELL, 3), _BACKGROUND)
         sample, time = np.ogrid[:BLOCK, : self.num_frames]
         for k in reversed(range(n)):  # the target last, on top
-            drawn = np.where(_shapes()[shape[:, k]][..., None], _RGB[colour[:, k]][:, :, None, None], _BACKGROUND)
-            cells[sample, time, row[:, k], column[:, k]] = drawn
+            cells[sample, time, row[:, k], column[:, k]] = pictures[:, k]
         every = np.arange(BLOCK)
         cue = _cues()[direction[:, 0]][..., None]  # (N, CELL, CELL, 1)
         at = (every, 0, row[:, 0, 0], column[:, 0, 0])
@@ -143,7 +165,7 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
         pixels *= np.float32(2.0)
         pixels -= np.float32(1.0)
 
-        caption = [2 + direction[:, :1], 6 + lane[:, :1], 6 + g + colour[:, 0, 1:], np.ones((BLOCK, 1), dtype=int)]
+        caption = [2 + direction[:, :1], 6 + lane[:, :1], 6 + g + worn[:, 0, 1:], np.ones((BLOCK, 1), dtype=int)]
         return pixels, np.concatenate(caption, axis=1).astype(np.int64)
 
 

@@ -227,7 +227,7 @@ class FoveatedVLM(PreTrainedModel):
         """
         if use_fine and num_fine < 1:
             raise ValueError(f"num_fine is {num_fine}; it must be at least 1 (use_fine=False for coarse alone)")
-        batch = self._batch(pixel_values, input_ids, attention_mask, **options)
+        batch = self.encode_batch(pixel_values, input_ids, attention_mask, **options)
         return list(parallel_passes(self, batch, num_fine if use_fine else 0, score_last_only=True))[-1]
 
     def forward_passes(
@@ -247,7 +247,7 @@ class FoveatedVLM(PreTrainedModel):
         the passes before it run over the visual tokens alone.
         """
         return parallel_passes(
-            self, self._batch(pixel_values, input_ids, attention_mask, **options), num_fine, score_last_only
+            self, self.encode_batch(pixel_values, input_ids, attention_mask, **options), num_fine, score_last_only
         )
 
     def forward_autoregressive(
@@ -267,7 +267,7 @@ class FoveatedVLM(PreTrainedModel):
             if pixel_values is None or options.get("patch_cache") is not None:
                 raise ValueError("differential says how pixel_values are encoded; it does not go with a patch_cache")
             options["patch_cache"] = self.encode_frames(pixel_values, options.get("frame_mask"), differential)
-        return score_watching(self, self._batch(pixel_values, input_ids, attention_mask, **options))[0]
+        return score_watching(self, self.encode_batch(pixel_values, input_ids, attention_mask, **options))[0]
 
     def forward_modes(
         self,
@@ -284,7 +284,7 @@ class FoveatedVLM(PreTrainedModel):
         the pass before it up to frame t - 1, no more. So all weights are read once for all modes. With mode tokens or
         the legacy norm, whose passes are not causal like that, the modes run in turn.
         """
-        batch = self._batch(pixel_values, input_ids, attention_mask, **options)
+        batch = self.encode_batch(pixel_values, input_ids, attention_mask, **options)
         if self.config.mode_tokens or self.config.visual_norm == "legacy":
             return [*parallel_passes(self, batch, num_fine), *score_watching(self, batch)]
         return score_watching(self, batch, num_fine)
@@ -317,7 +317,7 @@ class FoveatedVLM(PreTrainedModel):
         embeds = embeds.gather(1, order[..., None].expand_as(embeds))
         return self.llm.generate(inputs_embeds=embeds, attention_mask=mask.gather(1, order).long(), **generate_kwargs)
 
-    def _batch(
+    def encode_batch(
         self,
         pixel_values: Tensor | None,
         input_ids: Tensor,
@@ -327,7 +327,7 @@ class FoveatedVLM(PreTrainedModel):
         patch_cache: PatchCache | None = None,
         output_attentions: bool = False,
     ) -> CaptionBatch:
-        """What a forward mode is given, checked, its frames encoded."""
+        """What a forward mode is given, checked, its frames encoded: for what runs several modes of one batch."""
         patch_cache, frame_mask = self._frames(pixel_values, frame_mask, patch_cache)
         return caption_batch(
             patch_cache,

@@ -1,9 +1,9 @@
 """Trains the demo ladder: small foveated VLMs on videos that the library draws, from one config file.
 
 `fvlm train config/ladder.yaml --run S-S --seed 0 --out checkpoints/retrained/S-S` trains one
-run; the loss is fine + 0.5 · coarse [+ multi_fine_weight · second fine pass]. Left behind in OUT: a folder
-`step_NNNN` (weights, config, tokenizer, training.json) at each step the config asks for, and `losses.csv`.
-An interrupted run goes on from its last saved state; a finished one is never overwritten.
+run; the loss is that of the config's recipe (`recipes/`). Left behind in OUT: a folder `step_NNNN` (weights, config,
+tokenizer, training.json) at each step the config asks for, and `losses.csv`. An interrupted run goes on from its
+last saved state; a finished one is never overwritten.
 
 This module knows the models and the drawn videos; how well a checkpoint does is `gap.py`'s subject.
 """
@@ -16,17 +16,19 @@ if __name__ == "__main__":  # before what takes seconds to import
     run_as("train")
 
 import csv
+import functools
 import hashlib
 import json
 import math
+import statistics
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import Dinov2Config, LlamaConfig
 
@@ -35,7 +37,10 @@ from fvlm_lib.data.videos import draw_videos
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.flops import count_flops
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
+from fvlm_lib.foveated.recipe_options import RecipeOptions
+from fvlm_lib.foveated.recipes import training_loss
 from fvlm_lib.foveated.training_config import TrainingConfig
+from fvlm_lib.foveated.training_state import load_state, save_state
 from fvlm_lib.outputs import whole
 
 STATE = "state.safetensors"
@@ -95,24 +100,18 @@ def initialize(model: FoveatedVLM, position_std: float, pixel_rms: float) -> Non
     nn.init.normal_(projection.weight, std=projection.weight[0].numel() ** -0.5 / pixel_rms)
 
 
-def training_loss(model: FoveatedVLM, batch: dict[str, Any], config: TrainingConfig) -> tuple[Tensor, dict[str, float]]:
-    """The loss to descend, and its parts in nats a token: coarse, fine, and fine_2 if it has a weight."""
-    num_fine = 2 if config.multi_fine_weight else 1
-    coarse, fine, *more = model.forward_passes(**batch, num_fine=num_fine)
-    loss = fine.loss + config.coarse_weight * coarse.loss
-    parts = {"coarse": coarse.loss.item(), "fine": fine.loss.item()}
-    if more:
-        loss = loss + config.multi_fine_weight * more[0].loss
-        parts["fine_2"] = more[0].loss.item()
-    return loss, parts
-
-
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
     """Linear warm-up, then a cosine to a tenth of the peak at the last step. Steps count from 0."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def step_generator(seed: int, index: int) -> torch.Generator:
+    """Random numbers of a step by its index from 0, the same whenever it is taken."""
+    mixed = np.random.SeedSequence([seed, index]).generate_state(1)  # torch's CPU generator takes 32 bits of a seed
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def library_hash() -> str:
@@ -122,39 +121,6 @@ def library_hash() -> str:
     for path in sorted(library.rglob("*.py")):
         digest.update(path.relative_to(library).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"optimizer.{index}.{name}": value
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-
-
-def _save_state(path: Path, model: FoveatedVLM, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write all that a resumed run needs, whole or not at all (a kill leaves the state before)."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= _optimizer_tensors(optimizer)
-    with whole(path) as part:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(step)})
-
-
-def _load_state(path: Path, model: FoveatedVLM, optimizer: torch.optim.Optimizer) -> int:
-    """Restore model and optimizer from `path`; returns the number of steps done."""
-    from safetensors import safe_open
-
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
 
 
 def train(config: TrainingConfig, out: Path, seed: int = 0, name: str = "run", device: str = "cpu") -> None:
@@ -181,26 +147,33 @@ def train(config: TrainingConfig, out: Path, seed: int = 0, name: str = "run", d
     model.to(torch.device(device))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     first_batch = {key: value.to(device) for key, value in videos.batch(0, config.batch_size).items()}
-    step_flops = count_flops(lambda: training_loss(model, first_batch, config)[0].backward())
-    optimizer.zero_grad()
-    start = _load_state(out / STATE, model, optimizer) if (out / STATE).exists() else 0
+
+    @functools.cache
+    def flops(recipe: RecipeOptions) -> int:
+        return count_flops(lambda: training_loss(model, first_batch, recipe, step_generator(seed, 0))[0].backward())
+
+    def mean_flops(recipe: RecipeOptions) -> float:
+        return statistics.mean(map(flops, recipe.equivalents()))
+
+    start, seconds = load_state(out / STATE, model, optimizer) if (out / STATE).exists() else (0, 0.0)
 
     losses_file = out / "losses.csv"
     rows: list[dict[str, Any]] = []
     if start:  # rows written after the last state belong to steps that are taken again
         with losses_file.open() as file:
             rows = [dict(row) for row in csv.DictReader(file) if int(row["step"]) <= start]
-    columns = ["step", "learning_rate", "gradient_norm", "loss", "coarse", "fine"]
-    columns += ["fine_2"] if config.multi_fine_weight else []
-    began, done_before = time.monotonic(), start
+    names = [name for recipe in config.recipes for name in recipe.parts]
+    columns = [*dict.fromkeys(["step", "learning_rate", "gradient_norm", "loss", *names])]
     with losses_file.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=1.0)
         for index in bar:
+            began = time.monotonic()
             batch = videos.batch(index * config.batch_size, (index + 1) * config.batch_size)
-            loss, parts = training_loss(model, {k: v.to(device) for k, v in batch.items()}, config)
+            batch = {key: value.to(device) for key, value in batch.items()}
+            loss, parts = training_loss(model, batch, config.recipe_at(index), step_generator(seed, index))
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {index + 1}")
             optimizer.zero_grad()
@@ -210,38 +183,33 @@ def train(config: TrainingConfig, out: Path, seed: int = 0, name: str = "run", d
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-            step = index + 1
+            step, seconds = index + 1, seconds + time.monotonic() - began
             row = {"step": step, "learning_rate": rate, "gradient_norm": norm.item(), "loss": loss.item(), **parts}
             writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in row.items()})
             bar.set_postfix({k: f"{v:.3f}" for k, v in parts.items()}, refresh=False)
             if step in config.checkpoint_steps:
-                seconds = (time.monotonic() - began) / (step - done_before)
-                _save_checkpoint(out / f"step_{step:04d}", model, videos, identity, step, step_flops, seconds)
+                taken = [config.recipe_at(before) for before in range(step)]
+                about = {
+                    **identity,
+                    "step": step,
+                    "training_flops": round(sum(map(mean_flops, taken))),
+                    "multi_fine": any(recipe.multi_fine for recipe in taken),
+                    "seconds_per_step": round(seconds / step, 4),
+                }
+                _save_checkpoint(out / f"step_{step:04d}", model, videos, about)
             if step % config.state_every == 0 or step == config.steps:
                 file.flush()
-                _save_state(out / STATE, model, optimizer, step)
+                save_state(out / STATE, model, optimizer, step, seconds)
     (out / STATE).unlink()
 
 
-def _save_checkpoint(
-    folder: Path,
-    model: FoveatedVLM,
-    videos: DrawnVideos,
-    identity: dict[str, Any],
-    step: int,
-    step_flops: int,
-    seconds_per_step: float,
-) -> None:
-    """A checkpoint that `from_pretrained` reads, with its tokenizer and where it comes from."""
+def _save_checkpoint(folder: Path, model: FoveatedVLM, videos: DrawnVideos, about: dict[str, Any]) -> None:
+    """A checkpoint that `from_pretrained` reads, with its tokenizer and where it comes from, which `about` begins."""
     tokenizer = videos.tokenizer()
     provenance = {
-        **identity,
-        "step": step,
+        **about,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_text_parameters": sum(p.numel() for p in model.llm.parameters()),
-        "training_flops": step_flops * step,
-        "multi_fine": identity["config"]["multi_fine_weight"] > 0,
-        "seconds_per_step": round(seconds_per_step, 4),
         "library_hash": library_hash(),
         "torch": torch.__version__,
     }

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fvlm_lib.data.options import DrawnData, DrawnKind
+from fvlm_lib.foveated.recipe_options import Plain, Recipe, RecipeOptions, Then
 from fvlm_lib.schema import AsTuple, BatchSize, Count, CountOrNone, Positive, Tolerance, check, settings
 from fvlm_lib.yaml_files import read_yaml
 
@@ -21,7 +22,7 @@ Layers = Annotated[int, Field(strict=True, ge=1, le=1024)]
 
 @settings
 class TrainingConfig:
-    """One run of the ladder. Widths in channels; the loss weights are as in the docstring of `train.py`.
+    """One run of the ladder. Widths in channels.
 
     Raises ValueError naming a field with a value that cannot be.
     """
@@ -44,9 +45,10 @@ class TrainingConfig:
     warmup_steps: CountOrNone = 100
     steps: Count = 3000
     gradient_clip: Positive = 1.0
-    coarse_weight: Tolerance = 0.5
-    multi_fine_weight: Tolerance = 0.0
-    """Of a second fine pass; 0 trains without one."""
+    recipe: Recipe = field(default_factory=Plain)
+    """Which loss is descended."""
+    then: Then | None = None
+    """Another recipe for the last of the steps."""
     checkpoint_steps: Annotated[tuple[Count, ...], AsTuple] = (100, 300, 1000, 3000)
     state_every: Count = 200
     """Steps between two saved states, from which an interrupted run goes on."""
@@ -60,6 +62,19 @@ class TrainingConfig:
                     f"{width} is {getattr(self, width)}, which {heads}, {getattr(self, heads)}, does not divide"
                 )
         self.drawn_videos(0)
+
+    @property
+    def recipes(self) -> tuple[RecipeOptions, ...]:
+        """The recipe, and the one that follows it."""
+        return (self.recipe,) if self.then is None else (self.recipe, self.then.recipe)
+
+    def recipe_at(self, index: int) -> RecipeOptions:
+        """The recipe of a step, by its index from 0, what rises over the recipe's steps fixed."""
+        turn = self.steps if self.then is None else round(self.then.after * self.steps)
+        if index < turn:
+            return self.recipe.at(index / turn)
+        assert self.then is not None
+        return self.then.recipe.at((index - turn) / (self.steps - turn))
 
     def drawn_videos(self, seed: int) -> DrawnData:
         """The videos of a training with that seed. Raises ValueError for a kind or option that there is not."""

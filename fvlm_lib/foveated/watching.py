@@ -43,15 +43,18 @@ def watch(
     frame_mask: Tensor,
     num_fine: int | None = None,
     output_attentions: bool = False,
+    cut_every: int | None = None,
 ) -> Watched:
     """Watch encoded frames one by one; frame_mask: bool (B, T), which of them are there.
 
     Autoregressively (M = 1), or with `num_fine` in M = num_fine + 2 modes side by side: coarse, each fine pass,
-    autoregressive.
+    autoregressive. cut_every: of gradients alone. Before every `cut_every`-th frame is read, what was read before it
+    and its own token are detached, so that a query's gradient reaches back through so many frames at most (None: all).
     """
     (batch, num_frames), modes = frame_mask.shape, 1 if num_fine is None else num_fine + 2
     static = model.q_static.expand(batch, 1, -1)
-    query = model.q_init.expand(batch, modes, -1)  # (B, M, query_dim)
+    # a copy, since torch counts no FLOPs of what takes a view of a weight without gradients
+    query = model.q_init.expand(batch, modes, -1).clone()  # (B, M, query_dim)
     if modes > 1:
         query = torch.cat([static, query[:, 1:]], dim=1)
     past = DynamicCache(config=model.llm.config)
@@ -67,6 +70,9 @@ def watch(
         attentions.append(attention)
         if t + 1 < num_frames:
             mask = None if padding is None else padding[:, : len(hidden) + 1]
+            if cut_every is not None and t > 0 and t % cut_every == 0:
+                _detach(past)
+                z = z.detach()
             hidden.append(model.run_llm(z.flatten(0, 1)[:, None], mask, past))  # (B * M, 1, D)
             query = model.llm_to_query(hidden[-1]).reshape(batch, modes, -1)
             if modes > 1:  # coarse keeps its query, a fine pass takes the one of the pass before it
@@ -78,6 +84,14 @@ def watch(
         hidden=hidden,
         past=past,
     )
+
+
+def _detach(past: DynamicCache) -> None:
+    """Keep no gradients of what is in `past`, whatever its layers hold."""
+    for layer in past.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor):
+                setattr(layer, name, value.detach())
 
 
 def score_watching(model: FoveatedVLM, batch: CaptionBatch, num_fine: int | None = None) -> list[FoveatedVLMOutput]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.gap.gap import open_evaluation
 
 CLEAN = ProceduralVideos(noise_std=0.0)
+GLYPHS = ProceduralVideos(noise_std=0.0, num_glyphs=64)
 PROCEDURAL = {"kind": "procedural"}
-KNOWN = "known are split, seed, num_frames, num_objects, grid, noise_std, kind"
+KNOWN = "known are split, seed, num_frames, num_objects, grid, noise_std, num_glyphs, kind"
 
 
 def cell(frame: torch.Tensor, row: int, column: int) -> torch.Tensor:
@@ -64,6 +67,54 @@ def test_the_cue_shows_the_heading_in_frame_0_only():
             assert not (cell(frames[t], *path[t])[half] == 1).all()
 
 
+def test_the_caption_names_the_glyphs_that_the_target_wears():
+    batch = GLYPHS.batch(0, 160)
+    looks: dict[str, torch.Tensor] = {}
+    for frames, ids in zip(batch["pixel_values"], batch["input_ids"], strict=True):
+        words = GLYPHS.tokenizer().decode(ids).split()
+        path = target_path(words, GLYPHS)
+        assert len(words) == 10 and words[-1] == "<eos>"
+        for t in range(1, 8):
+            pixels = cell(frames[t], *path[t])
+            assert torch.equal(looks.setdefault(words[1 + t], pixels), pixels)
+    assert len(looks) > 50
+    assert len({pixels.numpy().tobytes() for pixels in looks.values()}) == len(looks)  # no two look alike
+    blocks = torch.stack([*looks.values()]).unflatten(-1, (4, 2)).unflatten(-3, (4, 2))
+    assert (blocks.abs() == 1).all() and (blocks == blocks[..., :1, :, :1]).all()  # corners, 4 x 4 of them
+
+
+def test_glyphs_are_the_same_in_every_set_of_videos():
+    few, many = (ProceduralVideos("test", seed, noise_std=0.0, num_glyphs=n) for seed, n in ((0, 3), (7, 200)))
+    looks = []
+    for videos in (few, many):
+        batch, found = videos.batch(0, 160), {}
+        for frames, ids in zip(batch["pixel_values"], batch["input_ids"], strict=True):
+            words = videos.tokenizer().decode(ids).split()
+            found |= {words[1 + t]: cell(frames[t], *target_path(words, videos)[t]) for t in range(1, 8)}
+        looks.append(found)
+    for name in ("glyph0", "glyph1", "glyph2"):
+        assert torch.equal(looks[0][name], looks[1][name])
+
+
+def test_the_glyph_of_rank_r_is_worn_as_often_as_1_over_r():
+    ids = GLYPHS.batch(0, 1600)["input_ids"][:, 2:-1]
+    counts = torch.bincount(ids.flatten() - 10, minlength=64).double()
+    expected = 1 / torch.arange(1, 65).double()
+    expected *= ids.numel() / expected.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 120  # chi², 63 degrees of freedom: p < 2e-5
+
+
+def test_videos_without_glyphs_are_those_of_before_there_were_any():
+    """The demo's checkpoints were trained on them. Noise is left out of the hash: its last bits are the C library's."""
+    digest = hashlib.sha256()
+    for videos in (CLEAN, ProceduralVideos("test", 5, noise_std=0.0, num_objects=9, grid=5, num_frames=12)):
+        batch = videos.batch(10, 40)
+        digest.update(batch["pixel_values"].numpy().tobytes() + batch["input_ids"].numpy().tobytes())
+    assert digest.hexdigest()[:16] == "ad211b53a8f772dd"
+    noisy = ProceduralVideos("test").batch(0, 1)["pixel_values"][0, 3, 1, 5, :4]
+    torch.testing.assert_close(noisy, torch.tensor([-0.02152, 0.156655, -0.085522, -0.099214]), atol=1e-5, rtol=0)
+
+
 def test_a_sample_is_the_same_however_batched():
     videos = ProceduralVideos(seed=3)
     whole = videos.batch(0, 50)
@@ -93,6 +144,19 @@ def test_the_blind_floor_is_the_design_s_number():
     assert math.isclose(ProceduralVideos().blind_loss(), 1.7329, abs_tol=5e-5)
 
 
+def test_the_blind_floor_of_glyphs_is_their_entropy():
+    surprise = [(r * sum(1 / k for k in range(1, 65))) for r in range(1, 65)]  # 1 / probability of rank r
+    entropy = sum(math.log(s) / s for s in surprise)
+    assert math.isclose(GLYPHS.blind_loss(), (2 * math.log(4) + 7 * entropy) / 10)
+
+    # and who counts the words at each place of many captions comes to it on others
+    seen, fresh = (replace(GLYPHS, split=split).batch(0, 1600)["input_ids"] for split in ("train", "validation"))
+    shares = [torch.bincount(seen[:, place], minlength=74) / len(seen) for place in (0, 1, 9)]
+    shares[2:2] = [(torch.bincount(seen[:, 2:9].flatten(), minlength=74) + 0.1) / (7 * len(seen))] * 7
+    counted = -torch.stack(shares).log()[torch.arange(10), fresh].mean().item()
+    assert abs(counted - GLYPHS.blind_loss()) < 0.02
+
+
 def test_a_blind_model_comes_to_the_blind_floor():
     """Train without pixels: the loss on fresh videos comes to the exact floor."""
     videos = ProceduralVideos(noise_std=0.0)
@@ -117,12 +181,12 @@ def test_a_blind_model_comes_to_the_blind_floor():
         blind_loss(videos, 32 * step, 32 * step + 32).backward()
         optimizer.step()
     with torch.no_grad():
-        measured = blind_loss(ProceduralVideos(split="validation", noise_std=0.0), 0, 1000).item()
+        measured = blind_loss(replace(videos, split="validation"), 0, 1000).item()
     assert abs(measured - videos.blind_loss()) < 0.015
 
 
-def test_the_tokenizer_agrees_with_the_ids():
-    videos = ProceduralVideos()
+@pytest.mark.parametrize("videos", [ProceduralVideos(), GLYPHS])
+def test_the_tokenizer_agrees_with_the_ids(videos):
     batch = videos.batch(0, 5)
     texts = videos.tokenizer().batch_decode(batch["input_ids"])
     assert videos.tokenizer()(texts)["input_ids"] == batch["input_ids"].tolist()
@@ -142,6 +206,8 @@ def test_the_tokenizer_agrees_with_the_ids():
         (PROCEDURAL | {"num_objects": 17}, "data: num_objects is 17; a grid of 4 has lanes for at most 16"),
         (PROCEDURAL | {"noise_std": -1.0}, "data: noise_std is -1.0; it must be at least 0"),
         (PROCEDURAL | {"noise_std": math.nan}, "data: noise_std is nan; it must be a finite number"),
+        (PROCEDURAL | {"num_glyphs": -1}, "data: num_glyphs is -1; it must be at least 0"),
+        (PROCEDURAL | {"num_glyphs": 10**9}, "data: num_glyphs is 1000000000; it must be at most 10000"),
         (PROCEDURAL | {"seed": -1}, "data: seed is -1; it must be at least 0"),
         (
             PROCEDURAL | {"num_frames": 1000, "grid": 128},
@@ -161,6 +227,9 @@ def test_sizes_at_their_bounds():
         ProceduralVideos().check_model(32, 17, 64)
     with pytest.raises(ValueError, match="takes 18 positions, but the model has 17"):
         ProceduralVideos().check_model(32, 18, 17)
+    GLYPHS.check_model(32, len(GLYPHS.vocabulary), 18)
+    with pytest.raises(ValueError, match="grid is 4, num_glyphs 64, captions of 74 words, but the model knows 18"):
+        GLYPHS.check_model(32, 18, 64)
 
 
 def test_no_samples_is_an_error():
