@@ -19,7 +19,7 @@ from fvlm_lib.panels.live_watch import Said
 from fvlm_lib.panels.pictures import css_colour, draw_changed_patches, whole
 
 PARTS = {"encode_ms": "encode", "look_ms": "look", "language_ms": "language model", "caption_ms": "caption"}
-"""Columns of `live_watch.live_row` with milliseconds, and what took them."""
+"""Columns of `live.live_row` with milliseconds, and what took them."""
 
 _LINE = "<div style='line-height:1.4;overflow-wrap:anywhere'>{}</div>"
 _CELL = "<t{0} style='text-align:{1};padding:0 22px 0 0;line-height:1.5;white-space:nowrap'>{2}</t{0}>"
