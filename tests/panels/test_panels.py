@@ -1134,7 +1134,7 @@ def test_the_live_notebook_writes_its_table_and_figure(tmp_path):
     assert done.returncode == 0, done.stderr
     table = pd.read_parquet(tmp_path / "live.parquet")
     assert list(table["frame"]) == list(range(6)) and table["path"][0] == "full" and table["caption"][0]
-    assert (table[["encode_ms", "look_ms", "language_ms"]] > 0).all(axis=None) and set(table["patches"]) == {16}
+    assert (table[["encode_ms", "look_ms", "language_ms"]] > 0).all(axis=None) and set(table["patches"]) == {64}
     assert Image.open(tmp_path / "live.png").width > 2000
 
 
