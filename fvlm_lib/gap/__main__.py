@@ -85,9 +85,9 @@ def parser() -> Parser:
     add(
         "--jacobi",
         action="store_true",
-        help="also score 1 to as many fine passes as frames, and tell how many come near sequential use, and by how much "
-        "an error of a query grows from a frame to the next (the norm of its Jacobian); tables go beside --output as "
-        "FILE.passes.parquet and FILE.jacobian.parquet",
+        help="also score 1 to as many fine passes as frames, and tell how many of them come near sequential use, and by "
+        "how much an error of a query grows from a frame to the next (the norm of its Jacobian); their tables go beside "
+        "--output as FILE.passes.parquet and FILE.jacobian.parquet",
     )
     add(
         "--within",
@@ -144,9 +144,8 @@ def _work(args: dict[str, Any]) -> None:
     options = {name: value for name, value in options.items() if value is not None}
     jacobi = Jacobi(**options) if args.pop("jacobi") else None
     if jacobi is None and options:
-        raise ValueError(
-            f"--{[*options][0].replace('_', '-')} is of --jacobi, which is not there; give both or neither"
-        )
+        alone = next(iter(options)).replace("_", "-")
+        raise ValueError(f"--{alone} is of --jacobi, which is not there; give both or neither")
     if jacobi and shard:
         raise ValueError("--jacobi is of all samples, and --shard of a part; give one of them")
     parameters = {**args, "data": data, "jacobi": jacobi and asdict(jacobi)}

@@ -53,9 +53,10 @@ SCHEMA = pa.schema(
 class FinePassesOff:
     """How far so many fine passes are from sequential use, with 95% intervals.
 
-    loss: after them, nats a token. gap: the loss of sequential use less this one, with its sign, paired. query_distance,
-    token_distance: relative L2 distance of a frame's query and of its visual token to those of sequential use, the mean
-    over all frames. doubtful: ten samples carry so much of the gap that its interval may be too narrow.
+    loss: after them, nats a token. gap: the loss of sequential use less this one, with its sign, paired.
+    query_distance, token_distance: relative L2 distance of a frame's query and of its visual token to those of
+    sequential use, the mean over all frames. doubtful: ten samples carry so much of the gap that its interval may be
+    too narrow.
     """
 
     passes: int
@@ -289,12 +290,12 @@ def evaluate_jacobi(
 def format_jacobi(curve: JacobiCurve) -> str:
     """The curve for a terminal: a line a number of passes, how many are near enough, and the Jacobian's norms."""
     lines = [
-        f"{'fine passes':>11}  {'loss':>7}  {'gap(K), nats a token':<33}{'query distance':<26}visual-token distance",
+        f"{'fine passes':>11}  {'loss':>7}  {'gap(K), nats a token':<33}{'query distance':<28}visual-token distance",
     ]
     for one in curve.passes:
         gap = f"{_interval(one.gap, '+.5f')}{' †' if one.doubtful else ''}"
-        query, token = _interval(one.query_distance, ".4f"), _interval(one.token_distance, ".4f")
-        lines.append(f"{one.passes:>11}  {one.loss.value:7.4f}  {gap:<33}{query:<26}{token}")
+        query, token = _interval(one.query_distance, ".2g"), _interval(one.token_distance, ".2g")
+        lines.append(f"{one.passes:>11}  {one.loss.value:7.4f}  {gap:<33}{query:<28}{token}")
     lines.append(f"{'sequential':>11}  {curve.loss_inference_fine.value:7.4f}")
     nats, share = f"{curve.within:g} nats a token", f"{curve.within_query:g} of the query's length"
     lines.append(_near_enough(curve.passes_within, curve.outside_again, f"loss within {nats} of sequential use"))
@@ -304,13 +305,14 @@ def format_jacobi(curve: JacobiCurve) -> str:
         )
     )
     if found := curve.jacobian:
-        lines.append("norm of the query recurrence's Jacobian, dq(t+1)/dq(t), and of relative errors:")
-        overall = {"norm": found.norm, "relative_norm": found.relative_norm}
-        lines.append(f"{'all frames':>11}  " + "   ".join(_interval(x, ".4f") for x in overall.values()))
+        lines.append(f"{'':>11}  {'norm of dq(t+1)/dq(t)':<26}the same of relative errors")
+        lines.append(f"{'all frames':>11}  {_interval(found.norm, '.4f'):<26}{_interval(found.relative_norm, '.4f')}")
         for row in found.by_frame:
-            cells = [Estimate(*(row[name + end] for end in ("", "_low", "_high"))) for name in overall]
-            lines.append(f"{'frame ' + str(row['frame']):>11}  " + "   ".join(_interval(x, ".4f") for x in cells))
-        lines.append(f"{found.num_videos} videos; power iteration left {found.largest_residual:.0e} at most")
+            norm, relative = (
+                Estimate(*(row[name + end] for end in ("", "_low", "_high"))) for name in ("norm", "relative_norm")
+            )
+            lines.append(f"{'t = ' + str(row['frame']):>11}  {_interval(norm, '.4f'):<26}{_interval(relative, '.4f')}")
+        lines.append(f"norms of {found.num_videos} videos, off by at most about {found.largest_residual / 2:.1%}")
     lines.append(
         f"{curve.num_samples} samples, {curve.num_tokens} tokens, 95% intervals by paired bootstrap over samples"
     )

@@ -44,7 +44,7 @@ class JacobianNorms:
     norm: the mean over all frames of all videos but each video's last, whose query has no next one. relative_norm: the
     same of norm |q_t| / |q_{t+1}|, the largest factor between relative errors. by_frame: frame (t, from 0), videos, and
     both with _low and _high, of frames that at least two videos have. num_videos: with at least two frames.
-    largest_residual: of the power iteration (`jacobian_norms`); the norms are off by about its half at most, as a share.
+    largest_residual: of the power iteration (`jacobian_norms`); norms are off by about its half at most, as a share.
     """
 
     norm: Estimate
@@ -75,10 +75,11 @@ def jacobian_norms(
 ) -> tuple[Tensor, Tensor]:
     """Spectral norm of the Jacobian of each row of a function, (B,), and the residual that is left, (B,).
 
-    function: from (B, n) to (B, m), rows independent of each other. point: (B, n), where. seed: of the first vector, the
-    same for all rows. With s the norm that is found and v its vector, the residual is |J^T J v - s^2 v| / s^2: some
-    singular value lies within about half of it from s, as a share of s. A row ends where its residual is at most
-    `tolerance`, or after `iterations`, whatever the other rows do. A Jacobian of zeros has norm 0 and residual 0.
+    function: from (B, n) to (B, m), rows independent of each other. point: (B, n), where. seed: of the first vector,
+    the same for all rows. With s the norm that is found and v its vector, the residual is |J^T J v - s^2 v| / s^2: some
+    singular value lies within about half of it from s, as a share of s, and s is never above the largest. A row ends
+    where its residual is at most `tolerance`, or after `iterations`, whatever the other rows do. A Jacobian of zeros
+    has norm 0 and residual 0.
     """
     check(Seed, seed, "seed")
     check(Positive, tolerance, "tolerance")
@@ -145,13 +146,12 @@ def score_norms(
                 frame_mask = batch.inputs["frame_mask"].to(parameter.device).bool()
                 for t, found in _norms_by_frame(model, pixels, frame_mask, seed, tolerance, iterations):
                     for place in frame_mask[:, t + 1].nonzero().flatten().tolist():
-                        norm, relative, residual = (values[place].item() for values in found)
+                        norm, relative, residual = (of_batch[place].item() for of_batch in found)
                         if not math.isfinite(norm):
                             called = f"sample {batch.samples[place]}, {batch.names[place]},"
                             raise FloatingPointError(f"the query Jacobian's norm at frame {t} of {called} is {norm}")
-                        rows.append(
-                            dict(zip(COLUMNS, (batch.samples[place], t, norm, relative, residual), strict=True))
-                        )
+                        values = (batch.samples[place], t, norm, relative, residual)
+                        rows.append(dict(zip(COLUMNS, values, strict=True)))
             bar.update(len(batch.samples) + len(batch.skipped))
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["sample", "frame"], ignore_index=True)
 
