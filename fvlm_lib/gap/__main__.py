@@ -85,8 +85,8 @@ def parser() -> Parser:
     add(
         "--jacobi",
         action="store_true",
-        help="also score 1 to as many fine passes as frames, and tell how many of them come near sequential use, and by "
-        "how much an error of a query grows from a frame to the next (the norm of its Jacobian); their tables go beside "
+        help="also score 1 to as many fine passes as frames, and tell how many come near sequential use, and by how "
+        "much an error of a query grows from a frame to the next (the norm of its Jacobian); their tables go beside "
         "--output as FILE.passes.parquet and FILE.jacobian.parquet",
     )
     add(

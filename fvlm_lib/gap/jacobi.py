@@ -11,7 +11,7 @@ these something is left after any number of passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,7 +259,7 @@ def evaluate_jacobi(
     videos: Videos,
     result: str | Path,
     samples: Iterable[int],
-    options: Jacobi | None = None,
+    options: Jacobi | Mapping[str, Any] | None = None,
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = True,
@@ -268,10 +268,10 @@ def evaluate_jacobi(
 
     result: FILE.json, beside which the tables are written (`jacobi_files`): one row a sample and number of passes
     (`score_passes`), one row a sample and frame (`query_jacobian.score_norms`). samples: numbers of the samples, as
-    `samples.read_samples` has them. options: what is near enough, and how many videos the norms are of; None: the
-    defaults. seed: of the bootstrap and of the power iteration.
+    `samples.read_samples` has them. options: what is near enough, and how many videos the norms are of, as `Jacobi` or
+    a mapping; None: the defaults. seed: of the bootstrap and of the power iteration.
     """
-    options = options or Jacobi()
+    options = check(Jacobi, {} if options is None else options, "jacobi")
     passes_table, norms_table = jacobi_files(result)
     numbers = sorted(samples)
     rows = score_passes(model, videos, 0, numbers[-1] + 1, batch_size, progress)
