@@ -47,8 +47,8 @@ def test_without_doubt_nothing_is_hollow_and_without_a_distance_there_is_no_band
 
 
 def test_a_gap_far_off_makes_the_axis_logarithmic_and_it_says_so(ax):
-    table = pd.concat([curve(), curve().assign(passes=[4, 5, 6], gap=1e-4, gap_low=0.0, gap_high=2e-4)])
-    jacobi_plots.plot_passes_gap(ax, table.assign(gap=[9.0, 1e-3, 1e-4, 1e-4, 1e-4, 1e-4]))
+    table = pd.DataFrame({"passes": range(1, 7), "gap": [9.0, 1e-3, 1e-4, 1e-4, 1e-4, 0.0], "doubtful": False})
+    jacobi_plots.plot_passes_gap(ax, table.assign(gap_low=table["gap"] - 1e-4, gap_high=table["gap"] + 1e-4))
     assert ax.get_yscale() == "symlog" and "logarithmic beyond" in ax.get_ylabel()
 
 
