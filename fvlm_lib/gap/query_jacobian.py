@@ -88,12 +88,12 @@ def jacobian_norms(
     first = torch.randn(point.shape[1], generator=generator, dtype=torch.float64).to(point)
     vector = _unit(first.expand_as(point))
     norm, residual = point.new_zeros(len(point)), point.new_full((len(point),), torch.inf)
-    _, pull = torch.func.vjp(function, point)
+    pull: Any = torch.func.vjp(function, point)[1]
     for _ in range(iterations):
         with warnings.catch_warnings():  # of torch's own formulas of forward mode, which it scripts at the first use
             warnings.filterwarnings("ignore", "`torch.jit.script` is", category=FutureWarning)
             warnings.filterwarnings("ignore", "`torch.jit.script` is", category=DeprecationWarning)
-            _, pushed = torch.func.jvp(function, (point,), (vector,))  # J v
+            pushed = torch.func.jvp(function, (point,), (vector,))[1]  # J v
         (pulled,) = pull(pushed)  # J^T J v
         square = pushed.square().sum(dim=-1)  # s^2
         left = (pulled - square[:, None] * vector).norm(dim=-1)
@@ -199,7 +199,7 @@ def summarize_norms(table: pd.DataFrame, num_resamples: int = 2000, seed: int = 
     for frame, rows in table.groupby("frame"):
         if len(rows) > 1:
             means = _means(rows.assign(count=1), num_resamples, seed)
-            row = {"frame": int(frame), "videos": len(rows)}  # type: ignore[call-overload]
+            row: dict[str, float] = {"frame": int(frame), "videos": len(rows)}  # type: ignore[call-overload]
             for name, found in means.items():
                 row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
             by_frame.append(row)
