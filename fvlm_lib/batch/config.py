@@ -81,10 +81,10 @@ class Batch:
         return {"checkpoint": self.checkpoints[checkpoint_id], **self.gap}
 
     def gap_arguments(self, checkpoint_id: str) -> list[str]:
-        """The same for the command line of `fvlm_lib.gap.gap`."""
+        """The same for the command line of `fvlm gap --shard`, which scores no more fine passes than `num_fine`."""
         arguments = []
         for key, value in self.gap_parameters(checkpoint_id).items():
-            if value is not None:
+            if value is not None and key != "jacobi":
                 values = value if isinstance(value, list) else [value]
                 texts = [json.dumps(v) if isinstance(v, dict) else str(v) for v in values]
                 arguments += [f"--{key.replace('_', '-')}", *texts]
@@ -184,8 +184,8 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
 
 
 def _defaults(gap: Gap, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `gap` that the config does not give; not `reuse`, which results made before it was there lack."""
-    return {key: value for key, value in vars(gap).items() if key not in given and key != "reuse"}
+    """The fields of `gap` that the config does not give; not those which results made before they were there lack."""
+    return {key: value for key, value in vars(gap).items() if key not in {*given, "reuse", "jacobi"}}
 
 
 def _check_shards(found: Config, name: str) -> None:

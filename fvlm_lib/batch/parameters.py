@@ -67,6 +67,18 @@ Shown = Annotated[int, Field(strict=True, ge=1, le=50)]
 
 
 @settings
+class Jacobi:
+    """How many fine passes come near sequential use, and what counts as near."""
+
+    within: Positive = 0.01
+    """Nats a token, of the loss."""
+    within_query: Positive = 0.01
+    """Relative L2 distance, of the queries."""
+    norm_samples: CountOrNone = 64
+    """Videos on which the norm of the query recurrence's Jacobian is taken; 0 for none."""
+
+
+@settings
 class Training:
     """What the config says of a checkpoint's training, where its folder's training.json does not, or against it."""
 
@@ -121,6 +133,9 @@ class Gap:
     reuse: Reuse | None = None
     """Settings of the differential encoder by a name each: the inference loss is also taken with frames encoded by what
     changed, as these say; null for none."""
+    jacobi: Jacobi | None = None
+    """How far 1 to as many fine passes as frames are from sequential use, and the norm of the query recurrence's
+    Jacobian; null for none of it, {} for the defaults."""
 
 
 @settings

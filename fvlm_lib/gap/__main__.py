@@ -6,16 +6,17 @@ What takes seconds to import is imported behind the options, so that `--help` an
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from fvlm_lib.batch.parameters import Reuse, Samples
+from fvlm_lib.batch.parameters import Jacobi, Reuse, Samples
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data
 from fvlm_lib.options import Parser, add_device, add_seed, option, run
 from fvlm_lib.outputs import check_output, note_replaced
-from fvlm_lib.schema import DTYPES, BatchSize, CountOrNone, FinePasses, check
+from fvlm_lib.schema import DTYPES, BatchSize, CountOrNone, FinePasses, Positive, check
 from fvlm_lib.yaml_files import parse_yaml
 
 
@@ -82,6 +83,32 @@ def parser() -> Parser:
         "loss is also taken with frames encoded by what changed, as these say",
     )
     add(
+        "--jacobi",
+        action="store_true",
+        help="also score 1 to as many fine passes as frames, and tell how many come near sequential use, and by how "
+        "much an error of a query grows from a frame to the next (the norm of its Jacobian); their tables go beside "
+        "--output as FILE.passes.parquet and FILE.jacobian.parquet",
+    )
+    add(
+        "--within",
+        type=option(Positive),
+        metavar="NATS",
+        help=f"of --jacobi: a loss so many nats a token from that of sequential use is near; default {Jacobi.within:g}",
+    )
+    add(
+        "--within-query",
+        type=option(Positive),
+        metavar="SHARE",
+        help="of --jacobi: queries so far from those of sequential use, as a share of these, are near; default "
+        f"{Jacobi.within_query:g}",
+    )
+    add(
+        "--norm-samples",
+        type=option(CountOrNone),
+        metavar="N",
+        help=f"of --jacobi: videos that the norm is taken on, 0 for none; default {Jacobi.norm_samples}",
+    )
+    add(
         "--shard",
         type=option(Part),
         metavar="K/N",
@@ -113,17 +140,28 @@ def _work(args: dict[str, Any]) -> None:
     if args["reuse"] is not None:
         args["reuse"] = parse_yaml(args["reuse"], "--reuse")
         check(Reuse, args["reuse"], "--reuse")
-    parameters = {**args, "data": data}
+    options = {name: args.pop(name) for name in ("within", "within_query", "norm_samples")}
+    options = {name: value for name, value in options.items() if value is not None}
+    jacobi = Jacobi(**options) if args.pop("jacobi") else None
+    if jacobi is None and options:
+        alone = next(iter(options)).replace("_", "-")
+        raise ValueError(f"--{alone} is of --jacobi, which is not there; give both or neither")
+    if jacobi and shard:
+        raise ValueError("--jacobi is of all samples, and --shard of a part; give one of them")
+    parameters = {**args, "data": data, "jacobi": jacobi and asdict(jacobi)}
 
     from fvlm_lib.gap.gap import evaluate_inference_gap, format_gap, open_evaluation, score_shard, write_gap
-    from fvlm_lib.gap.samples import holds_samples
+    from fvlm_lib.gap.jacobi import check_jacobi_files, evaluate_jacobi, format_jacobi, jacobi_files
+    from fvlm_lib.gap.samples import holds_samples, read_samples
 
     if not holds_samples(table):
         raise ValueError(f"{table}, which would be replaced, is no table of a gap; name another --output")
+    if jacobi:
+        check_jacobi_files(output)
     opened = {name: args.pop(name) for name in ("checkpoint", "dtype", "device")}
     del args["data"]
     model, videos = open_evaluation(data=data, **opened)
-    note_replaced(*dict.fromkeys((output, table)))
+    note_replaced(*dict.fromkeys((output, table)), *(jacobi_files(output) if jacobi else ()))
     if shard:
         del args["seed"], args["floor_samples"]  # of the summary
         number, total = map(int, shard.split("/"))
@@ -131,7 +169,12 @@ def _work(args: dict[str, Any]) -> None:
         return
     gap = evaluate_inference_gap(model, videos, table, **args)
     print(format_gap(gap), flush=True)  # before the disk is asked to take it
-    write_gap(output, gap, table, parameters)
+    curve = None
+    if jacobi:
+        numbers = read_samples(table)["sample"].tolist()
+        curve = evaluate_jacobi(model, videos, output, numbers, jacobi, args["batch_size"], args["seed"])
+        print(f"\n{format_jacobi(curve)}", flush=True)
+    write_gap(output, gap, table, parameters, jacobi=curve)
 
 
 if __name__ == "__main__":

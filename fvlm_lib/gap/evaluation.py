@@ -96,16 +96,21 @@ def _score_batch(
         outputs[f"reuse_{name}"] = model.forward_autoregressive(**shared)
         columns[f"encoded_{name}"] = [_encoded_share(video) for video in done]
     for mode, output in outputs.items():
-        if not output.nll.isfinite().all():
-            bad = int((~output.nll.isfinite()).nonzero()[0])
-            raise FloatingPointError(
-                f"the {mode} loss of sample {batch.samples[bad]}, {batch.names[bad]}, is {output.nll[bad].item()}"
-            )
+        check_finite(mode, output.nll, batch)
         scored = output.labels != IGNORED_LABEL
         nll = token_nll(output.logits, output.labels)
         columns[f"nll_{mode}"] = output.nll.double().tolist()
         columns[f"token_nll_{mode}"] = [row[keep].tolist() for row, keep in zip(nll, scored, strict=True)]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def check_finite(mode: str, nll: torch.Tensor, batch: VideoBatch) -> None:
+    """Raise FloatingPointError, naming the sample, for a loss of nll (B,) that is not a finite number."""
+    if not nll.isfinite().all():
+        bad = int((~nll.isfinite()).nonzero()[0])
+        raise FloatingPointError(
+            f"the {mode} loss of sample {batch.samples[bad]}, {batch.names[bad]}, is {nll[bad].item()}"
+        )
 
 
 def _encoded_share(frames: Sequence[FrameStatistics]) -> float:
@@ -114,7 +119,8 @@ def _encoded_share(frames: Sequence[FrameStatistics]) -> float:
 
 
 def query_distance(training: torch.Tensor, inference: torch.Tensor) -> torch.Tensor:
-    """Relative L2 distance (B, T) of the training queries from the inference queries, both (B, T, query_dim)."""
+    """Relative L2 distance (B, T) of the training queries from the inference queries, both (B, T, query_dim); of visual
+    tokens alike."""
     return (training - inference).norm(dim=-1) / inference.norm(dim=-1)
 
 

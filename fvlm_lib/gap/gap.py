@@ -31,6 +31,7 @@ from fvlm_lib.devices import pick_device
 from fvlm_lib.foveated.checkpoints import has_tokenizer, load_checkpoint, load_tokenizer, read_training
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.gap.evaluation import numerical_floor, score_batches, scored_modes
+from fvlm_lib.gap.jacobi import JacobiCurve
 from fvlm_lib.gap.results import GAP_SCHEMA
 from fvlm_lib.gap.samples import (
     join_samples,
@@ -374,11 +375,13 @@ def write_gap(
     table: str | Path,
     parameters: dict[str, Any],
     training: dict[str, Any] | None = None,
+    jacobi: JacobiCurve | None = None,
 ) -> None:
     """Write `path` (JSON): the gap, means by position from its per-sample table, parameters, training.
 
     `parameters` are what the caller evaluated with; they are what a later reader checks. `training`: what
-    to say of the checkpoint's training beyond its own training.json, or against it.
+    to say of the checkpoint's training beyond its own training.json, or against it. jacobi: what
+    `jacobi.evaluate_jacobi` found, where it was asked for.
     """
     content = {
         "schema": GAP_SCHEMA,
@@ -386,6 +389,7 @@ def write_gap(
         **asdict(gap),
         "by_position": position_losses(table).to_dict("records"),
         "query_distance_by_frame": query_distances(table).to_dict("records"),
+        **({} if jacobi is None else {"jacobi": asdict(jacobi)}),
         "training": read_training(parameters["checkpoint"]) | (training or {}),
         "torch": torch.__version__,
     }

@@ -58,10 +58,15 @@ def write_samples(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> 
 
 def holds_samples(path: Path) -> bool:
     """Whether `path` is such a table, or nothing yet."""
+    return holds_columns(path, ("sample", "num_tokens", "nll_coarse"))
+
+
+def holds_columns(path: Path, names: Iterable[str]) -> bool:
+    """Whether `path` is a table with these columns, or nothing yet."""
     if not path.exists():
         return True
     try:
-        return {"sample", "num_tokens", "nll_coarse"} <= {*pq.read_schema(path).names}
+        return {*names} <= {*pq.read_schema(path).names}
     except (OSError, pa.ArrowException):
         return False
 

@@ -77,6 +77,15 @@ def test_two_checkpoints_and_data_are_enough(tmp_path):
     assert list(batch.gap) == list(GAP)
 
 
+def test_jacobi_is_handed_on_as_it_is_and_is_nothing_that_a_part_is_scored_by():
+    gap = {**GAP, "jacobi": {"within": 0.02}}
+    batch = read_batch({"checkpoints": {"a": "x"}, "gap": gap})
+    assert batch.gap_parameters("a")["jacobi"] == {"within": 0.02}
+    assert batch.gap_arguments("a") == read_batch({"checkpoints": {"a": "x"}, "gap": GAP}).gap_arguments("a")
+    with pytest.raises(ValueError, match=r"jacobi\.within is 0; it must be above 0"):
+        read_batch({"checkpoints": {"a": "x"}, "gap": {**GAP, "jacobi": {"within": 0}}})
+
+
 def test_what_is_given_is_handed_on_as_it_is():
     """A new default must not make finished results out of date."""
     towers = {"t": {"tower": "random:clip-tiny", "image_size": [32, 48], "tolerances": [0, 0.5]}}

@@ -65,6 +65,7 @@ NEEDED = {
 }
 NUMBERS = {
     "gap": {"num-samples": FROM_2, "batch-size": FROM_1, "num-fine": FROM_1, "floor-samples": FROM_0, "seed": FROM_0,
+            "within": ABOVE_0, "within-query": ABOVE_0, "norm-samples": FROM_0,
             "device": DEVICE, "shard": {"5/4": "must be K/N", "0/4": "must be K/N", "1": "must be K/N",
             "1/2/3": "must be K/N", "-1/4": "must be K/N", "": "must be K/N"}},
     "scaling": {"block-length": FROM_1, "delta": ABOVE_0, "num-bootstrap": FROM_2, "seed": FROM_0,
@@ -266,6 +267,12 @@ CASES = [
     ),
     Case("gap --data of no YAML", asked("gap", *NEEDED["gap"], "--data", "{"), "cannot be read as YAML", "--data"),
     Case("gap --data of a list", asked("gap", *NEEDED["gap"], "--data", "[1]"), "must be a mapping", "--data"),
+    Case("gap --within alone", asked("gap", *NEEDED["gap"], "--within", "1"), "which is not there", "--within is of"),
+    Case(
+        "gap --jacobi of a part",
+        asked("gap", "--checkpoint", "nowhere", "--output", "FOLDER/a.parquet", "--jacobi", "--shard", "1/2"),
+        "give one of them",
+    ),
     Case("gap --dtype", asked("gap", *NEEDED["gap"], "--dtype", "int8"), "invalid choice", "--dtype"),
     Case("gap without a checkpoint", asked("gap", *NEEDED["gap"]), "no checkpoint folder nowhere"),
     Case(
