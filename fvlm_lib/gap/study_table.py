@@ -56,7 +56,8 @@ def study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
                     missing[evaluated.id] = "it is not evaluated"
                 except (OSError, ValueError) as error:
                     missing[evaluated.id] = str(error)
-    return pd.DataFrame(rows), missing
+    table = pd.DataFrame(rows)
+    return (table.astype({"numerical_floor": "float64"}) if rows else table), missing  # null where none was asked for
 
 
 def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[str, Any]:
