@@ -17,7 +17,6 @@ import pandas as pd
 from fvlm_lib.batch.study_config import Evaluated, Study, read_study_file
 from fvlm_lib.foveated.training_config import training_identity
 from fvlm_lib.gap.results import read_gap_result
-from fvlm_lib.gap.samples import read_samples
 from fvlm_lib.json_files import read_object
 from fvlm_lib.options import Parser, run
 from fvlm_lib.outputs import check_output, whole
@@ -63,6 +62,8 @@ def study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
 def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[str, Any]:
     """One row. Raises ValueError for a result of another run or other settings, FileNotFoundError where it is not
     there."""
+    from fvlm_lib.gap.samples import read_samples  # which takes torch, and seconds; --help does not wait for it
+
     trained, path = study.runs[evaluated.run], Path(study.result(evaluated.id))
     result = read_gap_result(path, study.gap_parameters(evaluated.id))
     about = result["training"]
