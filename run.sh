@@ -10,6 +10,7 @@ bash run.sh [snakemake arguments]   run the batch of config/demo.yaml, print the
     -n                                  only say what would run
     --cores 8                           more jobs at once
     --profile profiles/slurm            on a Slurm cluster
+bash run.sh study [arguments]       train and evaluate every run of config/study.yaml, or go on with it; options as above
 bash run.sh retrain [seed]          train the demo ladder anew, into checkpoints/retrained (20 to 40 minutes)
 bash run.sh train-reader [seed]     train the small model that reads drawn screens anew (an hour), into checkpoints/retrained
 bash run.sh lab [jupyter arguments] open JupyterLab on the notebooks
@@ -56,6 +57,10 @@ retrain)
 train-reader)
     seed=${2:-0}
     exec fvlm train-reader --seed "$seed" --out "checkpoints/retrained/reader-seed$seed"
+    ;;
+study)
+    shift
+    exec python -m fvlm_lib study "$@"
     ;;
 docs)
     # the notice is about versions after the pinned ones

@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT
 
 from fvlm_lib.batch.config import read_batch
+from fvlm_lib.batch.study_config import read_study
 from fvlm_lib.foveated.training_config import read_training_config
 
 PAGES = [
@@ -27,6 +28,8 @@ TEXTS = [page for page in PAGES if page.stem not in ("KNOWLEDGE", "LOG")]  # tho
 # What cannot run in a test as it stands, and what stands for it there.
 ELSEWHERE = {
     "bash run.sh lab": "tests/panels/test_browser.py opens the notebooks in JupyterLab",
+    "bash run.sh study": "tests/batch/test_study.py runs a study of tiny models",
+    "fvlm study-": "tests/batch/test_study.py and tests/gap/test_study_table.py do, of that",
     "bash run.sh retrain": "tests/foveated/test_train.py trains a ladder, smaller",
     "bash test.sh": "it is what runs this",
     "fvlm record": "tests/data/test_record.py records a virtual screen",
@@ -65,6 +68,9 @@ def test_every_config_of_the_pages_is_one(code, tmp_path):
     if "runs" in config:  # what `fvlm train` takes
         (tmp_path / "ladder.yaml").write_text(code)
         assert all(read_training_config(tmp_path / "ladder.yaml", run) for run in config["runs"])
+        return
+    if "sizes" in config:  # what `bash run.sh study` takes
+        assert read_study(config).runs
         return
     if set(config) == {"data"}:  # what `gap:` may hold
         config = {"checkpoints": {"mine": "checkpoints/demo/S-S/step_3000"}, "gap": config}

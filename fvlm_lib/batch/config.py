@@ -82,13 +82,8 @@ class Batch:
 
     def gap_arguments(self, checkpoint_id: str) -> list[str]:
         """The same for the command line of `fvlm gap --shard`, which scores no more fine passes than `num_fine`."""
-        arguments = []
-        for key, value in self.gap_parameters(checkpoint_id).items():
-            if value is not None and key != "jacobi":
-                values = value if isinstance(value, list) else [value]
-                texts = [json.dumps(v) if isinstance(v, dict) else str(v) for v in values]
-                arguments += [f"--{key.replace('_', '-')}", *texts]
-        return arguments
+        parameters = self.gap_parameters(checkpoint_id)
+        return gap_arguments({key: value for key, value in parameters.items() if key != "jacobi"})
 
     def missing_checkpoints(self) -> list[str]:
         """Ids whose folder or file is not there (an id of a model hub looks like a missing folder too)."""
@@ -117,6 +112,17 @@ class Batch:
         path = Path(self.checkpoints[checkpoint_id])
         files = [path] if path.is_file() else path.glob("*")
         return sorted(str(file) for file in files if file.suffix in (".safetensors", ".json", ".pt", ".pth", ".bin"))
+
+
+def gap_arguments(parameters: Mapping[str, Any]) -> list[str]:
+    """Parameters of an evaluation as options of `fvlm gap`."""
+    arguments = []
+    for key, value in parameters.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            texts = [json.dumps(v) if isinstance(v, dict) else str(v) for v in values]
+            arguments += [f"--{key.replace('_', '-')}", *texts]
+    return arguments
 
 
 def read_batch_file(path: str | Path, files: bool = True) -> Batch:

@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import yaml
 
@@ -57,6 +57,25 @@ class Signals:
                 signal.signal(number, lambda number, _: self.got.append(number))
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script; Snakemake must hear it
             signal.signal(signal.SIGINT, lambda *_: None)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a command runs by Snakemake: `fvlm batch`, or `fvlm study`.
+
+    prog: what the command is called; what: what it runs, in an error. config: by default; None: the profile's own.
+    description, example: for --help. read: checks a config file, and raises ValueError. run: runs what was read, given
+    the config's name, what `read` returned, Snakemake's arguments, the lock and the signals; returns the exit code.
+    """
+
+    prog: str
+    what: str
+    snakefile: str
+    config: str | None
+    description: str
+    example: str
+    read: Callable[[str], Any]
+    run: Callable[[str, Any, Sequence[str], int, Signals], int]
 
 
 def run_snakemake(arguments: Sequence[str], lock: int, log: IO[bytes], progress: Progress, signals: Signals) -> int:
@@ -97,33 +116,34 @@ def run_snakemake(arguments: Sequence[str], lock: int, log: IO[bytes], progress:
     return process.returncode
 
 
-def find_config(arguments: Sequence[str]) -> tuple[str, str, bool]:
-    """Of Snakemake's arguments, the config, the profile and whether nothing is to run.
+def find_config(arguments: Sequence[str], launched: Launched | None = None) -> tuple[str, str, bool]:
+    """Of Snakemake's arguments, the config, the profile and whether nothing is to run. launched: by default a batch.
 
     Raises ValueError where there is not one config, or where `--config` changes what it says.
     """
+    launched = launched or BATCH
     parser = argparse.ArgumentParser(
-        prog="fvlm batch",
+        prog=launched.prog,
         allow_abbrev=False,
-        description="Run the batch of a config: print its gap table, write its report. Snakemake's own options are "
-        "passed on.",
-        epilog="examples: fvlm batch --configfile config/mine.yaml; fvlm batch -n; fvlm batch --cores 8",
+        description=f"{launched.description} Snakemake's own options are passed on.",
+        epilog=f"examples: {launched.example}; {launched.prog} -n; {launched.prog} --cores 8",
     )
     add = parser.add_argument
-    add("--configfile", "--configfiles", nargs="+", default=[], metavar="FILE", help="by default the profile's own")
+    default = launched.config or "the profile's own"
+    add("--configfile", "--configfiles", nargs="+", default=[], metavar="FILE", help=f"by default {default}")
     add("--profile", metavar="FOLDER", help=f"how it runs, by default {LOCAL}")
     add("--dry-run", "--dryrun", "-n", action="store_true", help="only say what would run, and why")
     add("--config", "-C", nargs="*", help=argparse.SUPPRESS)
     # -np and the like, which argparse would refuse for its p
     known, _ = parser.parse_known_args([re.sub(r"^-n[a-zA-Z]+$", "-n", argument) for argument in arguments])
     if known.config is not None:
-        raise ValueError("--config is not for batches, whose notebooks read the file again; write it into a copy")
-    configs, profile = known.configfile, known.profile or LOCAL
+        raise ValueError("--config is not for batches, whose jobs read the file again; write it into a copy")
+    configs, profile = known.configfile or ([launched.config] if launched.config else []), known.profile or LOCAL
     with contextlib.suppress(OSError):  # a profile of Snakemake's own folders, which is its to find
         given = (yaml.safe_load(Path(profile, "config.yaml").read_text()) or {}).get("configfile", [])
         configs = configs or ([given] if isinstance(given, str) else given)
     if len(configs) != 1:
-        raise ValueError(f"a batch is of one config, as --configfile config/mine.yaml, not of {len(configs)}")
+        raise ValueError(f"a {launched.what} is of one config, as --configfile config/mine.yaml, not of {len(configs)}")
     return configs[0], profile, known.dry_run
 
 
@@ -158,6 +178,23 @@ def run_batch(name: str, batch: Batch, arguments: Sequence[str], lock: int, sign
         print(f"the batch of {name}; its log is {log_path}", flush=True)
         progress = TableProgress(Path(own.runs), name, bool(batch.checkpoints))
         status = run_snakemake(arguments, lock, log, progress, signals)
+    if (ended := tell_end(status, progress, log_path, signals)) is not None:
+        return ended
+    progress.print_table()
+    try:
+        made = write_report(name, own, report, log_path)
+    except (ValueError, OSError) as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return 1
+    if made >= 128 or signals.got:
+        signals.got.append(made - 128)
+        return _stopped(signals)
+    print(f"report: {report}" if made == 0 else f"no report: see the end of {log_path}")
+    return 1 if status or made else 0
+
+
+def tell_end(status: int, progress: Progress, log_path: Path, signals: Signals) -> int | None:
+    """Say how Snakemake ended, where not well; the exit code, unless there is something to be made of what was done."""
     if signals.got:
         return _stopped(signals)
     if status < 0:
@@ -171,17 +208,7 @@ def run_batch(name: str, batch: Batch, arguments: Sequence[str], lock: int, sign
         undone = progress.total - progress.done - len(progress.failed)
         waiting = f", {undone} not run as they need what failed" if undone else ""
         print(f"{progress.done} of {progress.total} jobs done, {len(progress.failed)} failed{waiting}; see {log_path}")
-    progress.print_table()
-    try:
-        made = write_report(name, own, report, log_path)
-    except (ValueError, OSError) as error:
-        print(f"no report: {error}", file=sys.stderr)
-        return 1
-    if made >= 128 or signals.got:
-        signals.got.append(made - 128)
-        return _stopped(signals)
-    print(f"report: {report}" if made == 0 else f"no report: see the end of {log_path}")
-    return 1 if status or made else 0
+    return None
 
 
 class TableProgress(Progress):
@@ -221,34 +248,56 @@ def _stopped(signals: Signals) -> int:
     return 128 + signals.got[0]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line, Snakemake's arguments; see `bash run.sh --help`."""
+def launch(launched: Launched, argv: Sequence[str] | None = None) -> int:
+    """Run it; `argv` are Snakemake's arguments. 2 for what the user can put right, said in one line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signals = Signals()
     signals.listen()
     try:
-        name, profile, dry = find_config(arguments)
+        name, profile, dry = find_config(arguments, launched)
         # in this order, as an option that takes several values would take the targets that follow it
-        ours = ["--configfile", name, "--profile", profile]
+        ours = ["--snakefile", launched.snakefile, "--configfile", name, "--profile", profile]
         if (READING | WRITING) & {*arguments}:
             if WRITING & {*arguments} and not dry:
                 os.dup2(take_lock(LOCK), 0)
             os.execvp("snakemake", ["snakemake", *ours, *arguments])
         ours = ["--logger", "fvlm", *ours]
-        batch = read_batch_file(name)
-        for id in batch.missing_checkpoints():
-            where = f"{name}: checkpoint {id}: there is no {batch.checkpoints[id]}"
-            print(f"{where}; unless that is an id of a model hub, its run will fail", file=sys.stderr)
+        found = launched.read(name)
         if dry:
             return dry_run([*ours, *arguments], signals)
         lock = take_lock(LOCK)
         # Snakemake's own lock is one of files, which a batch that was killed leaves; ours is free, so that is stale.
         if any(Path(".snakemake/locks").glob("*")):
             subprocess.run(["snakemake", *ours[2:], "--unlock"], stdin=lock, capture_output=True)
-        return run_batch(name, batch, [*ours, *arguments], lock, signals)
+        return launched.run(name, found, [*ours, *arguments], lock, signals)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _read_batch(name: str) -> Batch:
+    batch = read_batch_file(name)
+    for id in batch.missing_checkpoints():
+        where = f"{name}: checkpoint {id}: there is no {batch.checkpoints[id]}"
+        print(f"{where}; unless that is an id of a model hub, its run will fail", file=sys.stderr)
+    return batch
+
+
+BATCH = Launched(
+    prog="fvlm batch",
+    what="batch",
+    snakefile="Snakefile",
+    config=None,
+    description="Run the batch of a config: print its gap table, write its report.",
+    example="fvlm batch --configfile config/mine.yaml",
+    read=_read_batch,
+    run=run_batch,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line, Snakemake's arguments; see `bash run.sh --help`."""
+    return launch(BATCH, argv)
 
 
 if __name__ == "__main__":

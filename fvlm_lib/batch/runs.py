@@ -44,16 +44,23 @@ class MissingResult(Exception):
     """The notebook ended without writing all of its results."""
 
 
+def git_commit(folder: Path | None = None) -> str | None:
+    """The commit of a folder, by default the working directory, with -dirty where files differ from it; None where git
+    knows none."""
+    # Without optional locks, as runs in parallel would fight for the index; without tags, for the hash.
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
 def _provenance() -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for package in ("torch", "transformers", "papermill", "fvlm"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     git = None  # if this is not a checkout
-    # Without optional locks, as runs in parallel would fight for the index; without tags, for the hash.
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if answer := git_commit():
         git = {"commit": answer.removesuffix("-dirty"), "dirty": answer.endswith("-dirty")}
     return {"versions": versions, "git": git}
 

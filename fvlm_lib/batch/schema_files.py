@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fvlm_lib.batch.parameters import Config
+from fvlm_lib.batch.study_config import StudyFile
 from fvlm_lib.foveated.training_config import TrainingConfig
 from fvlm_lib.options import Parser, run
 from fvlm_lib.outputs import whole
@@ -36,6 +37,7 @@ SCHEMAS: dict[str, tuple[type, str]] = {
     "schema.json": (Config, "Config of a batch (bash run.sh --configfile FILE)"),
     SCHEMA_FILE: (DifferentialSettings, "Settings of the differential encoder"),
     "ladder.schema.json": (Ladder, "Runs to train (fvlm train FILE)"),
+    "study.schema.json": (StudyFile, "A study (bash run.sh study --configfile FILE)"),
 }
 
 

@@ -22,7 +22,6 @@ import json
 import math
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,12 @@ from fvlm_lib.foveated.flops import count_flops
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.foveated.recipe_options import RecipeOptions
 from fvlm_lib.foveated.recipes import training_loss
-from fvlm_lib.foveated.training_config import TrainingConfig
+from fvlm_lib.foveated.training_config import MAX_POSITIONS, TrainingConfig, training_identity
 from fvlm_lib.foveated.training_state import load_state, save_state
 from fvlm_lib.outputs import whole
 
 STATE = "state.safetensors"
+IDENTITY = "run.json"
 
 
 def build_model(config: TrainingConfig, videos: DrawnVideos, seed: int) -> FoveatedVLM:
@@ -69,7 +69,7 @@ def build_model(config: TrainingConfig, videos: DrawnVideos, seed: int) -> Fovea
                 num_key_value_heads=config.text_heads,
                 intermediate_size=config.text_mlp_width,
                 vocab_size=len(vocabulary),
-                max_position_embeddings=256,
+                max_position_embeddings=MAX_POSITIONS,
                 pad_token_id=vocabulary.index("<pad>"),
                 eos_token_id=vocabulary.index("<eos>"),
                 bos_token_id=None,
@@ -123,21 +123,27 @@ def library_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def holds_finished(config: TrainingConfig, out: Path, seed: int, name: str) -> bool:
+    """Whether `out` holds a run to its last checkpoint. Raises ValueError where it holds one of another config or
+    seed."""
+    if not (out / IDENTITY).exists():
+        return False
+    if json.loads((out / IDENTITY).read_text()) != training_identity(config, seed, name):
+        raise ValueError(f"{out} holds a run of another config or seed; choose another --out or remove it")
+    return (out / f"step_{config.steps:04d}").exists()
+
+
 def train(config: TrainingConfig, out: Path, seed: int = 0, name: str = "run", device: str = "cpu") -> None:
     """Train one run into the folder `out`, going on from its last state if it was interrupted.
 
     Raises FileExistsError where `out` holds a finished run, ValueError where it holds one of another config
     or seed, FloatingPointError where the loss is no longer a number (the state before it stays).
     """
-    last_checkpoint = out / f"step_{config.steps:04d}"
-    identity = {"name": name, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
-    identity_file = out / "run.json"
-    if identity_file.exists():
-        if json.loads(identity_file.read_text()) != identity:
-            raise ValueError(f"{out} holds a run of another config or seed; choose another --out or remove it")
-        if last_checkpoint.exists():
-            raise FileExistsError(f"{out} holds this run, finished; choose another --out or remove it")
-    elif out.exists() and any(out.iterdir()):
+    identity = training_identity(config, seed, name)
+    identity_file = out / IDENTITY
+    if holds_finished(config, out, seed, name):
+        raise FileExistsError(f"{out} holds this run, finished; choose another --out or remove it")
+    if not identity_file.exists() and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty and is not a training run; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     identity_file.write_text(json.dumps(identity, indent=1) + "\n")

@@ -5,7 +5,8 @@ How it is trained is `train.py`'s subject. Imports nothing heavy, so that a wron
 
 from __future__ import annotations
 
-from dataclasses import field
+import json
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from fvlm_lib.yaml_files import read_yaml
 
 Width = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=1024)]
+MAX_POSITIONS = 256  # of the language models that are trained, for frames and caption
 
 
 @settings
@@ -82,6 +84,11 @@ class TrainingConfig:
             DrawnKind, {"kind": "procedural", "split": "train", "seed": seed, **self.videos}, "videos"
         )
         return found
+
+
+def training_identity(config: TrainingConfig, seed: int, name: str) -> dict[str, Any]:
+    """What run.json says of a training, and training.json of each of its checkpoints."""
+    return {"name": name, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
 
 
 @settings

@@ -1,0 +1,244 @@
+"""What a study's config file says: every size of language model trained by every recipe with every seed, and how each
+checkpoint is evaluated.
+
+`study.smk` turns this into jobs, `gap/study_table.py` their results into a table. Imports nothing heavy, since
+the workflow reads it at every start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from fvlm_lib.batch.folders import folders
+from fvlm_lib.batch.parameters import Half, Name, NumFine, Samples
+from fvlm_lib.data.options import Data
+from fvlm_lib.foveated.recipe_options import Plain, Recipe, Then
+from fvlm_lib.foveated.training_config import MAX_POSITIONS, Layers, TrainingConfig, Width
+from fvlm_lib.schema import BatchSize, Count, CountOrNone, Distinct, Positive, Seed, check, settings
+from fvlm_lib.yaml_files import read_yaml
+
+Frames = Annotated[list[Count], Distinct]
+JOINT = "--"  # between the parts of an id
+
+
+@settings
+class Size:
+    """A language model, and what it is trained with."""
+
+    text_width: Width
+    text_layers: Layers
+    text_mlp_width: Width
+    learning_rate: Positive
+    """Best found for this size by plain training; the same for every recipe."""
+    text_heads: Layers = 4
+
+
+@settings
+class StudyRecipe:
+    """How a run is trained."""
+
+    recipe: Recipe = field(default_factory=Plain)
+    """Which loss is descended."""
+    then: Then | None = None
+    """Another recipe for the last of the steps."""
+
+
+@settings
+class Evaluation:
+    """How checkpoints are evaluated: `fvlm gap`, on drawn videos as those of the training but of the split `test`."""
+
+    num_samples: Samples = 512
+    batch_size: BatchSize = 32
+    num_fine: NumFine = field(default_factory=lambda: [1, 2, 3])
+    """Numbers of fine passes to score."""
+    num_frames: Annotated[Frames, Field(min_length=1)] = field(default_factory=lambda: [8])
+    """Of the videos; every checkpoint is evaluated on videos of each of these lengths."""
+    last_num_frames: Frames = field(default_factory=list)
+    """Further lengths, for the last checkpoint of a run alone."""
+    seed: Seed = 0
+    """Of the videos and of the bootstrap."""
+    floor_samples: CountOrNone = 64
+    """Evaluated again in float64 for the numerical floor; 0 for none."""
+
+
+@settings
+class StudyFile:
+    """A study: every size with every recipe and seed. What is left out of this file is not run."""
+
+    sizes: Annotated[dict[Half, Size], Field(min_length=1)]
+    recipes: Annotated[dict[Half, StudyRecipe], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1), Distinct]
+    """Of weights and training videos; a seed means the same videos in every run."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """What all runs are trained with; not what sizes and recipes say."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    output: Name = "results/study"
+    """The folder that gets checkpoints, evaluations and the table."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its config, its seed, and the names of its size and recipe."""
+
+    size: str
+    recipe: str
+    seed: int
+    config: TrainingConfig
+
+    @property
+    def name(self) -> str:
+        """What training.json and progress bars call it, without the seed."""
+        return JOINT.join([self.size, self.recipe])
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation: of the checkpoint at `step` of the run of id `run`, on videos of so many frames."""
+
+    run: str
+    step: int
+    num_frames: int
+
+    @property
+    def id(self) -> str:
+        return JOINT.join([self.run, str(self.step), str(self.num_frames)])
+
+
+@dataclass(frozen=True)
+class Study:
+    """What there is to do: `runs` and `evaluations` by id, in the file's order, and where they are kept."""
+
+    runs: dict[str, Run]
+    evaluations: dict[str, Evaluated]
+    evaluation: Evaluation
+    output: str
+
+    @property
+    def table(self) -> str:
+        """The table, Parquet."""
+        return f"{self.output}/study.parquet"
+
+    @property
+    def table_csv(self) -> str:
+        """The same as CSV."""
+        return f"{self.output}/study.csv"
+
+    def run_folder(self, run: str) -> str:
+        """Where a training keeps its checkpoints and its state."""
+        return f"{self.output}/runs/{run}"
+
+    def record(self, run: str) -> str:
+        """The file that says that a training is finished, and by which code."""
+        return f"{self.output}/trained/{run}.json"
+
+    def result(self, evaluation: str) -> str:
+        """What `fvlm gap` found; its per-sample table is beside it."""
+        return f"{self.output}/gap/{evaluation}.json"
+
+    def gap_parameters(self, evaluation: str) -> dict[str, Any]:
+        """What an evaluation is made with; its result must hold exactly these."""
+        about, settings = self.evaluations[evaluation], self.evaluation
+        videos = self.runs[about.run].config.videos
+        return {
+            "checkpoint": f"{self.run_folder(about.run)}/step_{about.step:04d}",
+            "data": _test_videos(videos, about.num_frames, settings.seed),
+            "num_samples": settings.num_samples,
+            "batch_size": settings.batch_size,
+            "num_fine": settings.num_fine,
+            "dtype": None,
+            "device": "cpu",
+            "seed": settings.seed,
+            "floor_samples": settings.floor_samples,
+            "reuse": None,
+        }
+
+
+def _test_videos(videos: Mapping[str, Any], num_frames: int, seed: int) -> dict[str, Any]:
+    return {"kind": "procedural", **videos, "split": "test", "seed": seed, "num_frames": num_frames}
+
+
+def read_study_file(path: str | Path) -> Study:
+    """The study of a config file. Raises ValueError in one sentence that names file, key, value and what would be
+    right."""
+    content = read_yaml(path)
+    return read_study({} if content is None else content, str(path))
+
+
+def read_study(config: Mapping[str, Any], name: str = "the config") -> Study:
+    """Check a study's config. Raises ValueError as `read_study_file` does."""
+    found = check(StudyFile, config, name)
+    _check_training(found, config.get("training") or {}, name)
+    _check_videos(found, name)
+    runs = {}
+    for (size, width), (recipe, entry) in product(found.sizes.items(), found.recipes.items()):
+        try:
+            trained = dataclasses.replace(found.training, **vars(width), **vars(entry))
+        except ValueError as error:
+            raise ValueError(f"{name}: sizes.{size}: {error}") from None
+        for seed in found.seeds:
+            runs[JOINT.join([size, recipe, str(seed)])] = Run(size, recipe, seed, trained)
+    last = found.training.steps
+    wanted = [
+        Evaluated(run, step, frames)
+        for run in runs
+        for step in found.training.checkpoint_steps
+        for frames in found.evaluation.num_frames + (found.evaluation.last_num_frames if step == last else [])
+    ]
+    output = str(Path(found.output))
+    return Study(runs, {evaluated.id: evaluated for evaluated in wanted}, found.evaluation, output)
+
+
+def read_run(path: Path, run: str) -> tuple[Study, Run]:
+    """A study and one of its runs. Raises ValueError for a run that is not in it."""
+    study = read_study_file(path)
+    if run not in study.runs:
+        named = ", ".join(list(study.runs)[:3])
+        raise ValueError(f"{path} has no run {run!r}; a run is called SIZE--RECIPE--SEED, as {named} are")
+    return study, study.runs[run]
+
+
+def _check_training(found: StudyFile, given: Mapping[str, Any], name: str) -> None:
+    """What sizes and recipes say is not said of all runs as well, and the last step leaves a checkpoint."""
+    for kind, owner in ((Size, "sizes"), (StudyRecipe, "recipes")):
+        for key in dataclasses.fields(kind):
+            if key.name in given:
+                raise ValueError(f"{name}: training has {key.name}; of a study it stands in the entries of {owner}")
+    steps = found.training.checkpoint_steps
+    if found.training.steps not in steps or list(steps) != sorted({*steps}):
+        raise ValueError(
+            f"{name}: training.checkpoint_steps is {list(steps)}; it must rise and end with steps, "
+            f"{found.training.steps}"
+        )
+
+
+def _check_videos(found: StudyFile, name: str) -> None:
+    """Videos of all lengths can be drawn, and fit a model's positions; the folder can be a folder."""
+    evaluation = found.evaluation
+    for key in ("num_frames", "last_num_frames"):
+        for frames in getattr(evaluation, key):
+            where = f"{name}: evaluation.{key}"
+            if key == "last_num_frames" and frames in evaluation.num_frames:
+                raise ValueError(f"{where} has {frames}, which num_frames has for every checkpoint; keep one of them")
+            videos = check(Data, _test_videos(found.training.videos, frames, evaluation.seed), where)
+            if videos.num_positions > MAX_POSITIONS:
+                raise ValueError(
+                    f"{where} has {frames}, which with the caption takes {videos.num_positions} positions; models "
+                    f"are trained with {MAX_POSITIONS}"
+                )
+    try:
+        folders(found.output)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def wildcards(names: Mapping[str, Any]) -> str:
+    """A regular expression that matches these ids alone."""
+    return "|".join(map(re.escape, names))

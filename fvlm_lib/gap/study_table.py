@@ -1,0 +1,148 @@
+"""`fvlm study-table`: the results of a study as one tidy table, a row a checkpoint and length of videos.
+
+Also of a study half done: the table is then of what is there, and what is missing is named. How a gap is measured is
+`gap.py`'s subject, how a study is run that of `batch/study_launch.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fvlm_lib.batch.study_config import Evaluated, Study, read_study_file
+from fvlm_lib.foveated.training_config import training_identity
+from fvlm_lib.gap.results import read_gap_result
+from fvlm_lib.json_files import read_object
+from fvlm_lib.options import Parser, run
+from fvlm_lib.outputs import check_output, whole
+
+SHOWN = 20  # of what is missing, a line each
+_TRAINING = ("num_parameters", "num_text_parameters", "training_flops", "seconds_per_step")
+
+
+def study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The table of a study's results, and what of them is missing or cannot be used: why, by the id of a run or of an
+    evaluation.
+
+    Columns: size, recipe, seed, step, num_frames (of the evaluation's videos); num_parameters, num_text_parameters,
+    training_flops and seconds_per_step up to that step; learning_rate; num_samples, num_tokens; for each mode, which
+    are coarse, fine_K and autoregressive, nll_MODE (sum over all tokens, nats) and loss_MODE (nats a token) with _low
+    and _high, 95% bootstrap intervals over samples; gap_fine_K (autoregressive less fine_K, nats a token) likewise;
+    numerical_floor; library_hash, torch, commit and cpu_capability of the training, evaluation_torch of the evaluation.
+
+    Empty where nothing is there.
+    """
+    rows, missing = [], {}
+    for run_id in study.runs:
+        try:
+            record = read_object(study.record(run_id))
+        except FileNotFoundError:
+            missing[run_id] = "it is not trained to its end"
+            continue
+        except (OSError, ValueError) as error:
+            missing[run_id] = str(error)
+            continue
+        for evaluated in study.evaluations.values():
+            if evaluated.run == run_id:
+                try:
+                    rows.append(_row(study, evaluated, record))
+                except FileNotFoundError:
+                    missing[evaluated.id] = "it is not evaluated"
+                except (OSError, ValueError) as error:
+                    missing[evaluated.id] = str(error)
+    table = pd.DataFrame(rows)
+    return (table.astype({"numerical_floor": "float64"}) if rows else table), missing  # null where none was asked for
+
+
+def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[str, Any]:
+    """One row. Raises ValueError for a result of another run or other settings, FileNotFoundError where it is not
+    there."""
+    from fvlm_lib.gap.samples import read_samples  # which takes torch, and seconds; --help does not wait for it
+
+    trained, path = study.runs[evaluated.run], Path(study.result(evaluated.id))
+    result = read_gap_result(path, study.gap_parameters(evaluated.id))
+    about = result["training"]
+    wanted = {**training_identity(trained.config, trained.seed, trained.name), "step": evaluated.step}
+    if different := [key for key, value in wanted.items() if about.get(key) != value]:
+        raise ValueError(f"{path} is of a checkpoint with another {different[0]} than the study has; remove it")
+    samples = read_samples(path.with_suffix(".parquet"))
+    row: dict[str, Any] = {
+        "size": trained.size,
+        "recipe": trained.recipe,
+        "seed": trained.seed,
+        "step": evaluated.step,
+        "num_frames": evaluated.num_frames,
+        **{key: about.get(key) for key in _TRAINING},
+        "learning_rate": trained.config.learning_rate,
+        "num_samples": result["num_samples"],
+        "num_tokens": result["num_tokens"],
+    }
+    for mode, loss in result["losses"].items():
+        total = float(samples[f"nll_{mode}"].sum())
+        if not math.isclose(total, loss["value"] * result["num_tokens"], rel_tol=1e-9, abs_tol=1e-9):
+            raise ValueError(f"{path} and the table beside it are of two evaluations; remove both")
+        row |= {f"nll_{mode}": total, **_estimate(f"loss_{mode}", loss)}
+    for mode, gap in result["gap_to_passes"].items():
+        row |= _estimate(f"gap_{mode}", gap)
+    return {
+        **row,
+        "numerical_floor": result["numerical_floor"],
+        "library_hash": about.get("library_hash"),
+        "torch": about.get("torch"),
+        "commit": record.get("commit", "unknown"),
+        "cpu_capability": record.get("cpu_capability", "unknown"),
+        "evaluation_torch": result.get("torch"),
+    }
+
+
+def _estimate(name: str, found: Mapping[str, float]) -> dict[str, float]:
+    return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+
+
+def write_study_table(study: Study) -> dict[str, str]:
+    """Write the table, as Parquet and as CSV, and return what is missing from it. Raises ValueError where all is."""
+    table, missing = study_table(study)
+    if table.empty:
+        first = next(iter(missing))
+        raise ValueError(f"there is no result of the study in {study.output} yet; {first}: {missing[first]}")
+    with whole(Path(study.table)) as part:
+        table.to_parquet(part, index=False)
+    with whole(Path(study.table_csv)) as part:
+        table.to_csv(part, index=False)
+    return missing
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command: 1 where a result is missing, else the exit codes of `options.run`."""
+    parser = Parser(
+        prog="fvlm study-table",
+        description="Make the table of a study from the results that are there, one row a checkpoint and length of "
+        "videos, and name what is missing; exit code 1: something is.",
+        epilog="example: fvlm study-table config/study.yaml",
+    )
+    parser.add_argument("config", type=Path, metavar="STUDY.yaml", help="the study's config")
+    args = parser.parse_args(argv)
+    return run(parser.prog, lambda: _make(args.config))
+
+
+def _make(config: Path) -> int:
+    study = read_study_file(config)
+    check_output(Path(study.table), f"{config}: output:")
+    missing = write_study_table(study)
+    runs = sum(id in study.runs for id in missing)
+    lacking = f"; {runs} of {len(study.runs)} runs and {len(missing) - runs} evaluations of others are missing"
+    print(f"table: {study.table}{lacking if missing else ''}")
+    for id in list(missing)[:SHOWN]:
+        print(f"missing: {id}: {missing[id]}")
+    if len(missing) > SHOWN:
+        print(f"... and {len(missing) - SHOWN} more")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
