@@ -42,6 +42,7 @@ class LiveSource:
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         with contextlib.closing(self._frames()) as frames:
+            # either may end first: the clock when this is closed, the frames of a recording
             yield from zip(clock(self.fps, self._closed.is_set), frames, strict=False)
 
     def close(self) -> None:

@@ -65,13 +65,18 @@ class LiveFrame:
 
 
 def live_row(live: LiveFrame) -> dict[str, Any]:
-    """What was measured of a frame, and what was said: without pixels and look, and of its patches how many."""
+    """What was measured of a frame, and what was said, without its pixels: of its patches how many, and of the look the
+    row and column, from 0, of the patch that gets most of it, and its share."""
+    row, column = np.unravel_index(live.look.argmax(), live.look.shape)
     return {
         "frame": live.index,
         "seconds": live.seconds,
         "path": live.path,
         "encoded": int(live.encoded.sum()),
         "patches": live.encoded.size,
+        "look_row": int(row),
+        "look_column": int(column),
+        "look_share": float(live.look.max()),
         "encode_ms": live.encode_ms,
         "look_ms": live.look_ms,
         "language_ms": live.language_ms,

@@ -12,10 +12,10 @@ import json
 import sys
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -24,14 +24,14 @@ from fvlm_lib.data.live_frames import open_source
 from fvlm_lib.data.record import stop_request
 from fvlm_lib.options import Parser, add_device, add_pack, add_threads, option, pack_options, printable, run
 from fvlm_lib.outputs import check_output, json_lines
-from fvlm_lib.schema import Count, FrameRate, NewTokens, Seconds, Tolerance
+from fvlm_lib.schema import Count, FrameRate, NewTokens, Seconds, SecondsOrNone
 from fvlm_lib.vision.settings import EXACT, read_settings
 
 if TYPE_CHECKING:
     from fvlm_lib.foveated.live import LiveFrame
 
-ROW = "{:>6} {:>8}  {:<8} {:>9}  {:>8} {:>8} {:>8} {:>8}  {:>7}  {}"
-HEADER = ("frame", "s", "path", "encoded", "encode", "look", "language", "caption", "dropped", "says")
+ROW = "{:>6} {:>8}  {:<8} {:>9} {:>14}  {:>8} {:>8} {:>8} {:>8}  {:>7}  {}"
+HEADER = ("frame", "s", "path", "encoded", "looks at", "encode", "look", "language", "caption", "dropped", "says")
 TIMES = ("encode_ms", "look_ms", "language_ms", "caption_ms")
 
 
@@ -40,9 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="fvlm watch",
         description="Watch a screen, a window or a recording with a foveated model, at a rate: a line a frame, with "
-        "how it was encoded and how many of its patches, milliseconds of encoding, look, language model and caption, "
-        "how many frames came too late to be watched, and what the model says. Then medians with quartiles; the last "
-        "line is JSON. Ctrl-C ends it and keeps what was said.",
+        "how it was encoded and how many of its patches, row and column of the patch that the model looks at most with "
+        "its share of the look, milliseconds of encoding, look, language model and caption, how many frames came too "
+        "late to be watched, and what the model says. Then medians with quartiles; the last line is JSON. Ctrl-C ends "
+        "it and keeps what was said.",
         epilog="example: fvlm watch --checkpoint checkpoints/demo/screens/step_4500 --source data/screen-events",
     )
     add = parser.add_argument
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--loop", action="store_true", help="begin a recording again at its end")
     add(
         "--caption-every",
-        type=option(Tolerance),
+        type=option(SecondsOrNone),
         default=1.0,
         metavar="S",
         help="seconds between two captions, 0 for one at every frame; none while nothing changes; default %(default)s",
@@ -162,9 +163,10 @@ def _watch(args: argparse.Namespace) -> None:
             ):
                 for frame in itertools.islice(frames, args.frames):
                     summary.add(frame)
-                    print(_row(frame), flush=True)
+                    row = live_row(frame)
+                    print(_line(row), flush=True)
                     if write:
-                        write(live_row(frame))
+                        write(row)
         finally:  # what goes wrong is said behind what was seen
             _print_summary(summary, args)
 
@@ -181,13 +183,21 @@ def _after(seconds: float | None, stop: threading.Event) -> Iterator[None]:
         timer.cancel()
 
 
-def _row(frame: LiveFrame) -> str:
-    times = (f"{getattr(frame, name):.1f}" for name in TIMES[:3])
-    asked = "" if frame.caption is None else f"{frame.caption_ms:.1f}"
-    encoded = f"{frame.encoded.sum()}/{frame.encoded.size}"
-    said = printable(frame.caption or "")
-    row = ROW.format(frame.index, f"{frame.seconds:.2f}", frame.path, encoded, *times, asked, frame.dropped, said)
-    return row.rstrip()
+def _line(row: Mapping[str, Any]) -> str:
+    """A row of `live.live_row` as it is printed."""
+    times = (f"{row[name]:.1f}" for name in TIMES[:3])
+    line = ROW.format(
+        row["frame"],
+        f"{row['seconds']:.2f}",
+        row["path"],
+        f"{row['encoded']}/{row['patches']}",
+        f"{row['look_row']}, {row['look_column']}: {row['look_share']:.0%}",
+        *times,
+        "" if row["caption"] is None else f"{row['caption_ms']:.1f}",
+        row["dropped"],
+        printable(row["caption"] or ""),
+    )
+    return line.rstrip()
 
 
 def _print_summary(summary: Summary, args: argparse.Namespace) -> None:

@@ -86,12 +86,12 @@ class LivePanel(Panel):
         device: str = "auto",
     ) -> None:
         super().__init__()
-        self.device, self.base = device, EXACT
+        self.device, self.file_settings = device, EXACT
         self.said: deque[Said] = deque(maxlen=REMEMBERED)
         self.watching: Watching | None = None
         self._streams = 0
         self.opened: tuple[Path, FoveatedVLM, PreTrainedTokenizerBase] | None = None
-        self.state = Chosen(None, str(source), fps, loop, caption_every, *_levels(self.base))
+        self.state = Chosen(None, str(source), fps, loop, caption_every, *_levels(self.file_settings))
         self._make_widgets(folder)
         self._join_widgets()
         self.show_errors(partial(self._open, checkpoint, settings))()
@@ -146,7 +146,7 @@ class LivePanel(Panel):
     @property
     def settings(self) -> DifferentialSettings:
         """What the controls say; what has no control is as in the file that was read."""
-        return replace(self.base, diff_threshold=self.state.threshold, tolerance=self.state.tolerance)
+        return replace(self.file_settings, diff_threshold=self.state.threshold, tolerance=self.state.tolerance)
 
     def _open(self, checkpoint: str | Path | None, settings: str | Path | None) -> None:
         if LivePanel.current is not None:
@@ -155,8 +155,8 @@ class LivePanel(Panel):
         self.sayings.value = describe_said(())
         self._set_widgets()
         if settings is not None:
-            self.base = read_settings(settings)
-            threshold, tolerance = _levels(self.base)
+            self.file_settings = read_settings(settings)
+            threshold, tolerance = _levels(self.file_settings)
             self.state = replace(self.state, threshold=threshold, tolerance=tolerance)
         for name in CHECKED:
             self._check(name, getattr(self.state, name))

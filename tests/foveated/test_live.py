@@ -34,11 +34,11 @@ from fvlm_lib.data.screens import read_sequence
 from fvlm_lib.data.videos import ProceduralVideos
 from fvlm_lib.errors import CheckpointError
 from fvlm_lib.foveated import watch_command
-from fvlm_lib.foveated.live import LiveFrame, most_frames, open_live, trained_frames, watch_live
+from fvlm_lib.foveated.live import LiveFrame, live_row, most_frames, open_live, trained_frames, watch_live
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.foveated.stream import FoveatedStream
 from fvlm_lib.gap.evaluation import float64_copy
-from fvlm_lib.vision.settings import DifferentialSettings
+from fvlm_lib.vision.settings import EXACT, DifferentialSettings
 
 CHECKPOINT = DEMO / "S-S" / "step_3000"
 TERMINAL = ROOT / "data" / "screens" / "terminal"
@@ -149,9 +149,7 @@ def test_a_trained_model_says_of_a_played_video_what_it_generates():
     frames = [((frame.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy() for frame in pixels[0]]
     paced = Paced(frames)
     watched = []
-    for frame in watch_live(
-        model, tokenizer, paced, differential=DifferentialSettings(diff_threshold=0.0, tolerance=0.0), caption_every=0
-    ):
+    for frame in watch_live(model, tokenizer, paced, differential=EXACT, caption_every=0):
         watched.append(frame)
         paced.room.release()
     rounded = torch.stack([torch.from_numpy(frame).permute(2, 0, 1) / 127.5 - 1 for frame in frames])[None]
@@ -297,12 +295,15 @@ def test_the_command_prints_a_line_a_frame_writes_them_and_ends_in_json(capsys, 
     assert len(rows) == 60 == last["watched"] and rows[-1]["dropped"] == last["dropped"]
     assert [row["frame"] for row in rows] == [*range(60)] and lines[61].startswith("60 frames watched, ")
     assert rows[0]["path"] == "full" and rows[0]["encoded"] == rows[0]["patches"] == 16
+    for row, line in zip(rows, lines[1:61], strict=True):
+        assert row["look_row"] in range(4) and row["look_column"] in range(4) and 1 / 16 <= row["look_share"] <= 1
+        assert f" {row['look_row']}, {row['look_column']}: {row['look_share']:.0%} " in line
     asked = [row for row in rows if row["caption"] is not None]
     assert last["encode_ms"]["n"] == 60 and last["caption_ms"]["n"] == len(asked) >= 2
     assert sorted(row["look_ms"] for row in rows)[0] <= last["look_ms"]["ms_q1"] <= last["look_ms"]["ms"]
     said = [row["caption"] for row in asked]
     assert [caption for _, caption in last["captions"]] == [
-        caption for before, caption in zip([None, *said], said, strict=False) if caption != before
+        caption for before, caption in zip([None, *said[:-1]], said, strict=True) if caption != before
     ]
     assert sum(last["paths"].values()) == 60 and not grabbers()
 
@@ -410,3 +411,12 @@ def test_ten_thousand_frames_of_a_recording_take_the_memory_of_a_thousand(tmp_pa
     assert growth < 8 * 2**20
     assert sum(map(torch.is_tensor, gc.get_objects())) <= early[1] + 2
     assert not grabbers()
+
+
+def test_the_patch_of_a_row_is_the_one_that_the_look_is_at_most():
+    look = np.full((2, 3), 0.1)
+    look[1, 2] = 0.5
+    frame = LiveFrame(0, 0.0, np.zeros((2, 3, 3), np.uint8), look > 0.2, "partial", look, None, 1.0, 1.0, 1.0, 0.0, 0)
+    row = live_row(frame)
+    assert (row["look_row"], row["look_column"], row["look_share"]) == (1, 2, 0.5)
+    assert (row["encoded"], row["patches"]) == (1, 6)
