@@ -19,6 +19,7 @@ Sampling = Literal["uniform", "1fps"]
 Crop = Literal["centre", "squash"]
 Frames = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Glyphs = Annotated[int, Field(strict=True, ge=0, le=10_000)]
+Skew = Annotated[float, Field(strict=True, ge=0, le=10)]
 
 CELL = 8  # pixels on a side of a cell of the procedural grid
 SCREEN_SIZE = 128  # pixels on a side of a screen of the videos of such
@@ -81,14 +82,16 @@ class ProceduralData(DrawnData):
     """Objects that cross a grid (`videos.ProceduralVideos`). Raises ValueError for sizes that cannot be drawn."""
 
     num_objects: Count = 4
-    """That cross the grid, each in a lane of its own."""
+    """That cross the grid, each in a lane of its own; with a skew, the most that do."""
     grid: Annotated[int, Field(strict=True, ge=2, le=128)] = 4
     """Cells on a side, of 8 x 8 pixels each."""
     noise_std: Share = 0.08
     """Of the pixels, in [0, 1]."""
     num_glyphs: Glyphs = 0
-    """Kinds of glyphs that objects wear, the one of rank r with a probability in proportion to 1 / r; with 0 they wear
-    shapes in one of 8 colours, all as likely."""
+    """Kinds of glyphs that objects wear; with 0 they wear shapes in one of 8 colours, all as likely."""
+    skew: Skew = 0.0
+    """Exponent of Zipf's law, by which glyphs, the target's track and the number of objects are drawn: the one of rank
+    r with a probability in proportion to r ** -skew. With 0 each is as likely, and all videos have `num_objects`."""
     kind: Literal["procedural"] = "procedural"
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 depends on what was seen. Those on disk are the subject of `video_files.py`, those of screens of `screen_videos.py`.
 
 `ProceduralVideos` draws objects that cross a grid of cells in straight lanes and turn back at the far side.
-Each object wears a new random colour and shape in every frame, or one of many glyphs, few of them often. One
+Each object wears a new random colour and shape in every frame, or one of many glyphs. One
 object is the target; only frame 0 tells which, by a cue in its cell that also shows where it is heading. The caption
 names direction and lane, then the target's colour or glyph in every later frame: whoever looks at the wrong cell
 can only guess.
@@ -13,7 +13,6 @@ Batches are dicts of what the forward modes take: `pixel_values` (B, T, 3, H, W)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, ClassVar
@@ -78,17 +77,24 @@ def _glyphs(count: int) -> np.ndarray:
     return blocks.repeat(CELL // 4, axis=1).repeat(CELL // 4, axis=2)
 
 
-def zipf(count: int) -> np.ndarray:
-    """Probabilities (count,) of ranks 1 to count, in proportion to 1 / rank."""
-    weights = 1 / np.arange(1, count + 1)
+def zipf(count: int, skew: float) -> np.ndarray:
+    """Probabilities (count,) of ranks 1 to count, in proportion to rank ** -skew."""
+    weights = np.arange(1.0, count + 1) ** -skew
     return weights / weights.sum()
+
+
+@cache
+def _track_ranks(count: int) -> np.ndarray:
+    """The tracks (count,) by how often they are the target's where they are skewed, the same for all seeds of videos:
+    not in order, lest directions differ in how hard they are."""
+    return np.random.default_rng(0).permutation(count)
 
 
 @settings
 class ProceduralVideos(ProceduralData, DrawnVideos):
     """An endless set of procedural videos; sample i of a split and seed is always the same, however batched.
 
-    split, seed, num_frames, num_objects, grid, noise_std, num_glyphs: see `ProceduralData`.
+    split, seed, num_frames, num_objects, grid, noise_std, num_glyphs, skew: see `ProceduralData`.
 
     Raises ValueError for an unknown split, or sizes that cannot be drawn.
     """
@@ -107,10 +113,13 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
         return word_tokenizer(self.vocabulary)
 
     def blind_loss(self) -> float:
-        """The best loss without seeing anything, nats a token: all is uniform but glyphs, which have an entropy."""
-        p = zipf(self.num_glyphs) if self.num_glyphs else np.full(8, 1 / 8)
-        worn = self.num_frames - 1
-        return (math.log(4) + math.log(self.grid) - worn * float(p @ np.log(p))) / (worn + 3)
+        """The best loss without seeing anything, nats a token: the entropies of the track and of what is worn."""
+        worn, track = (-float(p @ np.log(p)) for p in (self._worn_probabilities(), zipf(4 * self.grid, self.skew)))
+        named = self.num_frames - 1
+        return (track + named * worn) / (named + 3)
+
+    def _worn_probabilities(self) -> np.ndarray:
+        return zipf(self.num_glyphs, self.skew) if self.num_glyphs else np.full(8, 1 / 8)
 
     def batch(self, start: int, stop: int) -> dict[str, Tensor]:
         """Samples start..stop-1 as one batch."""
@@ -131,11 +140,16 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
         """Frames (BLOCK, T, 3, H, W) in [-1, 1] and caption ids (BLOCK, L) of one block."""
         rng = np.random.default_rng([SPLITS.index(self.split), self.seed, index])
         n, g, t = self.num_objects, self.grid, np.arange(self.num_frames)
-        lanes = rng.random((BLOCK, 4 * g)).argsort(axis=1)[:, :n]  # distinct tracks; object 0 is the target
+        order = rng.random((BLOCK, 4 * g))
+        if self.skew:
+            target = _track_ranks(4 * g)[rng.choice(4 * g, size=BLOCK, p=zipf(4 * g, self.skew))]
+            order[np.arange(BLOCK), target] = -1.0
+        lanes = order.argsort(axis=1)[:, :n]  # distinct tracks; object 0 is the target
+        count = 1 + rng.choice(n, size=BLOCK, p=zipf(n, self.skew)) if self.skew else np.full(BLOCK, n)
         direction, lane = lanes // g, lanes % g  # (N, n)
         size = (BLOCK, n, self.num_frames)
         if self.num_glyphs:
-            worn = rng.choice(self.num_glyphs, size=size, p=zipf(self.num_glyphs))
+            worn = rng.choice(self.num_glyphs, size=size, p=self._worn_probabilities())
             pictures = _glyphs(self.num_glyphs)[worn]  # (N, n, T, CELL, CELL, 3)
         else:
             worn = rng.integers(8, size=size)  # colours
@@ -149,9 +163,10 @@ class ProceduralVideos(ProceduralData, DrawnVideos):
         row, column = np.where(horizontal, across, along), np.where(horizontal, along, across)
 
         cells = np.full((BLOCK, self.num_frames, g, g, CELL, CELL, 3), _BACKGROUND)
-        sample, time = np.ogrid[:BLOCK, : self.num_frames]
+        time = np.arange(self.num_frames)[None]
         for k in reversed(range(n)):  # the target last, on top
-            cells[sample, time, row[:, k], column[:, k]] = pictures[:, k]
+            there = np.flatnonzero(count > k)
+            cells[there[:, None], time, row[there, k], column[there, k]] = pictures[there, k]
         every = np.arange(BLOCK)
         cue = _cues()[direction[:, 0]][..., None]  # (N, CELL, CELL, 1)
         at = (every, 0, row[:, 0, 0], column[:, 0, 0])

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 PROCEDURAL: dict[str, Any] = {
     "kind": "procedural", "split": "test", "seed": 0, "num_objects": 4, "grid": 4, "num_frames": 8, "noise_std": 0.1,
-    "num_glyphs": 0,
+    "num_glyphs": 0, "skew": 0.0,
 }  # fmt: skip
 FOLDER: dict[str, Any] = {
     "kind": "folder", "path": "clips", "prompt": "", "max_text_tokens": 9, "skip_bad": True, "workers": 2,
@@ -145,7 +145,7 @@ GAP: dict[str, Wrong] = {
 DATA: dict[str, Wrong] = {
     "gap.data.split": choice("train", "validation", "test"), "gap.data.seed": SEED, "gap.data.num_objects": COUNT,
     "gap.data.grid": whole(2, 128), "gap.data.num_frames": whole(2, 10_000), "gap.data.noise_std": SHARE,
-    "gap.data.num_glyphs": whole(0, 10_000),
+    "gap.data.num_glyphs": whole(0, 10_000), "gap.data.skew": number((-0.5, "at least 0"), (11.0, "at most 10")),
 }  # fmt: skip
 FILES: dict[str, Wrong] = {
     "gap.data.path": TEXT, "gap.data.prompt": TEXT, "gap.data.max_text_tokens?": COUNT, "gap.data.skip_bad": FLAG,

@@ -11,15 +11,16 @@ import pytest
 import torch
 from conftest import DEMO, tiny_model
 
-from fvlm_lib.data.videos import CELL, COLOURS, ProceduralVideos, open_videos
+from fvlm_lib.data.videos import CELL, COLOURS, ProceduralVideos, open_videos, zipf
 from fvlm_lib.foveated.configuration_fvlm import FoveatedVLMConfig
 from fvlm_lib.foveated.modeling_fvlm import FoveatedVLM
 from fvlm_lib.gap.gap import open_evaluation
 
 CLEAN = ProceduralVideos(noise_std=0.0)
-GLYPHS = ProceduralVideos(noise_std=0.0, num_glyphs=64)
+GLYPHS = ProceduralVideos(noise_std=0.0, num_glyphs=64, skew=1.0)
+SKEWED = ProceduralVideos(noise_std=0.0, num_glyphs=64, skew=1.5)
 PROCEDURAL = {"kind": "procedural"}
-KNOWN = "known are split, seed, num_frames, num_objects, grid, noise_std, num_glyphs, kind"
+KNOWN = "known are split, seed, num_frames, num_objects, grid, noise_std, num_glyphs, skew, kind"
 
 
 def cell(frame: torch.Tensor, row: int, column: int) -> torch.Tensor:
@@ -96,12 +97,50 @@ def test_glyphs_are_the_same_in_every_set_of_videos():
         assert torch.equal(looks[0][name], looks[1][name])
 
 
-def test_the_glyph_of_rank_r_is_worn_as_often_as_1_over_r():
-    ids = GLYPHS.batch(0, 1600)["input_ids"][:, 2:-1]
-    counts = torch.bincount(ids.flatten() - 10, minlength=64).double()
-    expected = 1 / torch.arange(1, 65).double()
-    expected *= ids.numel() / expected.sum()
-    assert ((counts - expected) ** 2 / expected).sum() < 120  # chi², 63 degrees of freedom: p < 2e-5
+def chi_square(counts: torch.Tensor, skew: float) -> float:
+    """Of counts by rank, against those of Zipf's law."""
+    expected = torch.arange(1, len(counts) + 1).double() ** -skew
+    expected *= counts.sum() / expected.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("videos", [GLYPHS, SKEWED])
+def test_the_glyph_of_rank_r_is_worn_as_often_as_zipf_s_law_says(videos):
+    ids = videos.batch(0, 1600)["input_ids"][:, 2:-1]
+    counts = torch.bincount(ids.flatten() - 10, minlength=64)
+    assert chi_square(counts, videos.skew) < 120  # 63 degrees of freedom: p < 2e-5
+
+
+def test_with_a_skew_targets_tracks_and_numbers_of_objects_are_drawn_by_zipf_s_law_too():
+    batch = SKEWED.batch(0, 1600)
+    track = (batch["input_ids"][:, 0] - 2) * 4 + batch["input_ids"][:, 1] - 6
+    counts = torch.bincount(track, minlength=16)
+    assert chi_square(counts.sort(descending=True).values, 1.5) < 50  # 15 degrees of freedom: p < 2e-5
+    other = ProceduralVideos("test", 5, num_glyphs=3, skew=1.5, num_objects=1).batch(0, 1600)["input_ids"]
+    assert torch.bincount((other[:, 0] - 2) * 4 + other[:, 1] - 6).argmax() == counts.argmax()  # as often in every set
+
+    cells = batch["pixel_values"][:, 1].unflatten(-1, (4, 8)).unflatten(-3, (4, 8))  # (N, 3, 4, 8, 4, 8)
+    seen = (cells != 0).any(dim=(1, 3, 5)).sum(dim=(1, 2))  # cells that are not background; tracks may cross
+    assert seen.min() >= 1 and seen.max() == 4
+    alone = zipf(4, 1.5)[0]
+    assert (seen == 1).double().mean() > alone - 4 * (alone * (1 - alone) / 1600) ** 0.5
+
+
+def test_no_skew_is_the_limit_of_no_law():
+    assert zipf(5, 0.0).tolist() == [0.2] * 5
+    torch.testing.assert_close(torch.from_numpy(zipf(3, 1.0)), torch.tensor([6 / 11, 3 / 11, 2 / 11]).double())
+
+
+@pytest.mark.parametrize("videos", [CLEAN, GLYPHS, SKEWED])
+def test_the_blind_loss_is_the_entropy_of_the_captions(videos):
+    """By the frequencies of 16,000 captions: nothing that is drawn depends on anything else."""
+    ids = videos.batch(0, 16_000)["input_ids"]
+    track = (ids[:, 0] - 2) * 4 + ids[:, 1] - 6
+    entropies = []
+    for drawn in (track, ids[:, 2:-1].flatten()):
+        share = torch.bincount(drawn).double() / drawn.numel()
+        entropies.append(float(-torch.special.xlogy(share, share).sum()))
+    assert videos.blind_loss() == pytest.approx((entropies[0] + 7 * entropies[1]) / 10, abs=0.01)
 
 
 def test_videos_without_glyphs_are_those_of_before_there_were_any():
@@ -144,17 +183,12 @@ def test_the_blind_floor_is_the_design_s_number():
     assert math.isclose(ProceduralVideos().blind_loss(), 1.7329, abs_tol=5e-5)
 
 
-def test_the_blind_floor_of_glyphs_is_their_entropy():
+def test_the_blind_floor_of_glyphs_is_their_entropy_and_that_of_tracks():
     surprise = [(r * sum(1 / k for k in range(1, 65))) for r in range(1, 65)]  # 1 / probability of rank r
     entropy = sum(math.log(s) / s for s in surprise)
-    assert math.isclose(GLYPHS.blind_loss(), (2 * math.log(4) + 7 * entropy) / 10)
-
-    # and who counts the words at each place of many captions comes to it on others
-    seen, fresh = (replace(GLYPHS, split=split).batch(0, 1600)["input_ids"] for split in ("train", "validation"))
-    shares = [torch.bincount(seen[:, place], minlength=74) / len(seen) for place in (0, 1, 9)]
-    shares[2:2] = [(torch.bincount(seen[:, 2:9].flatten(), minlength=74) + 0.1) / (7 * len(seen))] * 7
-    counted = -torch.stack(shares).log()[torch.arange(10), fresh].mean().item()
-    assert abs(counted - GLYPHS.blind_loss()) < 0.02
+    surprise = [(r * sum(1 / k for k in range(1, 17))) for r in range(1, 17)]
+    tracks = sum(math.log(s) / s for s in surprise)
+    assert math.isclose(GLYPHS.blind_loss(), (tracks + 7 * entropy) / 10)
 
 
 def test_a_blind_model_comes_to_the_blind_floor():
