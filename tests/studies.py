@@ -20,7 +20,7 @@ TINY_STUDY: dict[str, Any] = {
     },
     "evaluation": {
         "num_samples": 6, "batch_size": 4, "num_fine": [1, 2], "num_frames": [4], "last_num_frames": [6],
-        "floor_samples": 0,
+        "floor_samples": 0, "jacobi": {"norm_samples": 2},
     },
 }  # fmt: skip
 

@@ -116,8 +116,10 @@ class Batch:
 
 def gap_arguments(parameters: Mapping[str, Any]) -> list[str]:
     """Parameters of an evaluation as options of `fvlm gap`."""
-    arguments = []
-    for key, value in parameters.items():
+    options = dict(parameters)
+    jacobi = options.pop("jacobi", None)
+    arguments = [] if jacobi is None else ["--jacobi"]
+    for key, value in {**options, **(jacobi or {})}.items():
         if value is not None:
             values = value if isinstance(value, list) else [value]
             texts = [json.dumps(v) if isinstance(v, dict) else str(v) for v in values]

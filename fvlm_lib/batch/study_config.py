@@ -8,9 +8,11 @@ the workflow reads it at every start.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +20,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fvlm_lib.batch.folders import folders
-from fvlm_lib.batch.parameters import Half, Name, NumFine, Samples
+from fvlm_lib.batch.parameters import Half, Jacobi, Name, NumFine, Samples
 from fvlm_lib.data.options import Data
 from fvlm_lib.foveated.recipe_options import Plain, Recipe, Then
-from fvlm_lib.foveated.training_config import MAX_POSITIONS, Layers, TrainingConfig, Width
+from fvlm_lib.foveated.training_config import MAX_POSITIONS, Layers, TrainingConfig, Width, training_identity
 from fvlm_lib.schema import BatchSize, Count, CountOrNone, Distinct, Positive, Seed, check, settings
 from fvlm_lib.yaml_files import read_yaml
 
@@ -63,6 +65,9 @@ class Evaluation:
     """Of the videos; every checkpoint is evaluated on videos of each of these lengths."""
     last_num_frames: Frames = field(default_factory=list)
     """Further lengths, for the last checkpoint of a run alone."""
+    jacobi: Jacobi | None = None
+    """How far every number of fine passes is from sequential use, and the norm of the query recurrence's Jacobian, on
+    videos of `num_frames`; null for none of it."""
     seed: Seed = 0
     """Of the videos and of the bootstrap."""
     floor_samples: CountOrNone = 64
@@ -92,6 +97,11 @@ class Run:
     recipe: str
     seed: int
     config: TrainingConfig
+
+    @property
+    def trained_passes(self) -> int:
+        """After how many fine passes the loss is taken that it is trained by at the end."""
+        return self.config.recipes[-1].trained_passes
 
     @property
     def name(self) -> str:
@@ -143,6 +153,14 @@ class Study:
         """What `fvlm gap` found; its per-sample table is beside it."""
         return f"{self.output}/gap/{evaluation}.json"
 
+    def made_by(self, evaluation: str) -> str:
+        """Hash of all that the numbers of an evaluation rest on, but code: how it was trained and how evaluated."""
+        about = self.evaluations[evaluation]
+        trained, parameters = self.runs[about.run], self.gap_parameters(evaluation)
+        del parameters["checkpoint"]  # where it is kept
+        content = [training_identity(trained.config, trained.seed, trained.name), about.step, parameters]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
     def gap_parameters(self, evaluation: str) -> dict[str, Any]:
         """What an evaluation is made with; its result must hold exactly these."""
         about, settings = self.evaluations[evaluation], self.evaluation
@@ -158,6 +176,7 @@ class Study:
             "seed": settings.seed,
             "floor_samples": settings.floor_samples,
             "reuse": None,
+            "jacobi": asdict(settings.jacobi) if settings.jacobi and about.num_frames in settings.num_frames else None,
         }
 
 

@@ -35,6 +35,11 @@ class RecipeOptions(ABC):
         """Names of the parts that the loss is made of, columns of losses.csv; a step may lack some."""
 
     @property
+    def trained_passes(self) -> int:
+        """After how many fine passes the first loss is taken that is descended: those of use in parallel."""
+        return 1
+
+    @property
     def multi_fine(self) -> bool:
         """Whether it trains on queries that a fine pass made."""
         return False
@@ -78,6 +83,10 @@ class MultiFine(RecipeOptions):
     @property
     def parts(self) -> tuple[str, ...]:
         return tuple(pass_name(number) for number in self.scored_passes)
+
+    @property
+    def trained_passes(self) -> int:
+        return self.scored_passes[1]
 
     @property
     def multi_fine(self) -> bool:
@@ -184,6 +193,10 @@ class Consistency(RecipeOptions):
     @property
     def parts(self) -> tuple[str, ...]:
         return ("coarse", pass_name(self.num_fine), "distance")
+
+    @property
+    def trained_passes(self) -> int:
+        return self.num_fine
 
     @property
     def multi_fine(self) -> bool:

@@ -101,11 +101,12 @@ def initialize(model: FoveatedVLM, position_std: float, pixel_rms: float) -> Non
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine to a tenth of the peak at the last step. Steps count from 0."""
+    """Linear warm-up, then a cosine to `last_rate` of the peak at the last step. Steps count from 0."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return config.learning_rate * (config.last_rate + (1 - config.last_rate) * cosine)
 
 
 def step_generator(seed: int, index: int) -> torch.Generator:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fvlm_lib.data.options import DrawnData, DrawnKind
 from fvlm_lib.foveated.recipe_options import Plain, Recipe, RecipeOptions, Then
-from fvlm_lib.schema import AsTuple, BatchSize, Count, CountOrNone, Positive, Tolerance, check, settings
+from fvlm_lib.schema import AsTuple, BatchSize, Count, CountOrNone, Positive, Share, Tolerance, check, settings
 from fvlm_lib.yaml_files import read_yaml
 
 Width = Annotated[int, Field(strict=True, ge=1, le=65_536)]
@@ -45,6 +45,9 @@ class TrainingConfig:
     learning_rate: Positive = 2e-3
     weight_decay: Tolerance = 0.01
     warmup_steps: CountOrNone = 100
+    last_rate: Share = 0.1
+    """The learning rate of the last step, as a share of the peak; from the warm-up to there it falls by a cosine. With
+    1 it stays, so that a checkpoint on the way is as one that ends a shorter training (arXiv 2405.18392)."""
     steps: Count = 3000
     gradient_clip: Positive = 1.0
     recipe: Recipe = field(default_factory=Plain)

@@ -30,10 +30,13 @@ def study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
     evaluation.
 
     Columns: size, recipe, seed, step, num_frames (of the evaluation's videos); num_parameters, num_text_parameters,
-    training_flops and seconds_per_step up to that step; learning_rate; num_samples, num_tokens; for each mode, which
-    are coarse, fine_K and autoregressive, nll_MODE (sum over all tokens, nats) and loss_MODE (nats a token) with _low
-    and _high, 95% bootstrap intervals over samples; gap_fine_K (autoregressive less fine_K, nats a token) likewise;
-    numerical_floor; library_hash, torch, commit and cpu_capability of the training, evaluation_torch of the evaluation.
+    training_flops and seconds_per_step up to that step; learning_rate; trained_passes, the number of fine passes whose
+    loss was trained; num_samples, num_tokens; for each mode, which are coarse, fine_K and autoregressive, nll_MODE (sum
+    over all tokens, nats) and loss_MODE (nats a token) with _low and _high, 95% bootstrap intervals over samples;
+    gap_fine_K (autoregressive less fine_K, nats a token) likewise; where `jacobi` was asked for loss_fine_K and
+    gap_fine_K of all numbers of passes, and query_norm, the mean norm of the query recurrence's Jacobian;
+    numerical_floor; library_hash, torch, commit and cpu_capability of the training, evaluation_torch of the evaluation;
+    made_by (`Study.made_by`).
 
     Empty where nothing is there.
     """
@@ -79,6 +82,7 @@ def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[
         "num_frames": evaluated.num_frames,
         **{key: about.get(key) for key in _TRAINING},
         "learning_rate": trained.config.learning_rate,
+        "trained_passes": trained.trained_passes,
         "num_samples": result["num_samples"],
         "num_tokens": result["num_tokens"],
     }
@@ -89,6 +93,13 @@ def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[
         row |= {f"nll_{mode}": total, **_estimate(f"loss_{mode}", loss)}
     for mode, gap in result["gap_to_passes"].items():
         row |= _estimate(f"gap_{mode}", gap)
+    if jacobi := result.get("jacobi"):
+        for passes in jacobi["passes"]:
+            for kind in ("loss", "gap"):
+                if (name := f"{kind}_fine_{passes['passes']}") not in row:
+                    row |= _estimate(name, passes[kind])
+        if jacobi["jacobian"]:
+            row |= _estimate("query_norm", jacobi["jacobian"]["norm"])
     return {
         **row,
         "numerical_floor": result["numerical_floor"],
@@ -97,6 +108,7 @@ def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[
         "commit": record.get("commit", "unknown"),
         "cpu_capability": record.get("cpu_capability", "unknown"),
         "evaluation_torch": result.get("torch"),
+        "made_by": study.made_by(evaluated.id),
     }
 
 
@@ -104,17 +116,23 @@ def _estimate(name: str, found: Mapping[str, float]) -> dict[str, float]:
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def write_study_table(study: Study) -> dict[str, str]:
-    """Write the table, as Parquet and as CSV, and return what is missing from it. Raises ValueError where all is."""
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as Parquet, and as CSV beside it."""
+    with whole(path) as part:
+        table.to_parquet(part, index=False)
+    with whole(path.with_suffix(".csv")) as part:
+        table.to_csv(part, index=False)
+
+
+def write_study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Write the table where the study has it, and return it and what is missing from it. Raises ValueError where all
+    is."""
     table, missing = study_table(study)
     if table.empty:
         first = next(iter(missing))
         raise ValueError(f"there is no result of the study in {study.output} yet; {first}: {missing[first]}")
-    with whole(Path(study.table)) as part:
-        table.to_parquet(part, index=False)
-    with whole(Path(study.table_csv)) as part:
-        table.to_csv(part, index=False)
-    return missing
+    write_table(table, Path(study.table))
+    return table, missing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,14 +144,26 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: fvlm study-table config/study.yaml",
     )
     parser.add_argument("config", type=Path, metavar="STUDY.yaml", help="the study's config")
+    parser.add_argument(
+        "--ship",
+        type=Path,
+        metavar="DIR",
+        help="also write the table, and the sums of each sample, into this folder; what it holds of other runs of the "
+        "study is kept",
+    )
     args = parser.parse_args(argv)
-    return run(parser.prog, lambda: _make(args.config))
+    return run(parser.prog, lambda: _make(args.config, args.ship))
 
 
-def _make(config: Path) -> int:
+def _make(config: Path, shipped: Path | None) -> int:
     study = read_study_file(config)
     check_output(Path(study.table), f"{config}: output:")
-    missing = write_study_table(study)
+    table, missing = write_study_table(study)
+    if shipped is not None:
+        from fvlm_lib.gap.study_shipping import ship  # which takes torch
+
+        rows = ship(study, table, shipped)
+        print(f"shipped: {shipped}, {len(rows)} rows, {len(rows) - len(table)} of them as they were there")
     runs = sum(id in study.runs for id in missing)
     lacking = f"; {runs} of {len(study.runs)} runs and {len(missing) - runs} evaluations of others are missing"
     print(f"table: {study.table}{lacking if missing else ''}")

@@ -23,6 +23,7 @@ from fvlm_lib.foveated.recipe_options import (
     RecipeOptions,
     Rollout,
     ScheduledSampling,
+    pass_name,
 )
 from fvlm_lib.foveated.recipes import RECIPES, training_loss
 from fvlm_lib.foveated.recipes.rollout import score_truncated
@@ -93,6 +94,12 @@ def test_the_parts_are_the_ones_that_the_options_name(model, recipe):
     loss, parts = training_loss(model, BATCHES["full"], recipe, draws())
     assert loss.shape == () and {*parts} <= {*recipe.parts}
     assert isinstance(recipe, RandomPasses) or {*parts} == {*recipe.parts}
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in ALL if not isinstance(recipe, Rollout)], ids=repr)
+def test_the_loss_after_the_trained_passes_is_among_the_parts_and_none_before_it_but_the_coarse_one(recipe):
+    fine = [name for name in recipe.parts if name not in ("coarse", "distance")]
+    assert fine[0] == pass_name(recipe.trained_passes)
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,8 @@ def test_the_learning_rate_warms_up_and_falls():
     assert max(rates) == rates[10] == rates[9] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    stays = replace(config, last_rate=1.0)
+    assert {train.learning_rate_at(step, stays) for step in range(10, 100)} == {1.0}
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
