@@ -145,6 +145,11 @@ class Study:
         """Where a training keeps its checkpoints and its state."""
         return f"{self.output}/runs/{run}"
 
+    def checkpoint(self, evaluation: str) -> str:
+        """The folder of the checkpoint that an evaluation is of."""
+        about = self.evaluations[evaluation]
+        return f"{self.run_folder(about.run)}/step_{about.step:04d}"
+
     def record(self, run: str) -> str:
         """The file that says that a training is finished, and by which code."""
         return f"{self.output}/trained/{run}.json"
@@ -166,7 +171,7 @@ class Study:
         about, settings = self.evaluations[evaluation], self.evaluation
         videos = self.runs[about.run].config.videos
         return {
-            "checkpoint": f"{self.run_folder(about.run)}/step_{about.step:04d}",
+            "checkpoint": self.checkpoint(evaluation),
             "data": _test_videos(videos, about.num_frames, settings.seed),
             "num_samples": settings.num_samples,
             "batch_size": settings.batch_size,

@@ -6,6 +6,7 @@ Also of a study half done: the table is then of what is there, and what is missi
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ def study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
     gap_fine_K (autoregressive less fine_K, nats a token) likewise; where `jacobi` was asked for loss_fine_K and
     gap_fine_K of all numbers of passes, and query_norm, the mean norm of the query recurrence's Jacobian;
     numerical_floor; library_hash, torch, commit and cpu_capability of the training, evaluation_torch of the evaluation;
-    made_by (`Study.made_by`).
+    made_by (`Study.made_by`); weights_hash, the first 16 hex digits of the SHA-256 of the checkpoint's
+    model.safetensors, None where that was removed since.
 
     Empty where nothing is there.
     """
@@ -109,7 +111,16 @@ def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[
         "cpu_capability": record.get("cpu_capability", "unknown"),
         "evaluation_torch": result.get("torch"),
         "made_by": study.made_by(evaluated.id),
+        "weights_hash": _weights_hash(study.checkpoint(evaluated.id)),
     }
+
+
+def _weights_hash(checkpoint: str) -> str | None:
+    path = Path(checkpoint, "model.safetensors")
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _estimate(name: str, found: Mapping[str, float]) -> dict[str, float]:

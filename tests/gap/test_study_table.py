@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def test_a_row_says_what_the_checkpoint_cost_and_which_code_made_it(half_done):
         assert row["torch"] == row["evaluation_torch"] == about["torch"]
         assert row["commit"] == json.loads(Path(study.record(PLAIN)).read_text())["commit"]
         assert row["learning_rate"] == 0.002
+        assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest().startswith(row["weights_hash"])
+        assert len(row["weights_hash"]) == 16
     flops = table.set_index(["step", "num_frames"])["training_flops"]
     assert flops[6, 4] == flops[6, 6] == 3 * flops[2, 4]
     assert (table["trained_passes"] == 1).all()
