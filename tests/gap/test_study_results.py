@@ -43,8 +43,8 @@ def test_files_that_are_none_of_a_study_are_refused_in_a_sentence(tmp_path):
         "has no rows": good.iloc[:0],
         "loss_coarse is nan at row 1": good.assign(loss_coarse=good["loss_coarse"].where(good.index != 1)),
         r"has S plain 0 100 8 twice": good.iloc[[0, 0, 1]],
-        "the recipe plain has several trained_passes": good.assign(trained_passes=[1, 2] * 5),
-        "plain trains 7 passes, and there is no column loss_fine_7": good.assign(trained_passes=7),
+        "the recipe multi has several trained_passes": good.assign(trained_passes=[1, 2] * 5),
+        "multi trains 7 passes, and there is no column loss_fine_7": good.assign(trained_passes=7),
     }
     for said, table in wrong.items():
         write_results(tmp_path, table)
