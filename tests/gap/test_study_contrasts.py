@@ -100,7 +100,8 @@ def test_planted_effects_are_found_and_none_where_there_is_none(tmp_path):
     found = effects(read(tmp_path, planted_table(loss=loss, gap=gap))).set_index(["outcome", "recipes", "term"])
     for term, planted in {"step": 0.03, "size": -0.02, "multi": -0.1}.items():
         row = found.loc["gap", "all", term]
-        assert row["low"] < planted < row["high"] and row["resolved"] and row["num_seeds"] == 5
+        assert row["coefficient"] == pytest.approx(planted, abs=0.0015) and row["num_seeds"] == 5
+        assert row["low"] < row["coefficient"] < row["high"] and row["resolved"]
     assert found.loc[("log loss_inference", "plain", "step"), "coefficient"] == pytest.approx(-0.3 * np.log(10))
     for term in ("size", "multi"):
         assert found.loc[("log loss_inference", "all", term), "coefficient"] == pytest.approx(0, abs=1e-12)

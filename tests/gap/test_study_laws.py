@@ -85,7 +85,7 @@ def test_a_norm_that_the_gap_follows_predicts_it_within_a_size_and_step_too(tmp_
 
 def test_a_norm_that_follows_steps_alone_predicts_nothing_within_a_step(tmp_path):
     found = norm_prediction(with_norms(tmp_path, lambda *of: float(of[3]), gap=spread))
-    assert found.spearman.low > 0.5 and found.spearman_within is None and found.slope_within is None
+    assert found.spearman.low > 0.3 and found.spearman_within is None and found.slope_within is None
     other = lambda size, recipe, seed, step: step * spread(size, recipe, seed + 10, step)
     found = norm_prediction(with_norms(tmp_path, other, gap=spread))
     assert found.spearman.low > 0.3
