@@ -14,8 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fvlm_lib.batch.study_config import JOINT, Study
-from fvlm_lib.gap.samples import read_samples
-from fvlm_lib.gap.study_table import write_table
 from fvlm_lib.outputs import whole
 
 TABLE, SAMPLES = "study.parquet", "samples.parquet"
@@ -25,6 +23,14 @@ CHECKPOINT = ["size", "recipe", "seed", "step"]  # the columns that tell it
 def row_ids(table: pd.DataFrame) -> pd.Series:
     """The ids of the evaluations (`study_config.Evaluated`) that a table's rows are of."""
     return table[[*CHECKPOINT, "num_frames"]].astype(str).agg(JOINT.join, axis=1)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as Parquet, and as CSV beside it."""
+    with whole(path) as part:
+        table.to_parquet(part, index=False)
+    with whole(path.with_suffix(".csv")) as part:
+        table.to_csv(part, index=False)
 
 
 def ship(study: Study, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -70,6 +76,8 @@ def _kept(study: Study, table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _samples(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """The samples of the table's rows that are of videos as long as those of the training."""
+    from fvlm_lib.gap.samples import read_samples  # which takes torch, and seconds; --help does not wait for it
+
     parts = []
     for id in row_ids(table):
         evaluated = study.evaluations[id]

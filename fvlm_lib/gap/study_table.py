@@ -18,9 +18,10 @@ import pandas as pd
 from fvlm_lib.batch.study_config import Evaluated, Study, read_study_file
 from fvlm_lib.foveated.training_config import training_identity
 from fvlm_lib.gap.results import read_gap_result
+from fvlm_lib.gap.study_shipping import ship, write_table
 from fvlm_lib.json_files import read_object
 from fvlm_lib.options import Parser, run
-from fvlm_lib.outputs import check_output, whole
+from fvlm_lib.outputs import check_output
 
 SHOWN = 20  # of what is missing, a line each
 _TRAINING = ("num_parameters", "num_text_parameters", "training_flops", "seconds_per_step")
@@ -127,14 +128,6 @@ def _estimate(name: str, found: Mapping[str, float]) -> dict[str, float]:
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as Parquet, and as CSV beside it."""
-    with whole(path) as part:
-        table.to_parquet(part, index=False)
-    with whole(path.with_suffix(".csv")) as part:
-        table.to_csv(part, index=False)
-
-
 def write_study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
     """Write the table where the study has it, and return it and what is missing from it. Raises ValueError where all
     is."""
@@ -171,8 +164,6 @@ def _make(config: Path, shipped: Path | None) -> int:
     check_output(Path(study.table), f"{config}: output:")
     table, missing = write_study_table(study)
     if shipped is not None:
-        from fvlm_lib.gap.study_shipping import ship  # which takes torch
-
         rows = ship(study, table, shipped)
         print(f"shipped: {shipped}, {len(rows)} rows, {len(rows) - len(table)} of them as they were there")
     runs = sum(id in study.runs for id in missing)
