@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fvlm_lib.batch.config import PAPER_FIGURES
-from fvlm_lib.figures import plots, screen_plots
+from fvlm_lib.batch.folders import STUDY
+from fvlm_lib.figures import plots, screen_plots, study_figures
 from fvlm_lib.figures.names import describe_runs, explain_runs
 from fvlm_lib.figures.paper import (
     MIN_PANEL,
@@ -215,6 +216,16 @@ def policies(selection: Selection, width: float, tower: str) -> tuple[Figure, Fa
     return figure, policy_facts(rows, sources, caption)
 
 
+def study_compute(selection: Selection, width: float) -> tuple[Figure, Facts]:
+    """Inference loss against training FLOPs by recipe, of a study."""
+    return study_figures.compute(study_figures.read_study_tables(selection.results / STUDY), width)
+
+
+def study_passes(selection: Selection, width: float) -> tuple[Figure, Facts]:
+    """gap(K) by recipe, of a study."""
+    return study_figures.passes(study_figures.read_study_tables(selection.results / STUDY), width)
+
+
 FIGURES: dict[str, tuple[Callable[..., tuple[Figure, Facts]], str]] = {  # kind -> function, width it is made for
     "gap_training": (gap_training, "full"),
     "gap_passes": (gap_passes, "column"),
@@ -223,6 +234,8 @@ FIGURES: dict[str, tuple[Callable[..., tuple[Figure, Facts]], str]] = {  # kind 
     "scaling_laws": (scaling_laws, "full"),
     "changes": (changes, "full"),
     "policies": (policies, "column"),
+    "study_compute": (study_compute, "full"),
+    "study_passes": (study_passes, "full"),
 }
 
 

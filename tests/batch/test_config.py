@@ -23,7 +23,7 @@ from captioned import write_folder
 from conftest import DEMO, ROOT
 from matplotlib.backend_bases import FigureCanvasBase
 
-from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, read_batch, read_batch_file
+from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, read_batch, read_batch_file, study_files
 from fvlm_lib.batch.folders import batch_runs
 from fvlm_lib.batch.parameters import Figure, Format, Style, Table
 from fvlm_lib.batch.runs import run_status
@@ -96,6 +96,20 @@ def test_what_is_given_is_handed_on_as_it_is():
     assert batch.asked == [("s", "v")]
     answers = {"r": {"model": "a/b", "tolerances": [0], "times_model": None}}
     assert read_batch({"answers": answers}).answers == answers  # which are enough for a batch
+    assert read_batch({"study": "x"}).study == "x"  # which is, too
+
+
+def test_a_study_s_figures_and_tables_go_below_the_output_in_the_style_of_the_paper():
+    batch = read_batch({"study": "x", "output": "mine", "paper": {"style": "icml"}})
+    parameters = batch.study_parameters()
+    assert parameters == {
+        "study": "x", "style": "icml", "results": "mine/results/close_the_gap", "figures": "mine/plots/close_the_gap",
+    }  # fmt: skip
+    found = study_files(parameters)
+    assert {"mine/results/close_the_gap/means.csv", "mine/results/close_the_gap/findings.md"} <= {*found["tables"]}
+    assert "mine/plots/close_the_gap/compute.pdf" in found["figures"]
+    assert batch.paper_parameters()["figures"] == ["study_compute", "study_passes"]
+    assert read_batch({"checkpoints": {"a": "x"}, "gap": GAP}).paper_parameters()["figures"][-1] == "scaling_laws"
 
 
 def test_a_model_is_asked_about_all_recordings_or_those_that_it_names():
@@ -128,6 +142,8 @@ def test_a_model_is_asked_about_all_recordings_or_those_that_it_names():
          "config: differential.vlms.v.sequences names 'x', which is not in this config; it has s"),
         ({"paper": {"sequences": ["x"]}},
          "config: paper.sequences names 'x', which is not in this config; it has none"),
+        ({"paper": {"figures": ["study_passes"]}},
+         "config: paper.figures names 'study_passes', but there is no study; name one, `study: FOLDER`"),
         ({"paper": {"checkpoints": ["b"]}},
          "config: paper.checkpoints names 'b', which is not in this config; it has a"),
         ({"differential": {"settings": "nowhere.yaml"}},
@@ -165,6 +181,9 @@ SCREENS = str(ROOT / "data" / "screens" / "idle")
          "writes one, or copy config/differential.yaml"),
         ({"differential": {"vlms": {"v": {"model": "random:clip-tiny"}}}},
          "differential.vlms.v.model is 'random:clip-tiny', and there is none such; it must be a folder or a hub id"),
+        ({"study": "clips"},
+         "study is 'clips', and there is no clips/study.parquet; `fvlm study-table STUDY.yaml` makes the table of a "
+         "study"),
         ({"gap": {"data": {"kind": "webdataset", "path": "no.tar"}}}, "data: no file matches 'no.tar'"),
         ({"gap": {"data": {"kind": "folder", "path": "clips"}, "num_samples": 3}},
          "gap.num_samples is 3, but clips has 2 videos"),

@@ -59,6 +59,8 @@ def test_the_runs_of_the_demo_are_named_as_the_snakefile_names_them():
     assert len(runs) == 1 + 1 + 12 + 7 + 7 + 2 + 1 + 1
     assert runs["gap_S-S_0100"] == "gap" and runs["predict_reader-form--reader"] == "predict"
     assert runs["prefill_text-screens"] == "prefill" and runs["answers_reader"] == "answers"
+    studied = batch_runs(read_batch({**DEMO_CONFIG, "study": "docs/study"}))
+    assert studied["close_the_gap"] == "study" and len(studied) == len(runs) + ("close_the_gap" not in runs)
     assert run_name("differential", {"sequence": "idle", "tower": "demo"}) == "differential_idle--demo"
 
 
