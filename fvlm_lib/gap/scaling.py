@@ -168,7 +168,7 @@ def fit_law(
     run, block_length = _check_blocks(runs, block_length, len(y))
 
     shown = dict(zip(law.variables, names, strict=True))
-    reason = _too_few(form, columns, names)
+    reason = too_few(form, columns, names)
     if reason:
         return ScalingFit(form, law.formula, shown, group, len(y), False, reason)
 
@@ -309,7 +309,7 @@ def _columns(form: str, x: ArrayLike) -> Array:
     return columns
 
 
-def _too_few(form: str, columns: Array, names: Sequence[str]) -> str | None:
+def too_few(form: str, columns: Array, names: Sequence[str]) -> str | None:
     law = FORMS[form]
     if len(columns) < law.min_points:
         return f"{form} needs at least {law.min_points} points; there are {len(columns)}"

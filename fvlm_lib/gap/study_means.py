@@ -1,0 +1,92 @@
+"""Means over the seeds of a study with their intervals: of losses and gap by checkpoint, by number of passes, by length
+of videos; and which checkpoints no other beats for its compute.
+
+All intervals are those of `seeds.mean_over_seeds`, over seeds and videos; bounds are NaN where there is one seed. Knows
+`study_results.StudyResults`; differences between recipes are in `study_contrasts.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from fvlm_lib.gap.study_results import CELL, MEASURES, Cell, StudyResults, cells, mean_or_alone
+
+
+def seed_means(results: StudyResults) -> pd.DataFrame:
+    """A row a (size, recipe, step), on videos of the training's length.
+
+    Columns: size, recipe, step, trained_passes, num_seeds, num_parameters, num_text_parameters, training_flops (mean
+    over seeds), and loss_inference, loss_trained, loss_coarse and gap, each with _low and _high, nats a token. The
+    trained loss and the gap are those of the number of passes that the recipe trains last.
+    """
+    about = results.trained.groupby(CELL, sort=False).agg(
+        trained_passes=("trained_passes", "first"),
+        num_seeds=("seed", "size"),
+        num_parameters=("num_parameters", "first"),
+        num_text_parameters=("num_text_parameters", "first"),
+        training_flops=("training_flops", "mean"),
+    )
+    measured = {measure: cells(results, measure) for measure in MEASURES}
+    rows = [
+        {**dict(zip(CELL, key, strict=True)), **facts}
+        | {name: value for measure, found in measured.items() for name, value in _estimate(measure, found[key]).items()}
+        for key, facts in about.to_dict("index").items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _estimate(name: str, cell: Cell) -> dict[str, float]:
+    found = mean_or_alone(cell.values)
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def passes_curves(results: StudyResults) -> pd.DataFrame:
+    """A row a (size, recipe, step, passes): gap to that many fine passes and their loss, nats a token, over seeds.
+
+    Columns: size, recipe, step, passes, num_seeds, gap and loss, each with _low and _high. After as many passes as
+    frames the gap is rounding.
+    """
+    prefix = "loss_fine_"
+    names = [name.removeprefix(prefix) for name in results.table if name.startswith(prefix)]
+    rows: list[dict[str, Any]] = []
+    for passes in sorted(int(name) for name in names if name.isdecimal()):
+        gaps, losses = (cells(results, measure, passes=passes) for measure in ("gap", "loss_trained"))
+        for key, cell in gaps.items():
+            row = {**dict(zip(CELL, key, strict=True)), "passes": passes, "num_seeds": len(cell.seeds)}
+            rows.append(row | _estimate("gap", cell) | _estimate("loss", losses[key]))
+    return _in_order(results, pd.DataFrame(rows), "passes")
+
+
+def length_curves(results: StudyResults) -> pd.DataFrame:
+    """A row a (size, recipe, num_frames) at the last step: gap and inference loss by length of the videos, over seeds.
+
+    Columns: size, recipe, step, num_frames, num_seeds, gap and loss_inference, each with _low and _high. Of lengths
+    other than the training's no samples are shipped: their intervals are over seeds alone.
+    """
+    rows = []
+    for frames in sorted(results.table["num_frames"].unique()):
+        gaps, losses = (cells(results, measure, int(frames)) for measure in ("gap", "loss_inference"))
+        for key, cell in gaps.items():
+            if key[2] == results.last_step:
+                row = {**dict(zip(CELL, key, strict=True)), "num_frames": int(frames), "num_seeds": len(cell.seeds)}
+                rows.append(row | _estimate("gap", cell) | _estimate("loss_inference", losses[key]))
+    return _in_order(results, pd.DataFrame(rows), "num_frames")
+
+
+def _in_order(results: StudyResults, table: pd.DataFrame, last: str) -> pd.DataFrame:
+    """Sizes and recipes as the results have them, then step and `last`."""
+    places = {"size": results.sizes, "recipe": results.recipes}
+    keys = [table[name].map(order.index) for name, order in places.items()] + [table["step"], table[last]]
+    order = pd.concat(keys, axis=1)
+    return table.loc[order.sort_values([*order], kind="stable").index].reset_index(drop=True)
+
+
+def compute_frontier(results: StudyResults) -> pd.DataFrame:
+    """`seed_means` with `on_frontier`: no other checkpoint has at most its training FLOPs and a lower mean inference
+    loss. The intervals of the losses are not looked at."""
+    means = seed_means(results)
+    flops, losses = means["training_flops"].to_numpy(), means["loss_inference"].to_numpy()
+    beaten = (flops[None, :] <= flops[:, None]) & (losses[None, :] < losses[:, None])
+    return means.assign(on_frontier=~beaten.any(axis=1))
