@@ -112,7 +112,8 @@ def plot_passes_by_step(ax: Axes, table: pd.DataFrame, recipe: str) -> Axes:
 def plot_contrasts(ax: Axes, table: pd.DataFrame, measure: str, sizes: Mapping[str, str]) -> Axes:
     """By how much a recipe's measure (loss_inference or gap) exceeds that of plain training, a row a recipe, a point a
     size and one over all; table: size, recipe, measure, difference, low, high, resolved
-    (`study_contrasts.recipe_contrasts`). What is not resolved is hollow. sizes: with their labels, in order."""
+    (`study_contrasts.recipe_contrasts`). What is not resolved is hollow; an empty table says so. sizes: with their
+    labels, in order."""
     recipes = [name for name in recipe_styles(table["recipe"]) if name != PLAIN]
     looks = {**dict(zip(sizes, palette.SIZES, strict=False)), ALL: palette.ALL_SIZES}
     labels = {**sizes, ALL: "all sizes"}
@@ -123,14 +124,16 @@ def plot_contrasts(ax: Axes, table: pd.DataFrame, measure: str, sizes: Mapping[s
         beside = 0.62 * ((place + 0.5) / len(present) - 0.5)
         at = np.array([recipes.index(recipe) + beside for recipe in rows["recipe"]])
         colour, marker = looks[size]
-        look = {"color": colour, "marker": marker, "linestyle": ""}
+        look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ""}
         error = _error(rows, "difference", "low", "high")
         ax.errorbar(rows["difference"], at, xerr=error, **look, elinewidth=0.8, capsize=0, label=labels[size])
         hollow = ~rows["resolved"].to_numpy(dtype=bool)
         ax.plot(rows["difference"][hollow], at[hollow], **look, markerfacecolor="white", zorder=3)
     ax.axvline(0, color=REFERENCE, lw=0.8, zorder=0)
+    if not present:
+        ax.text(0.5, 0.5, "nothing is compared with plain", ha="center", va="center", transform=ax.transAxes)
     ax.set_yticks(range(len(recipes)), recipes)
-    ax.set_ylim(len(recipes) - 0.5, -0.5)
+    ax.set_ylim(max(len(recipes), 1) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     spread = _spread(ax.xaxis, shown, "difference", "low", "high")
     ax.set_xlabel(f"{MEASURES[measure]} minus plain's,\nnats a token" + spread)

@@ -22,12 +22,14 @@ import yaml
 from captioned import write_folder
 from conftest import DEMO, ROOT
 from matplotlib.backend_bases import FigureCanvasBase
+from planted_study import planted_samples, planted_table, write_results
 
-from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, read_batch, read_batch_file, study_files
+from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, STUDY_FIGURES, read_batch, read_batch_file, study_files
 from fvlm_lib.batch.folders import batch_runs
 from fvlm_lib.batch.parameters import Figure, Format, Style, Table
 from fvlm_lib.batch.runs import run_status
 from fvlm_lib.data.files import data_stamp, matching_files
+from fvlm_lib.figures.batch_report import find_figures, read_study_findings
 from fvlm_lib.figures.paper import VENUES
 from fvlm_lib.gap.gap import evaluate_inference_gap, open_evaluation
 from fvlm_lib.gap.results import gap_file
@@ -433,6 +435,30 @@ def test_a_changed_setting_runs_the_changed_patches_alone(tmp_path):
     assert pd.read_parquet(folder / "results" / "changes" / "idle.parquet")["total"].tolist() == [8 * 13] * 2
     run = json.loads((folder / "papermill_runs" / "changes_idle.run.json").read_text())
     assert {"threshold": 0.3, "patch_size": 100, "max_changed_patches": 7}.items() <= run["parameters"].items()
+
+
+def test_a_study_becomes_tables_figures_and_findings_and_figures_of_the_paper(tmp_path, monkeypatch):
+    table = planted_table(seeds=(0, 1), steps=(100, 300, 1000), lengths=(8, 16))
+    study = write_results(tmp_path / "study", table, planted_samples(table))
+    (tmp_path / "batch").mkdir()
+    folder = project(tmp_path / "batch", {}, study=str(study), paper={"formats": ["png"]})
+    completed = snakemake(folder)
+    assert completed.returncode == 0, completed.stderr
+    means = pd.read_csv(folder / "results" / "close_the_gap" / "means.csv")
+    assert means.groupby(["size", "recipe"]).size().to_dict() == {(s, r): 3 for s in "SML" for r in ("plain", "multi")}
+    monkeypatch.chdir(folder)
+    described = read_batch_file("config.yaml")
+    captions = {shown.path.as_posix(): shown.caption for shown in find_figures(described)}
+    assert {f"plots/close_the_gap/{name}.png" for name in STUDY_FIGURES} <= {*captions}
+    assert captions["plots/close_the_gap/compute.png"] == captions["plots/paper/study_compute.png"]
+    assert "n: 12 training runs, 36 checkpoints, 40 evaluation samples." in captions["plots/close_the_gap/compute.png"]
+    shown = read_study_findings(described)
+    assert "Does the gap of plain training grow with training?" in shown and "<summary>Evidence</summary>" in shown
+    assert planned(folder) == set()
+
+    table.assign(num_tokens=100).to_parquet(study / "study.parquet", index=False)
+    assert {"means.csv", "compute.pdf", "study_compute.png"} <= planned(folder)
+    assert read_study_findings(described).startswith("No findings of the study: `bash run.sh` makes them of ")
 
 
 def test_a_lost_intermediate_is_made_again(batch):

@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from studies import PLANTED_RECIPES
+from conftest import ROOT
 
+from fvlm_lib.batch.study_config import read_study_file
 from fvlm_lib.figures import palette, study_plots
 
 SIZES = {"S": "S (60k)", "L": "L (400k)"}
@@ -52,9 +53,10 @@ def line_of(ax, label: str):
 
 
 def test_recipes_differ_in_colour_or_line_and_in_grey_print_by_their_markers():
-    styles = study_plots.recipe_styles(PLANTED_RECIPES)
+    recipes = {run.recipe for run in read_study_file(ROOT / "config" / "study.yaml").runs.values()}
+    styles = study_plots.recipe_styles(recipes)
     assert next(iter(styles)) == "plain" and styles["plain"]["color"] == palette.BLACK
-    assert styles == study_plots.recipe_styles(reversed(list(PLANTED_RECIPES))), "the same for the same set"
+    assert len(styles) == 8 and styles == study_plots.recipe_styles(sorted(recipes, reverse=True))
     assert {style["color"] for style in styles.values()} <= {*palette.COLOURS.values()}
     for one, other in itertools.combinations(styles.values(), 2):
         assert one["marker"] != other["marker"]
