@@ -28,6 +28,7 @@ COMMANDS = {
     "study": ("batch.study_launch", "train and evaluate the runs of a study, as `bash run.sh study` does"),
     "study-train": ("batch.study_train", "train one run of a study"),
     "study-table": ("gap.study_table", "make the table of a study from what is there"),
+    "study-report": ("gap.study_report", "print what a study says, from its table"),
     "schema": ("batch.schema_files", "write the JSON Schemas of the config files, for editors"),
     "run": ("batch.runs", "execute one notebook with papermill, or report on runs"),
     "watch": ("foveated.watch_command", "watch a screen, a window or a recording, and say what is seen"),

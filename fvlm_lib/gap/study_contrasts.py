@@ -1,4 +1,4 @@
-"""What each recipe of a study changes against plain training: after equal steps, and for equal compute.
+"""What each recipe of a study changes against plain training, or another: after equal steps, and for equal compute.
 
 Differences are paired by seed: one seed means the same videos, in training as in evaluation, for every recipe, and the
 same first weights within a size. Means over seeds and their intervals are those of `seeds.mean_over_seeds`.
@@ -6,7 +6,7 @@ same first weights within a size. Means over seeds and their intervals are those
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,46 +24,47 @@ _MEASURES = ("loss_inference", "gap")
 Cells = Mapping[tuple[str, str, int], Cell]
 
 
-def recipe_contrasts(results: StudyResults) -> pd.DataFrame:
-    """Each recipe minus plain at the study's last step, a row a (size, recipe, measure); equal steps and videos.
+def recipe_contrasts(results: StudyResults, reference: str = PLAIN) -> pd.DataFrame:
+    """Each recipe minus `reference` at the study's last step, a row a (size, recipe, measure); equal steps and videos.
 
     Columns: size, recipe, measure (loss_inference or gap), step, training_flops (of the recipe, mean over its seeds),
     num_seeds (that both recipes have), difference with low and high (nats a token; bounds NaN for one seed), and
     resolved: the interval is off zero, by more than the numerical floor. Rows of size "all", last, are the mean over
     sizes of each seed, where a recipe has all sizes. Recipes without a seed at the last step are left out. Raises
-    ValueError where the study has no plain recipe.
+    ValueError where the study has no such reference.
     """
-    _check_plain(results)
+    _check(results, reference)
     step = results.last_step
     flops = results.trained.groupby(["size", "recipe", "step"])["training_flops"].mean()
     rows = []
     for measure in _MEASURES:
         found = cells(results, measure)
         differences = {}
-        for size, recipe in _others(results):
-            ours, plain = found.get((size, recipe, step)), found.get((size, PLAIN, step))
-            seeds = _common(ours, plain)
-            if ours and plain and seeds:
-                differences[size, recipe] = Cell(seeds, ours.at(seeds) - plain.at(seeds))
+        for size, recipe in _others(results, reference):
+            ours, theirs = found.get((size, recipe, step)), found.get((size, reference, step))
+            seeds = _common(ours, theirs)
+            if ours and theirs and seeds:
+                differences[size, recipe] = Cell(seeds, ours.at(seeds) - theirs.at(seeds))
         rows += _rows(results, measure, differences, {key: float(flops[(*key, step)]) for key in differences})
     return _table(results, rows)
 
 
-def equal_compute_contrasts(results: StudyResults) -> pd.DataFrame:
-    """As `recipe_contrasts`, for equal training FLOPs: those at which the first of the two, plain or the recipe, ends.
+def equal_compute_contrasts(results: StudyResults, reference: str = PLAIN) -> pd.DataFrame:
+    """As `recipe_contrasts`, for equal training FLOPs: those at which the first of the two, recipe or
+    `reference`, ends.
 
     The other run is read between its checkpoints: log loss, and the gap, linear in log FLOPs. training_flops is what
     both are compared at, mean over seeds; step is the study's last. Recipes whose first checkpoint costs more are left
     out.
     """
-    _check_plain(results)
+    _check(results, reference)
     flops = results.trained.set_index(["size", "recipe", "seed", "step"])["training_flops"].to_dict()
     rows = []
     for measure in _MEASURES:
         found = cells(results, measure)
         differences, budgets = {}, {}
-        for size, recipe in _others(results):
-            sides = [_runs(found, flops, size, name) for name in (recipe, PLAIN)]
+        for size, recipe in _others(results, reference):
+            sides = [_runs(found, flops, size, name) for name in (recipe, reference)]
             pairs = {}
             for seed in sorted(sides[0].keys() & sides[1].keys()):
                 budget = min(side[seed][0][-1] for side in sides)
@@ -78,14 +79,14 @@ def equal_compute_contrasts(results: StudyResults) -> pd.DataFrame:
     return _table(results, rows)
 
 
-def _check_plain(results: StudyResults) -> None:
-    if PLAIN not in results.recipes:
+def _check(results: StudyResults, reference: str) -> None:
+    if reference not in results.recipes:
         there = ", ".join(results.recipes)
-        raise ValueError(f"the study has no recipe {PLAIN!r} to compare with; its recipes are {there}")
+        raise ValueError(f"the study has no recipe {reference!r} to compare with; its recipes are {there}")
 
 
-def _others(results: StudyResults) -> list[tuple[str, str]]:
-    return [(size, recipe) for size in results.sizes for recipe in results.recipes if recipe != PLAIN]
+def _others(results: StudyResults, reference: str) -> list[tuple[str, str]]:
+    return [(size, recipe) for size in results.sizes for recipe in results.recipes if recipe != reference]
 
 
 def _common(*cells: Cell | None) -> tuple[int, ...]:
@@ -122,6 +123,12 @@ def _between(flops: np.ndarray, curves: np.ndarray, budget: float, of_logs: bool
     return np.exp(mixed) if of_logs else mixed
 
 
+def mean_over_sizes(sides: Sequence[SeedValues]) -> SeedValues:
+    """The mean of the sides, seed by seed."""
+    values, resampled = ([getattr(side, name) for side in sides] for name in ("values", "resampled"))
+    return SeedValues(np.mean(values, axis=0), np.mean(resampled, axis=0))
+
+
 def _rows(
     results: StudyResults,
     measure: str,
@@ -133,10 +140,10 @@ def _rows(
         of_sizes = [differences.get((size, recipe)) for size in results.sizes]
         if seeds := _common(*of_sizes):
             sides = [cell.at(seeds) for cell in of_sizes if cell]
-            mean = SeedValues(
-                np.mean([side.values for side in sides], axis=0), np.mean([side.resampled for side in sides], axis=0)
+            told[ALL_SIZES, recipe] = (
+                Cell(seeds, mean_over_sizes(sides)),
+                float(np.mean([flops[s, recipe] for s in results.sizes])),
             )
-            told[ALL_SIZES, recipe] = (Cell(seeds, mean), float(np.mean([flops[s, recipe] for s in results.sizes])))
     rows = []
     for (size, recipe), (cell, cost) in told.items():
         found = mean_or_alone(cell.values)

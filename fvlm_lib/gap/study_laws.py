@@ -9,7 +9,7 @@ videos are not redrawn; seeds differ by far more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def laws(results: StudyResults) -> pd.DataFrame:
     and formula (of `scaling.FORMS`; N: parameters of the language model), num_points (checkpoints, means over seeds),
     num_seeds (that all of them have), fitted, exponent_step and, of the joint law, exponent_size, floor (E, nats a
     token), each with _low and _high; r2_log (of the log), refused: in words why nothing was fitted, or why the law is
-    none of these points.
+    none of these points; NaN where it holds.
 
     An exponent is positive where the measure falls. Of the gap it may be negative: where it grows, the law is fitted in
     1 / step, or 1 / size.
@@ -107,7 +107,7 @@ def _law(form: str, scales: Array, values: Array, of_gap: bool) -> dict[str, Any
     r2_log = float(1 - ((log_law(theta, design)[0] - log_values[0]) ** 2).sum() / spread) if spread > 0 else np.nan
     for name, estimate in estimates.items():
         row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return row | {"fitted": True, "r2_log": r2_log, "refused": _why_refused(r2_log, names, exponents)}
+    return row | {"fitted": True, "r2_log": r2_log, "refused": _why_refused(r2_log, exponents, estimates)}
 
 
 def _jackknife(values: Array) -> Estimate:
@@ -120,12 +120,15 @@ def _jackknife(values: Array) -> Estimate:
     return Estimate(float(values[0]), float(values[0] - margin), float(values[0] + margin))
 
 
-def _why_refused(r2_log: float, names: Sequence[str], exponents: Array) -> str | None:
+def _why_refused(r2_log: float, exponents: Array, estimates: Mapping[str, Estimate]) -> str | None:
     reasons = []
     if not r2_log >= GOOD_R2:
         reasons.append(f"R² of the log is {r2_log:.2f}, a law needs {GOOD_R2:g}")
+    names = [name for name in estimates if name.startswith("exponent")]
     for name, values in zip(names, exponents.T, strict=True):
-        if values.min() <= 1e-6 or values.max() >= MAX_EXPONENT - 1e-6:
-            bound = 0 if values.min() <= 1e-6 else MAX_EXPONENT
-            reasons.append(f"the points determine no exponent of {name}: with or without a seed it reaches {bound:g}")
+        found = estimates[name]
+        at_bound = values.min() <= 1e-6 or values.max() >= MAX_EXPONENT - 1e-6
+        if at_bound or found.low <= 0 <= found.high or max(abs(found.low), abs(found.high)) >= MAX_EXPONENT:
+            of = name.removeprefix("exponent_")
+            reasons.append(f"the points determine no exponent of {of}: it reaches 0 or {MAX_EXPONENT:g}")
     return "; ".join(reasons) or None

@@ -84,9 +84,10 @@ def _in_order(results: StudyResults, table: pd.DataFrame, last: str) -> pd.DataF
 
 
 def compute_frontier(results: StudyResults) -> pd.DataFrame:
-    """`seed_means` with `on_frontier`: no other checkpoint has at most its training FLOPs and a lower mean inference
-    loss. The intervals of the losses are not looked at."""
+    """`seed_means` with `on_frontier`: no other checkpoint has at most its training FLOPs and at most its mean
+    inference loss, and less of one of them. The intervals of the losses are not looked at."""
     means = seed_means(results)
     flops, losses = means["training_flops"].to_numpy(), means["loss_inference"].to_numpy()
-    beaten = (flops[None, :] <= flops[:, None]) & (losses[None, :] < losses[:, None])
+    flops_off, losses_off = (x[None, :] - x[:, None] for x in (flops, losses))  # another's less one's own
+    beaten = (flops_off <= 0) & (losses_off <= 0) & ((flops_off < 0) | (losses_off < 0))
     return means.assign(on_frontier=~beaten.any(axis=1))

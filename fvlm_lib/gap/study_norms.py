@@ -106,7 +106,7 @@ def _ranks(values: Array, cell: NDArray[np.int64]) -> Array:
 def _spearman(norm: Array, gap: Array, cell: NDArray[np.int64]) -> float:
     x, y = _ranks(norm, cell), _ranks(gap, cell)
     scale = np.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / scale) if scale > 0 else np.nan
+    return float((x * y).sum() / scale) if scale > 1e-9 else np.nan
 
 
 def _slope(norm: Array, gap: Array, cell: NDArray[np.int64]) -> float:

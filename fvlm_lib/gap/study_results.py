@@ -1,7 +1,7 @@
 """The results of a study, read from the folder that they are shipped in and checked, and a measure at every seed.
 
-The folder has `study.parquet`, the table of `study_table.py`, and may have `samples.parquet`, the sums of each sample of
-the evaluation on videos of the training's length. What is said of the results is the subject of the modules beside
+The folder has `study.parquet`, the table of `study_table.py`, and may have `samples.parquet`, the sums of each
+sample of the evaluation on videos of the training's length. What is said of them is the subject of the modules beside
 this one: means (`study_means.py`), differences (`study_contrasts.py`), and so on.
 """
 

@@ -1,0 +1,301 @@
+"""What a study answers, in words, each question over its training seeds and judged by its interval.
+
+The three questions about the gap (does it grow with training, is it smaller with a larger language model, is it closed
+by how the model is trained), and those that a choice of recipe needs. Knows the tables of the other `study_` modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from fvlm_lib.gap.findings import Finding, summarize_answers
+from fvlm_lib.gap.report import whole
+from fvlm_lib.gap.study_contrasts import ALL_SIZES, equal_compute_contrasts, mean_over_sizes, recipe_contrasts
+from fvlm_lib.gap.study_effects import effects
+from fvlm_lib.gap.study_laws import laws
+from fvlm_lib.gap.study_means import compute_frontier, passes_curves
+from fvlm_lib.gap.study_norms import norm_prediction
+from fvlm_lib.gap.study_results import PLAIN, Cell, StudyResults, cells, is_resolved, mean_or_alone
+from fvlm_lib.stats import Estimate
+
+NEAR = 0.1  # of the gap to one pass: what "near sequential use" means
+NOT_RESOLVED = "not resolved"
+NOTE = (
+    "Losses and gaps in nats a token, means over training seeds, with 95% intervals: Student's t over the seeds, with "
+    "the evaluation videos redrawn, the same for every seed, where their samples were shipped. Differences are paired "
+    "by seed. Of one seed there is no interval, and nothing is resolved."
+)
+
+
+def study_findings(results: StudyResults) -> list[Finding]:
+    """Answers to the questions that a study is made for; one that its results do not reach says what is missing."""
+    return [
+        _with_training(results),
+        _with_size(results),
+        _with_recipe(results),
+        _for_compute(results),
+        _with_passes(results),
+        _with_length(results),
+        _with_norm(results),
+        _with_law(results),
+    ]
+
+
+def _with_training(results: StudyResults) -> Finding:
+    question = "Does the gap of plain training grow with training?"
+    answers, evidence = {}, []
+    found = cells(results, "gap")
+    for size, recipe in ((size, recipe) for size in results.sizes for recipe in results.recipes):
+        steps = sorted(step for of, by, step in found if (of, by) == (size, recipe))
+        path = [found[size, recipe, step] for step in steps]
+        if len(path) > 1 and recipe == PLAIN:
+            pairs = [*pairwise(path), *([(path[0], path[-1])] if len(path) > 2 else [])]
+            level = 1 - 0.05 / len(pairs)  # so that all changes together hold at 95%
+            changes = [change for before, after in pairs if (change := _difference(after, before, level))]
+            answers[size] = _direction(results, changes, path)
+            means = [_told(mean_or_alone(cell.values)) for cell in path]
+            at = ", ".join(f"{mean} at step {whole(step)}" for mean, step in zip(means, steps, strict=True))
+            told = ", ".join(map(_told, changes))
+            whole_way = " and over all" if len(path) > 2 else ""
+            evidence.append(f"{size}: {at}; from step to step{whole_way}, at 95% all together, {told}")
+        elif len(path) > 1 and (change := _difference(path[-1], path[0])):
+            first, last = map(whole, (steps[0], steps[-1]))
+            evidence.append(f"{size}, {recipe}: {_told(change)} from step {first} to step {last}")
+    for row in effects(results).query("outcome == 'gap' and term == 'step'").to_dict("records"):
+        recipes = "all recipes" if row["recipes"] == "all" else row["recipes"]
+        evidence.append(f"{recipes}, all sizes: {_of_row(row, 'coefficient')} for ten times as many steps")
+    nothing = f"no size has two checkpoints of the recipe {PLAIN!r}"
+    return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
+
+
+def _direction(results: StudyResults, changes: Sequence[Estimate], path: Sequence[Cell]) -> str:
+    signs = {change.value > 0 for change in changes if is_resolved(change, results.numerical_floor)}
+    direction = {frozenset(): NOT_RESOLVED, frozenset({True}): "grows", frozenset({False}): "shrinks"}
+    return f"{direction.get(frozenset(signs), 'goes up and down')} {_over(min(len(cell.seeds) for cell in path))}"
+
+
+def _with_size(results: StudyResults) -> Finding:
+    question = "Is the gap of plain training smaller with a larger language model?"
+    answers, evidence = {}, []
+    found, step = cells(results, "gap"), results.last_step
+    there = [size for size in results.sizes if (size, PLAIN, step) in found]
+    pairs = [*pairwise(there), *([(there[0], there[-1])] if len(there) > 2 else [])]
+    for small, large in pairs:
+        if change := _difference(found[large, PLAIN, step], found[small, PLAIN, step]):
+            name = f"{large} against {small}"
+            answers[name] = _judge(results, change, "smaller", "larger", found[small, PLAIN, step])
+            evidence.append(f"{name}, step {whole(step)}: {_told(change)}")
+    chosen = effects(results).query("outcome == 'gap' and term == 'size'")
+    for row in chosen[chosen["recipes"].isin(["all", PLAIN])].to_dict("records"):
+        recipes = "all recipes" if row["recipes"] == "all" else row["recipes"]
+        evidence.append(f"{recipes}, all steps: {_of_row(row, 'coefficient')} for twice the parameters")
+    nothing = f"no two sizes have the recipe {PLAIN!r} at the last step"
+    return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
+
+
+def _with_recipe(results: StudyResults) -> Finding:
+    question = "Does another recipe of training, such as several fine passes, close the gap?"
+    if missing := _lacking(results):
+        return Finding(question, missing, ())
+    answers, evidence = {}, []
+    contrasts, gaps = recipe_contrasts(results), _gaps_by_recipe(results)
+    for recipe, rows in contrasts.groupby("recipe", sort=False):
+        for of, told in rows.groupby("size", sort=False):
+            size, recipe = str(of), str(recipe)
+            change = _row_estimate(told[told["measure"] == "gap"].iloc[0].to_dict())
+            loss = told[told["measure"] == "loss_inference"].iloc[0].to_dict()
+            left = gaps.get((size, recipe))
+            if size == (ALL_SIZES if ALL_SIZES in set(rows["size"]) else size):
+                name = recipe if size == ALL_SIZES else f"{recipe}, {size}"
+                answers[name] = _closed(results, change, left, gaps.get((size, PLAIN)))
+            where = "mean over sizes" if size == ALL_SIZES else size
+            remains = f"gap {_told(left)}, " if left else ""
+            evidence.append(
+                f"{recipe}, {where}, step {whole(results.last_step)}: {remains}minus plain {_told(change)}; inference "
+                f"loss minus plain {_of_row(loss, 'difference')}"
+            )
+    return Finding(question, summarize_answers(answers, "no recipe shares a seed with plain"), tuple(evidence))
+
+
+def _gaps_by_recipe(results: StudyResults) -> dict[tuple[str, str], Estimate]:
+    """The gap at the last step by size and recipe, and of size "all" the mean over sizes of the seeds that have all."""
+    found, step = cells(results, "gap"), results.last_step
+    gaps = {}
+    for recipe in results.recipes:
+        of_sizes = [found.get((size, recipe, step)) for size in results.sizes]
+        there = [cell for cell in of_sizes if cell]
+        for size, cell in zip(results.sizes, of_sizes, strict=True):
+            if cell:
+                gaps[size, recipe] = mean_or_alone(cell.values)
+        seeds = sorted(set.intersection(*({*cell.seeds} for cell in there))) if there else []
+        if len(there) == len(of_sizes) and seeds:
+            sides = [cell.at(seeds) for cell in there]
+            gaps[ALL_SIZES, recipe] = mean_or_alone(mean_over_sizes(sides))
+    return gaps
+
+
+def _closed(results: StudyResults, change: Estimate, left: Estimate | None, plain: Estimate | None) -> str:
+    if not is_resolved(change, results.numerical_floor) or left is None or plain is None:
+        return NOT_RESOLVED
+    if (change.value > 0) == (plain.value > 0):
+        return "no, it is larger"
+    if is_resolved(left, results.numerical_floor):
+        return f"reduced, not closed: {_told(left)} is left"
+    return f"closed as far as these seeds tell: {_told(left)} is left"
+
+
+def _for_compute(results: StudyResults) -> Finding:
+    question = "Which recipe has the lowest inference loss for the same training FLOPs?"
+    if missing := _lacking(results):
+        return Finding(question, missing, ())
+    contrasts = equal_compute_contrasts(results).query("measure == 'loss_inference'")
+    answers, evidence = {}, []
+    for size in [ALL_SIZES] if ALL_SIZES in set(contrasts["size"]) else results.sizes:
+        rows = contrasts[contrasts["size"] == size]
+        if len(rows):
+            lowest = rows.loc[rows["difference"].idxmin()]
+            best = str(lowest["recipe"]) if lowest["difference"] < 0 else PLAIN
+            against = equal_compute_contrasts(results, best).query("measure == 'loss_inference' and size == @size")
+            ties = [str(row["recipe"]) for row in against.to_dict("records") if not row["resolved"]]
+            name = "mean over sizes" if size == ALL_SIZES else size
+            answers[name] = f"{best}" + (f", {NOT_RESOLVED} from {', '.join(ties)}" if ties else ", of all others")
+    for row in contrasts.to_dict("records"):
+        where = "mean over sizes" if row["size"] == ALL_SIZES else row["size"]
+        told = f"{row['recipe']} minus plain, {where}, at {row['training_flops']:.3g} training FLOPs"
+        evidence.append(f"{told}: {_of_row(row, 'difference')}")
+    frontier = compute_frontier(results).query("on_frontier").sort_values("training_flops")
+    on = ", ".join(f"{row['recipe']} {row['size']} {whole(row['step'])}" for row in frontier.to_dict("records"))
+    evidence.append(f"checkpoints that none beats with fewer FLOPs and a lower mean loss (recipe, size, step): {on}")
+    return Finding(question, summarize_answers(answers, "no recipe shares a seed with plain"), tuple(evidence))
+
+
+def _with_passes(results: StudyResults) -> Finding:
+    question = (
+        "Where the whole video is there in use: from how many fine passes on is the loss of plain training that of "
+        f"sequential use, within {NEAR:.0%} of the gap to one pass?"
+    )
+    answers, evidence = {}, []
+    curves = passes_curves(results).query("recipe == @PLAIN and step == @results.last_step", local_dict=_names(results))
+    for of, rows in curves.groupby("size", sort=False):
+        rows = rows.sort_values("passes")
+        bound = NEAR * abs(float(rows["gap"].iloc[0]))
+        far = rows[["gap_low", "gap_high", "gap"]].abs().max(axis=1, skipna=False)
+        near = [int(k) for k, off in zip(rows["passes"], far, strict=True) if off <= bound]
+        said = f"from {near[0]}" if near else f"not by {int(rows['passes'].max())}"
+        answers[str(of)] = f"{said} {_over(int(rows['num_seeds'].min()))}"
+        gaps = ", ".join(f"{_of_row(row, 'gap', '_')} to {row['passes']}" for row in rows.to_dict("records"))
+        losses = ", ".join(f"{row['loss']:.4f} with {row['passes']}" for row in rows.to_dict("records"))
+        evidence.append(f"{of}, step {whole(results.last_step)}: gap {gaps}; loss {losses}")
+    nothing = f"the recipe {PLAIN!r} was not evaluated at the last step"
+    return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
+
+
+def _names(results: StudyResults) -> dict[str, object]:
+    return {"PLAIN": PLAIN, "results": results}
+
+
+def _with_length(results: StudyResults) -> Finding:
+    question = "Does the gap grow with the number of frames?"
+    answers, evidence = {}, []
+    step, lengths = results.last_step, sorted(map(int, results.table["num_frames"].unique()))
+    by_length = {frames: cells(results, "gap", frames) for frames in lengths}
+    for size, recipe in ((size, recipe) for recipe in results.recipes for size in results.sizes):
+        key = (size, recipe, step)
+        there = {frames: found[key] for frames, found in by_length.items() if key in found}
+        if len(there) > 1:
+            gaps = ", ".join(f"{_told(mean_or_alone(cell.values))} at {frames}" for frames, cell in there.items())
+            short, long = min(there), max(there)
+            change = _difference(there[long], there[short])
+            evidence.append(f"{recipe}, {size}: {gaps} frames" + (f"; {_told(change)} between" if change else ""))
+            if change and recipe == PLAIN:
+                answers[f"{size}, {short} to {long} frames"] = _judge(results, change, "shrinks", "grows", there[long])
+    nothing = f"the recipe {PLAIN!r} was evaluated on videos of one length"
+    return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
+
+
+def _with_norm(results: StudyResults) -> Finding:
+    question = "Does the norm of the Jacobian of the query recurrence predict the size of the gap?"
+    found = norm_prediction(results)
+    if found is None:
+        return Finding(question, "not asked: the norms of fewer than three runs were measured", ())
+    judged, where = found.spearman_within, "within a size and step"
+    if judged is None:
+        judged, where = found.spearman, "over all sizes and steps"
+    answer = NOT_RESOLVED
+    if is_resolved(judged):
+        answer = "yes, a larger norm goes with a larger gap" if judged.value > 0 else "a larger norm with a smaller gap"
+    evidence = []
+    for name, rank, slope in (
+        ("over all", found.spearman, found.slope),
+        ("within a size and step", found.spearman_within, found.slope_within),
+    ):
+        if rank and slope:
+            evidence.append(
+                f"{name}, {found.num_rows} checkpoints of {found.num_runs} runs, over runs: rank correlation "
+                f"{_told(rank, '.2f')}, log |gap| for log norm {_told(slope, '.2f')}"
+            )
+    return Finding(question, f"{answer} {where}, rank correlation {_told(judged, '.2f')}", tuple(evidence))
+
+
+def _with_law(results: StudyResults) -> Finding:
+    question = "Does the inference loss of plain training follow a power law of steps, and the gap?"
+    answers, evidence = {}, []
+    for row in laws(results).query("recipe == @PLAIN", local_dict=_names(results)).to_dict("records"):
+        of = "loss" if row["measure"] == "loss_inference" else "gap"
+        size = "all sizes" if row["size"] == ALL_SIZES else row["size"]
+        if row["form"] == "power":
+            answers[f"{of}, {size}"] = "no" if isinstance(row["refused"], str) else "yes"
+        told = []
+        for name in ("exponent_step", "exponent_size", "floor"):
+            if not pd.isna(row[name]):
+                told.append(f"{name.replace('_', ' of ')} {_of_row(row, name, '_')}")
+        fit = f"{', '.join(told)}, R² of the log {row['r2_log']:.3f}" if row["fitted"] else ""
+        refused = f"refused: {row['refused']}" if isinstance(row["refused"], str) else ""
+        evidence.append(f"{of}, {size}, {row['formula']}: {'; '.join(part for part in (fit, refused) if part)}")
+    nothing = f"there are no results of the recipe {PLAIN!r}"
+    return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
+
+
+# ---- into words --------------------------------------------------------------------------------------
+
+
+def _lacking(results: StudyResults) -> str | None:
+    if PLAIN not in results.recipes:
+        return f"not asked: the study has no recipe {PLAIN!r} to compare with"
+    return "not asked: the study has no other recipe" if len(results.recipes) == 1 else None
+
+
+def _difference(ours: Cell, theirs: Cell, level: float = 0.95) -> Estimate | None:
+    """Paired by the seeds that both have; None where there are none."""
+    seeds = sorted({*ours.seeds} & {*theirs.seeds})
+    return mean_or_alone(ours.at(seeds) - theirs.at(seeds), level) if seeds else None
+
+
+def _judge(results: StudyResults, change: Estimate, less: str, more: str, cell: Cell) -> str:
+    words = NOT_RESOLVED
+    if is_resolved(change, results.numerical_floor):
+        words = more if change.value > 0 else less
+    return f"{words} {_over(len(cell.seeds))}"
+
+
+def _over(num_seeds: int) -> str:
+    return "over 1 seed, which has no interval" if num_seeds == 1 else f"over {num_seeds} seeds"
+
+
+def _told(estimate: Estimate, form: str = ".4f") -> str:
+    if np.isnan(estimate.low):
+        return f"{estimate.value:+{form}} (one seed)"
+    return f"{estimate.value:+{form}} [{estimate.low:+{form}}, {estimate.high:+{form}}]"
+
+
+def _row_estimate(row: Mapping[str, float], name: str = "difference", joint: str = "") -> Estimate:
+    low, high = (f"{name}_low", f"{name}_high") if joint else ("low", "high")
+    return Estimate(row[name], row[low], row[high])
+
+
+def _of_row(row: Mapping[str, float], name: str, joint: str = "") -> str:
+    return _told(_row_estimate(row, name, joint))

@@ -1,0 +1,102 @@
+"""What a study says in words: planted answers are given, and what is missing is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import exit_code
+from planted_study import planted_samples, planted_table, write_results
+
+from fvlm_lib.gap.study_findings import study_findings
+from fvlm_lib.gap.study_report import main, readable, study_tables
+from fvlm_lib.gap.study_results import read_study_results
+
+QUESTIONS = ("training", "size", "recipe", "compute", "passes", "length", "norm", "law")
+
+
+def answers(folder: Path) -> dict[str, str]:
+    found = study_findings(read_study_results(folder))
+    return dict(zip(QUESTIONS, (finding.answer for finding in found), strict=True))
+
+
+def planted(folder: Path, **changes) -> Path:
+    """Five seeds: a gap that grows with training and is smaller with size, that `multi` halves for twice the compute at
+    the same inference loss, and `cheap` leaves as it is."""
+    jitter = lambda seed, step: 1 + 0.002 * np.sin(7 * seed + step)
+    by_size, by_recipe = {"S": 0.3, "M": 0.2, "L": 0.1}, {"multi": 0.5}
+
+    def gap(size, recipe, seed, step):
+        return by_recipe.get(recipe, 1) * by_size[size] * (step / 3000) ** 0.3 * jitter(seed, step)
+
+    formulas = {
+        "gap": gap,
+        "loss": lambda size, recipe, seed, step: 20 * step**-0.3 * jitter(seed, step),
+        "cost": lambda size, recipe, seed, step: 1e6 * step * (2.0 if recipe == "multi" else 1.0),
+        "recipes": ("plain", "multi", "cheap"),
+        **changes,
+    }
+    return write_results(folder, planted_table(**formulas))
+
+
+def test_planted_answers_are_given(tmp_path):
+    found = answers(planted(tmp_path))
+    assert found["training"] == "grows over 5 seeds" and found["size"] == "smaller over 5 seeds"
+    assert (
+        found["recipe"].startswith("multi: reduced, not closed: +0.0999 [")
+        and "; cheap: not resolved" in found["recipe"]
+    )
+    assert found["compute"] == "plain, not resolved from cheap"
+    assert found["passes"] == "not by 3 over 5 seeds" and found["length"] == "grows over 5 seeds"
+    assert found["norm"].startswith("not asked") and found["law"] == "yes"
+
+
+def test_a_gap_that_is_zero_but_for_chance_is_not_resolved(tmp_path):
+    found = answers(planted(tmp_path, gap=lambda *of: 0.01 * np.sin(3 * of[2] + of[3] + len(of[1]) + ord(of[0]))))
+    assert "grows" not in found["training"] + found["length"] and "closed" not in found["recipe"]
+    assert "not resolved" in found["training"] and "not resolved" in found["size"]
+
+
+def test_of_one_seed_nothing_is_resolved_and_it_is_said(tmp_path):
+    found = study_findings(read_study_results(planted(tmp_path, seeds=(2,))))
+    assert found[0].answer == "not resolved over 1 seed, which has no interval"
+    assert all("nan" not in line for finding in found for line in (finding.answer, *finding.evidence))
+    assert "(one seed)" in found[0].evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recipes": ("multi",)}, "the study has no recipe 'plain'"),
+        ({"recipes": ("plain",)}, "the study has no other recipe"),
+        ({"steps": (100,)}, "no size has two checkpoints"),
+        ({"sizes": ("S",)}, "no two sizes"),
+        ({"lengths": (8,)}, "videos of one length"),
+    ],
+)
+def test_what_a_cut_study_does_not_reach_is_named_and_the_rest_is_told(tmp_path, capsys, changes, said):
+    assert exit_code(main, planted(tmp_path, **changes)) == 0
+    out = capsys.readouterr().out
+    assert said in out and "**Means over seeds" in out
+
+
+def test_the_command_writes_tables_to_one_file_and_findings_between_the_markers_of_another(tmp_path, capsys):
+    folder = planted(tmp_path / "shipped", sizes=("S",))
+    page, whole = tmp_path / "page.md", tmp_path / "report.md"
+    page.write_text("before\n<!-- begin study -->\nold\n<!-- end study -->\nafter\n")
+    assert exit_code(main, folder, "--output", whole, "--into", page) == 0
+    assert capsys.readouterr().out == ""
+    assert "**Does the gap of plain training grow with training?** Grows over 5 seeds." in page.read_text()
+    assert "old" not in page.read_text() and page.read_text().endswith("<!-- end study -->\nafter\n")
+    assert "| S      | multi" in whole.read_text() and "**Scaling laws**" in whole.read_text()
+    assert exit_code(main, tmp_path) == 2
+    assert capsys.readouterr().err.startswith("fvlm study-report: ")
+
+
+def test_samples_are_taken_and_a_readable_table_has_its_intervals_in_one_cell(tmp_path):
+    table = planted_table(sizes=("S",), seeds=(0, 1), steps=(100, 300, 1000))
+    results = read_study_results(write_results(tmp_path, table, planted_samples(table)))
+    shown = readable(study_tables(results)["Recipes minus plain, after equal steps"])
+    assert [*shown] == ["size", "recipe", "measure", "step", "training flops", "num seeds", "difference", "resolved"]
+    assert shown["difference"].iloc[0] == "0.0000 [0.0000, 0.0000]" and shown["resolved"].iloc[0] == "no"
