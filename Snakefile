@@ -137,7 +137,8 @@ rule all:
         DIFFERENTIAL,
         PREFILL,
         ANSWERS,
-        STUDY_FILES.values(),
+        STUDY_FILES["tables"],
+        STUDY_FILES["figures"],
         PAPER_FILES,
 
 
