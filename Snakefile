@@ -14,7 +14,7 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from fvlm_lib.batch.config import check_files, paper_files, read_batch
+from fvlm_lib.batch.config import check_files, paper_files, read_batch, study_files
 from fvlm_lib.batch.folders import NOTEBOOKS, folders, run_name
 from fvlm_lib.batch.notebooks import code_hash
 from fvlm_lib.data.files import data_stamp
@@ -35,6 +35,8 @@ try:
     DATA = data_stamp(BATCH.gap.get("data", {}), CONFIGFILE)
     PAPER = BATCH.paper_parameters()
     PAPER_FILES = paper_files(PAPER)
+    STUDY = BATCH.study_parameters()
+    STUDY_FILES = study_files(STUDY) if BATCH.study else {"tables": [], "figures": []}
 except ValueError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
@@ -135,6 +137,8 @@ rule all:
         DIFFERENTIAL,
         PREFILL,
         ANSWERS,
+        STUDY_FILES["tables"],
+        STUDY_FILES["figures"],
         PAPER_FILES,
 
 
@@ -282,6 +286,19 @@ rule answers:
         notebook_job("answers", reader="{wildcards.reader}")
 
 
+rule study:
+    input:
+        files(BATCH.study or ""),
+    output:
+        tables=STUDY_FILES["tables"],
+        figures=STUDY_FILES["figures"],
+    params:
+        run=lambda wc: json.dumps(STUDY),
+        code=lambda wc: HASHES["study"],
+    shell:
+        notebook_job("study")
+
+
 rule scaling:
     input:
         GAPS,
@@ -307,6 +324,7 @@ rule paper:
         GAPS,
         AGGREGATED,
         DIFFERENTIAL,
+        STUDY_FILES["tables"],
     output:
         PAPER_FILES,
     params:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fvlm_lib.batch.folders import folders
+from fvlm_lib.batch.folders import STUDY, folders
 from fvlm_lib.batch.parameters import Config, Gap
 from fvlm_lib.data.files import data_stamp, read_captions
 from fvlm_lib.data.options import PROCEDURAL_SAMPLES, Data, DrawnData, FolderData
@@ -28,9 +28,17 @@ T = TypeVar("T")
 # The paper's figures and tables, and the list of ids that each is made once for (None: once in all).
 PAPER_FIGURES = {
     "gap_training": None, "gap_passes": None, "mode_losses": None, "position_losses": None, "scaling_laws": None,
-    "changes": "sequences", "policies": "towers",
+    "changes": "sequences", "policies": "towers", "study_compute": None, "study_passes": None,
 }  # fmt: skip
 PAPER_TABLES = {"gap_table": None, "scaling_fits": None, "policies": "towers"}
+OF_STUDY = ("study_compute", "study_passes")  # figures of the paper that need a study, others of one in all checkpoints
+# What the notebook on a study writes: tables, and figures of those.
+STUDY_TABLES = (
+    "means", "contrasts", "equal_compute", "effects", "passes", "lengths", "laws", "norms", "checkpoints"
+)  # fmt: skip
+STUDY_FIGURES = (
+    "compute", "gap_by_step", "passes", "passes_by_step", "contrasts", "equal_compute", "lengths", "norms"
+)  # fmt: skip
 MOST_SHARDS = 20_000  # of all checkpoints; Snakemake plans some 300 jobs a second
 PaperNames = dict[str, tuple[str, str | None]]
 
@@ -44,8 +52,9 @@ class Batch:
     asks that model about every frame, `asked` the pairs of a recording's and a model's id; `settings`: what the
     notebooks on changed patches and on answers are run with;
     `prefill` id -> parameters of the notebook on a language model's prefill; `answers` id -> parameters of the notebook
-    on right and stale answers; `paper`: parameters of the notebook of the paper's figures; `output`: the folder that
-    gets results, plots and papermill_runs (`folders.folders`), None for the top level."""
+    on right and stale answers; `study`: the folder with the tables of a study, None for none; `paper`: parameters of
+    the notebook of the paper's figures; `output`: the folder that gets results, plots and papermill_runs
+    (`folders.folders`), None for the top level."""
 
     checkpoints: dict[str, str]
     training: dict[str, dict[str, Any]]
@@ -59,6 +68,7 @@ class Batch:
     asked: list[tuple[str, str]] = field(default_factory=list)
     prefill: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    study: str | None = None
     settings: DifferentialSettings = field(default_factory=DifferentialSettings)
     paper: dict[str, Any] = field(default_factory=dict)
     output: str | None = None
@@ -95,7 +105,7 @@ class Batch:
         has = {None: self.checkpoints, "sequences": self.sequences, "towers": self.sequences and self.towers}
         own = folders(self.output)
         return {
-            "figures": [name for name, ids in PAPER_FIGURES.items() if has[ids]],
+            "figures": [name for name, ids in PAPER_FIGURES.items() if (self.study if name in OF_STUDY else has[ids])],
             "tables": [name for name, ids in PAPER_TABLES.items() if has[ids]],
             "sequences": list(self.sequences),
             "towers": list(self.towers),
@@ -106,6 +116,13 @@ class Batch:
             "table_output": f"{own.results}/paper",
             **{name: value for name, value in self.paper.items() if value is not None},
         }
+
+    def study_parameters(self) -> dict[str, Any]:
+        """What the notebook on a study is given."""
+        own = folders(self.output)
+        style = {"style": self.paper["style"]} if self.paper.get("style") else {}
+        outputs = {"results": f"{own.results}/{STUDY}", "figures": f"{own.plots}/{STUDY}"}
+        return {"study": self.study, **style, **outputs}
 
     def weights(self, checkpoint_id: str) -> list[str]:
         """The checkpoint's files that exist; a missing one is for its own run to report, not for the batch."""
@@ -142,7 +159,7 @@ def read_batch_file(path: str | Path, files: bool = True) -> Batch:
 def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
     """Check a batch's config. Raises ValueError naming the key or id that is wrong and what would be right."""
     found = check(Config, config, name)
-    if not (found.checkpoints or found.differential.sequences or found.prefill or found.answers):
+    if not (found.checkpoints or found.differential.sequences or found.prefill or found.answers or found.study):
         raise ValueError(f"{name} lists no checkpoints; it needs `checkpoints:` with `id: folder` lines")
     if found.checkpoints and found.gap is None:
         raise ValueError(
@@ -185,6 +202,7 @@ def read_batch(config: Mapping[str, Any], name: str = "the config") -> Batch:
         ],
         prefill={id: dict(model) for id, model in (config.get("prefill") or {}).items()},
         answers={id: dict(model) for id, model in (config.get("answers") or {}).items()},
+        study=found.study,
         settings=_in(f"{name}: differential", lambda: read_settings(settings)) if settings else DifferentialSettings(),
         paper=dict(config.get("paper") or {}),
         output=found.output,
@@ -221,6 +239,8 @@ def _check_paper(found: Config, name: str) -> None:
     }
     for key, ids in known.items():
         _check_named(f"{name}: paper.{key}", getattr(found.paper, key), ids)
+    if not found.study and (figure := next((figure for figure in found.paper.figures or [] if figure in OF_STUDY), "")):
+        raise ValueError(f"{name}: paper.figures names {figure!r}, but there is no study; name one, `study: FOLDER`")
 
 
 def _check_named(where: str, named: Sequence[str] | None, ids: Collection[str]) -> None:
@@ -234,8 +254,8 @@ def _check_named(where: str, named: Sequence[str] | None, ids: Collection[str]) 
 
 
 def check_files(batch: Batch, name: str = "the config") -> None:
-    """That what a batch reads is there: recordings, towers, models, settings, the evaluation's data, which every
-    checkpoint that is there must know. A checkpoint that is not there is for its own run to report.
+    """That what a batch reads is there: recordings, towers, models, settings, a study, the evaluation's data, which
+    every checkpoint that is there must know. A checkpoint that is not there is for its own run to report.
 
     Raises ValueError in one sentence naming the key and the file or folder.
     """
@@ -258,6 +278,11 @@ def check_files(batch: Batch, name: str = "the config") -> None:
         for key in ("model", "times_model"):
             if answers.get(key):
                 _check_model(f"{name}: answers.{id}.{key}", answers[key], ())
+    if batch.study and not Path(batch.study, "study.parquet").is_file():
+        raise ValueError(
+            f"{name}: study is {batch.study!r}, and there is no {batch.study}/study.parquet; `fvlm study-table "
+            "STUDY.yaml` makes the table of a study"
+        )
     if not batch.gap:
         return
     data_stamp(batch.gap["data"], name)
@@ -327,3 +352,12 @@ def paper_files(parameters: Mapping[str, Any]) -> list[str]:
         *(f"{parameters['output']}/{name}.{suffix}" for name in figures for suffix in (*parameters["formats"], "json")),
         *(f"{parameters['table_output']}/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
     ]
+
+
+def study_files(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
+    """All files that the notebook on a study writes, given its parameters: tables and figures."""
+    results, figures = parameters["results"], parameters["figures"]
+    return {
+        "tables": [*(f"{results}/{name}.csv" for name in STUDY_TABLES), f"{results}/findings.md"],
+        "figures": [f"{figures}/{name}.{suffix}" for name in STUDY_FIGURES for suffix in ("png", "pdf", "json")],
+    }

@@ -24,8 +24,10 @@ NOTEBOOKS = {
     "predict": "notebooks/predict_sequence.ipynb",
     "prefill": "notebooks/gated_prefill.ipynb",
     "answers": "notebooks/stale_answers.ipynb",
+    "study": "notebooks/close_the_gap.ipynb",
     "paper": "notebooks/paper_figures.ipynb",
 }
+STUDY = "close_the_gap"  # the folder, below results and plots, of what is found in a study
 RUNS = {
     "gap": "gap_{id}",
     "scaling": "scaling_analysis",
@@ -34,6 +36,7 @@ RUNS = {
     "predict": "predict_{sequence}--{vlm}",
     "prefill": "prefill_{model}",
     "answers": "answers_{reader}",
+    "study": "close_the_gap",
     "paper": "paper_figures",
 }
 
@@ -70,6 +73,7 @@ def batch_runs(batch: Batch) -> dict[str, str]:
     ids: dict[str, list[dict[str, str]]] = {
         "scaling": [{}] if batch.checkpoints else [],
         "paper": [{}] if paper["figures"] or paper["tables"] else [],
+        "study": [{}] if batch.study else [],
         "gap": [{"id": id} for id in batch.checkpoints],
         "changes": [{"sequence": name} for name in batch.sequences],
         "differential": [{"sequence": s, "tower": t} for s, t in product(batch.sequences, batch.towers)],

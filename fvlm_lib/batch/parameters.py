@@ -260,7 +260,8 @@ class Answers:
 
 Style = Literal["neurips", "iclr", "icml", "cvpr", "acl"]
 Figure = Literal[
-    "gap_training", "gap_passes", "mode_losses", "position_losses", "scaling_laws", "changes", "policies"
+    "gap_training", "gap_passes", "mode_losses", "position_losses", "scaling_laws", "changes", "policies",
+    "study_compute", "study_passes",
 ]  # fmt: skip
 Table = Literal["gap_table", "scaling_fits", "policies"]
 Format = Literal["pdf", "png", "svg", "eps", "ps", "pgf", "jpg", "tif", "webp"]
@@ -321,6 +322,8 @@ class Config:
     """id: a language model, and the text screens that its prefill is measured on."""
     answers: dict[Id, Answers] = field(default_factory=dict)
     """id: a model that reads drawn screens, and how many it is asked about."""
+    study: Name | None = None
+    """A folder with the tables of a study, such as docs/study (notebooks/close_the_gap.ipynb); null for none."""
     paper: Paper = Paper()
     output: Name | None = None
     """A folder for results, plots and papermill_runs of this batch; null is the project's own."""

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from fvlm_lib.batch.config import PAPER_FIGURES, Batch, paper_names
-from fvlm_lib.batch.folders import NOTEBOOKS, batch_runs, folders
+from fvlm_lib.batch.folders import NOTEBOOKS, STUDY, batch_runs, folders
 from fvlm_lib.batch.runs import failed_runs, run_status
 from fvlm_lib.figures.paper import Facts, caption_of
 from fvlm_lib.figures.paper_results import Selection
@@ -159,8 +159,21 @@ def read_findings(batch: Batch) -> str:
     path = Path(folders(batch.output).results, "findings.md")
     if not path.exists() or not _is_current(path, _gaps(batch)):
         return "No findings: they are made when every checkpoint has a result."
+    return _folded(path.read_text().split(SEEDS_NOTE)[0])
+
+
+def read_study_findings(batch: Batch) -> str:
+    """The same of the batch's study."""
+    path = Path(folders(batch.output).results, STUDY, "findings.md")
+    if not path.exists() or not _is_current(path, [f"{batch.study}/study.parquet"]):
+        return f"No findings of the study: `bash run.sh` makes them of {batch.study}."
+    return _folded(path.read_text())
+
+
+def _folded(findings: str) -> str:
+    """Evidence, which is lists, folded away."""
     folded = r"<details><summary>Evidence</summary>\n\n\g<0>\n\n</details>"
-    return re.sub(r"^- .*(\n- .*)*", folded, path.read_text().split(SEEDS_NOTE)[0], flags=re.MULTILINE)
+    return re.sub(r"^- .*(\n- .*)*", folded, findings, flags=re.MULTILINE)
 
 
 def find_figures(batch: Batch) -> list[Shown]:
@@ -177,8 +190,7 @@ def find_figures(batch: Batch) -> list[Shown]:
             facts = json.loads(facts_path.read_text())
             path = next((Path(f"{parameters['output']}/{file}") for file in facts["files"] if _can_show(file)), None)
             if path and _is_current(path, facts["sources"]):
-                known = {field: facts[field] for field in Facts.__dataclass_fields__}
-                shown.append(Shown(path, caption_of(Facts(**known)), "For the paper"))
+                shown.append(Shown(path, _caption(facts_path), "For the paper"))
     records = read_records(batch)
     titles = {rule: _title(Path(notebook)) for rule, notebook in NOTEBOOKS.items()}
     for name, rule in batch_runs(batch).items():
@@ -186,9 +198,17 @@ def find_figures(batch: Batch) -> list[Shown]:
         if rule in ("scaling", "paper") or not record or record["status"] != "done":
             continue
         id = name.removeprefix(f"{rule}_").replace("--", ", ")
-        files = filter(_can_show, record["results"])
-        shown += [Shown(Path(file), f"{id}: {titles[rule]}", titles[rule]) for file in files]
+        for file in filter(_can_show, record["results"]):
+            facts = Path(file).with_suffix(".json")
+            told = _caption(facts) if str(facts) in record["results"] and facts.exists() else f"{id}: {titles[rule]}"
+            shown.append(Shown(Path(file), told, titles[rule]))
     return [figure for figure in shown if figure.path.exists()]
+
+
+def _caption(path: Path) -> str:
+    """The caption of a figure, of the facts beside it."""
+    facts = json.loads(path.read_text())
+    return caption_of(Facts(**{field: facts[field] for field in Facts.__dataclass_fields__}))
 
 
 def _gaps(batch: Batch) -> list[str]:

@@ -40,6 +40,19 @@ OTHER_MODE: tuple[Colour, str, str] = (BLACK, "P", "-")
 
 SERIES: list[tuple[Colour, str]] = [(GREEN, "o"), (PLUM, "s"), (BLACK, "^"), (VERMILION, "D"), (BLUE, "v")]
 
+PLAIN: tuple[Colour, str, str] = (BLACK, "o", "-")  # the recipe that the others of a study are compared with
+RECIPE_COLOURS = (
+    BLUE,
+    VERMILION,
+    GREEN,
+    PLUM,
+    GREY,
+)  # of the others, which go through colours, markers and lines at once
+RECIPE_MARKERS = ("s", "^", "D", "v", "P", "X", ">", "*", "<")
+RECIPE_LINES = ("-", "--", "-.", ":")
+SIZES: list[tuple[Colour, str]] = [(GREEN, "o"), (PLUM, "s"), (VERMILION, "^"), (BLUE, "v"), (GREY, "P")]
+ALL_SIZES: tuple[Colour, str] = (BLACK, "D")
+
 PATHS: dict[str, Colour] = {  # what an encoder does with a frame -> colour
     "cached": GREY,
     "partial": BLUE,

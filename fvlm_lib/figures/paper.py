@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 MIN_TEXT = 6.0  # pt in print; smaller is not readable
+MIN_PANEL = 1.6  # inches
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,42 @@ class Facts:
 
 
 # ---- figures -----------------------------------------------------------------------------------------
+
+
+def lay_panels(width: float, count: int, share: bool = False, most: int = 9) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` inches with `count` panels, as many a row as are wide enough to read, and at `most` so many.
+    share: both axes."""
+    rows = math.ceil(count / max(1, min(most, int(width / MIN_PANEL))))
+    columns = math.ceil(count / rows)
+    panel = min(2.1, max(MIN_PANEL, 0.85 * width / columns)) if columns > 1 else min(2.3, 0.62 * width)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, rows * panel), layout="constrained", squeeze=False, sharex=share,
+        sharey=share,
+    )  # fmt: skip
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return figure, list(axes.flat[:count])
+
+
+def label_outer(axes: Sequence[Axes]) -> None:
+    """Of panels that share their axes, name those at the left and those with no panel below. Unlike matplotlib's
+    own `label_outer` this knows of a last row that is not full."""
+    for place, ax in enumerate(axes):
+        columns = ax.get_gridspec().ncols  # type: ignore[union-attr]
+        below, left = place + columns >= len(axes), place % columns == 0
+        ax.tick_params(which="both", labelbottom=below, labelleft=left)
+        ax.set_xlabel(ax.get_xlabel() if below else "")
+        ax.set_ylabel(ax.get_ylabel() if left else "")
+
+
+def axis_note(axes: Sequence[Axes]) -> str:
+    """What the labels of the y axes say in their second line, as a caption's sentence; there it leaves the figure."""
+    notes = []
+    for ax in axes:
+        label, _, note = ax.get_ylabel().partition("\n")
+        ax.set_ylabel(label)
+        notes.append(note.strip("()"))
+    return f"The axis of the gap is {notes[0]}." if notes[0] else ""
 
 
 def label_panels(axes: Sequence[Axes], names: Sequence[str]) -> dict[str, str]:

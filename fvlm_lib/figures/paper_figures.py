@@ -6,19 +6,27 @@ what a venue asks in `paper.py`, what is read in `paper_results.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvlm_lib.batch.config import PAPER_FIGURES
-from fvlm_lib.figures import plots, screen_plots
+from fvlm_lib.batch.folders import STUDY
+from fvlm_lib.figures import plots, screen_plots, study_figures
 from fvlm_lib.figures.names import describe_runs, explain_runs
-from fvlm_lib.figures.paper import Facts, Venue, label_panels, legend_below
+from fvlm_lib.figures.paper import (
+    MIN_PANEL,
+    Facts,
+    Venue,
+    axis_note,
+    label_outer,
+    label_panels,
+    lay_panels,
+    legend_below,
+)
 from fvlm_lib.figures.paper_results import (
     Selection,
     check_columns,
@@ -37,54 +45,17 @@ from fvlm_lib.screens.measure import bootstrap_policies
 from fvlm_lib.stats import HEAVY_SHARE
 from fvlm_lib.vision.changes import ChangeMaps
 
-MIN_PANEL = 1.6  # inches
 LOSSES = {"loss_training_fine": "training loss", "loss_inference_fine": "inference loss"}
-
-
-def _panels(width: float, count: int, share: bool = False, most: int = 9) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` inches with `count` panels, as many a row as are wide enough to read, and at `most` so many.
-    share: both axes."""
-    rows = math.ceil(count / max(1, min(most, int(width / MIN_PANEL))))
-    columns = math.ceil(count / rows)
-    panel = min(2.1, max(MIN_PANEL, 0.85 * width / columns)) if columns > 1 else min(2.3, 0.62 * width)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, rows * panel), layout="constrained", squeeze=False, sharex=share,
-        sharey=share,
-    )  # fmt: skip
-    for unused in axes.flat[count:]:
-        unused.remove()
-    return figure, list(axes.flat[:count])
-
-
-def _label_outer(axes: Sequence[Axes]) -> None:
-    """Of panels that share their axes, name those at the left and those with no panel below. Unlike matplotlib's
-    own `label_outer` this knows of a last row that is not full."""
-    for place, ax in enumerate(axes):
-        columns = ax.get_gridspec().ncols  # type: ignore[union-attr]
-        below, left = place + columns >= len(axes), place % columns == 0
-        ax.tick_params(which="both", labelbottom=below, labelleft=left)
-        ax.set_xlabel(ax.get_xlabel() if below else "")
-        ax.set_ylabel(ax.get_ylabel() if left else "")
-
-
-def _axis_note(axes: Sequence[Axes]) -> str:
-    """What the labels of the y axes say in their second line, as a caption's sentence; there it leaves the figure."""
-    notes = []
-    for ax in axes:
-        label, _, note = ax.get_ylabel().partition("\n")
-        ax.set_ylabel(label)
-        notes.append(note.strip("()"))
-    return f"The axis of the gap is {notes[0]}." if notes[0] else ""
 
 
 def gap_training(selection: Selection, width: float) -> tuple[Figure, Facts]:
     """The gap against training steps and FLOPs, a line a recipe."""
     table = read_gap_table(selection)
     words, title = describe_runs(table, with_names=False)
-    figure, axes = _panels(width, 2)
+    figure, axes = lay_panels(width, 2)
     for ax, x in zip(axes, plots.AXES, strict=True):
         plots.plot_gap(ax, table, x, words)
-    scale = _axis_note(axes)
+    scale = axis_note(axes)
     if axes[0].get_gridspec().ncols == 2:  # type: ignore[union-attr]
         axes[1].set_ylabel("")
     panels = label_panels(axes, ["", ""])
@@ -108,10 +79,10 @@ def gap_passes(selection: Selection, width: float) -> tuple[Figure, Facts]:
         for _, row in rows.iterrows()
         for mode, left in gaps[row["id"]]["gap_to_passes"].items()
     ]
-    figure, axes = _panels(width, 1)
+    figure, axes = lay_panels(width, 1)
     table = read_gap_table(selection)
     plots.plot_gap_passes(axes[0], pd.DataFrame(points), plots.series_styles(table["run"], table["group"]))
-    scale = _axis_note(axes)
+    scale = axis_note(axes)
     legend_below(figure, axes, describe_runs(table)[1])
     caption = "Autoregressive loss minus the loss after so many fine passes, nats a token, of " + _steps(rows)
     caption = " ".join(filter(None, [caption, scale]))
@@ -122,12 +93,12 @@ def mode_losses(selection: Selection, width: float) -> tuple[Figure, Facts]:
     """Loss of every forward mode, a panel a checkpoint."""
     rows = single_checkpoints(selection)
     gaps = read_gaps(selection, list(rows["id"]))
-    figure, axes = _panels(width, len(rows), share=True)
+    figure, axes = lay_panels(width, len(rows), share=True)
     lines = max(len(gaps[name]["losses"]) for name in rows["id"])
     figure.set_figheight(axes[0].get_gridspec().nrows * (0.17 * lines + 0.55))  # type: ignore[union-attr]
     for ax, name in zip(axes, rows["id"], strict=True):
         plots.plot_mode_losses(ax, gaps[name]["losses"], log=True)
-    _label_outer(axes)
+    label_outer(axes)
     panels = label_panels(axes, list(rows["label"]))
     return figure, gap_facts(selection, rows, "Loss by forward mode of " + _steps(rows), panels=panels)
 
@@ -136,7 +107,7 @@ def position_losses(selection: Selection, width: float) -> tuple[Figure, Facts]:
     """Loss by caption position in the coarse, training and inference mode, a panel a checkpoint."""
     rows = single_checkpoints(selection)
     gaps = read_gaps(selection, list(rows["id"]))
-    figure, axes = _panels(width, len(rows), share=True)
+    figure, axes = lay_panels(width, len(rows), share=True)
     bottoms = []
     for ax, name in zip(axes, rows["id"], strict=True):
         training = f"fine_{gaps[name]['parameters']['num_fine'][0]}"
@@ -144,7 +115,7 @@ def position_losses(selection: Selection, width: float) -> tuple[Figure, Facts]:
         plots.plot_position_losses(ax, table, ["coarse", training, "autoregressive"], log=True)
         bottoms.append(ax.get_ylim()[0])
     axes[0].set_ylim(bottom=min(bottoms))
-    _label_outer(axes)
+    label_outer(axes)
     panels = label_panels(axes, list(rows["label"]))
     legend_below(figure, axes)
     interval = "95% intervals a position, normal: mean ± 1.96 standard errors over evaluation samples."
@@ -166,7 +137,7 @@ def scaling_laws(selection: Selection, width: float) -> tuple[Figure, Facts]:
     path = selection.results / "scaling_fits.json"
     fits = read_fits(path)
     words, title = describe_runs(table, with_names=False)
-    figure, axes = _panels(width, 4, most=2)
+    figure, axes = lay_panels(width, 4, most=2)
     drawn = []
     places = [(x, loss) for x in plots.AXES for loss in LOSSES]
     low = table[[f"{loss}_low" for loss in LOSSES]].min().min()
@@ -233,7 +204,7 @@ def changes(selection: Selection, width: float, sequence: str) -> tuple[Figure, 
 def policies(selection: Selection, width: float, tower: str) -> tuple[Figure, Facts]:
     """Speed-up against token error of every policy on one tower."""
     rows, sources = read_policies(selection, tower)
-    figure, axes = _panels(width, 1)
+    figure, axes = lay_panels(width, 1)
     screen_plots.plot_speed_error(axes[0], bootstrap_policies(rows))
     legend_below(figure, axes)
     caption = (
@@ -245,6 +216,16 @@ def policies(selection: Selection, width: float, tower: str) -> tuple[Figure, Fa
     return figure, policy_facts(rows, sources, caption)
 
 
+def study_compute(selection: Selection, width: float) -> tuple[Figure, Facts]:
+    """Inference loss against training FLOPs by recipe, of a study."""
+    return study_figures.compute(study_figures.read_study_tables(selection.results / STUDY), width)
+
+
+def study_passes(selection: Selection, width: float) -> tuple[Figure, Facts]:
+    """gap(K) by recipe, of a study."""
+    return study_figures.passes(study_figures.read_study_tables(selection.results / STUDY), width)
+
+
 FIGURES: dict[str, tuple[Callable[..., tuple[Figure, Facts]], str]] = {  # kind -> function, width it is made for
     "gap_training": (gap_training, "full"),
     "gap_passes": (gap_passes, "column"),
@@ -253,6 +234,8 @@ FIGURES: dict[str, tuple[Callable[..., tuple[Figure, Facts]], str]] = {  # kind 
     "scaling_laws": (scaling_laws, "full"),
     "changes": (changes, "full"),
     "policies": (policies, "column"),
+    "study_compute": (study_compute, "full"),
+    "study_passes": (study_passes, "full"),
 }
 
 

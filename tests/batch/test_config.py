@@ -22,12 +22,14 @@ import yaml
 from captioned import write_folder
 from conftest import DEMO, ROOT
 from matplotlib.backend_bases import FigureCanvasBase
+from planted_study import planted_samples, planted_table, write_results
 
-from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, read_batch, read_batch_file
+from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, STUDY_FIGURES, read_batch, read_batch_file, study_files
 from fvlm_lib.batch.folders import batch_runs
 from fvlm_lib.batch.parameters import Figure, Format, Style, Table
 from fvlm_lib.batch.runs import run_status
 from fvlm_lib.data.files import data_stamp, matching_files
+from fvlm_lib.figures.batch_report import find_figures, read_study_findings
 from fvlm_lib.figures.paper import VENUES
 from fvlm_lib.gap.gap import evaluate_inference_gap, open_evaluation
 from fvlm_lib.gap.results import gap_file
@@ -96,6 +98,20 @@ def test_what_is_given_is_handed_on_as_it_is():
     assert batch.asked == [("s", "v")]
     answers = {"r": {"model": "a/b", "tolerances": [0], "times_model": None}}
     assert read_batch({"answers": answers}).answers == answers  # which are enough for a batch
+    assert read_batch({"study": "x"}).study == "x"  # which is, too
+
+
+def test_a_study_s_figures_and_tables_go_below_the_output_in_the_style_of_the_paper():
+    batch = read_batch({"study": "x", "output": "mine", "paper": {"style": "icml"}})
+    parameters = batch.study_parameters()
+    assert parameters == {
+        "study": "x", "style": "icml", "results": "mine/results/close_the_gap", "figures": "mine/plots/close_the_gap",
+    }  # fmt: skip
+    found = study_files(parameters)
+    assert {"mine/results/close_the_gap/means.csv", "mine/results/close_the_gap/findings.md"} <= {*found["tables"]}
+    assert "mine/plots/close_the_gap/compute.pdf" in found["figures"]
+    assert batch.paper_parameters()["figures"] == ["study_compute", "study_passes"]
+    assert read_batch({"checkpoints": {"a": "x"}, "gap": GAP}).paper_parameters()["figures"][-1] == "scaling_laws"
 
 
 def test_a_model_is_asked_about_all_recordings_or_those_that_it_names():
@@ -128,6 +144,8 @@ def test_a_model_is_asked_about_all_recordings_or_those_that_it_names():
          "config: differential.vlms.v.sequences names 'x', which is not in this config; it has s"),
         ({"paper": {"sequences": ["x"]}},
          "config: paper.sequences names 'x', which is not in this config; it has none"),
+        ({"paper": {"figures": ["study_passes"]}},
+         "config: paper.figures names 'study_passes', but there is no study; name one, `study: FOLDER`"),
         ({"paper": {"checkpoints": ["b"]}},
          "config: paper.checkpoints names 'b', which is not in this config; it has a"),
         ({"differential": {"settings": "nowhere.yaml"}},
@@ -165,6 +183,9 @@ SCREENS = str(ROOT / "data" / "screens" / "idle")
          "writes one, or copy config/differential.yaml"),
         ({"differential": {"vlms": {"v": {"model": "random:clip-tiny"}}}},
          "differential.vlms.v.model is 'random:clip-tiny', and there is none such; it must be a folder or a hub id"),
+        ({"study": "clips"},
+         "study is 'clips', and there is no clips/study.parquet; `fvlm study-table STUDY.yaml` makes the table of a "
+         "study"),
         ({"gap": {"data": {"kind": "webdataset", "path": "no.tar"}}}, "data: no file matches 'no.tar'"),
         ({"gap": {"data": {"kind": "folder", "path": "clips"}, "num_samples": 3}},
          "gap.num_samples is 3, but clips has 2 videos"),
@@ -414,6 +435,30 @@ def test_a_changed_setting_runs_the_changed_patches_alone(tmp_path):
     assert pd.read_parquet(folder / "results" / "changes" / "idle.parquet")["total"].tolist() == [8 * 13] * 2
     run = json.loads((folder / "papermill_runs" / "changes_idle.run.json").read_text())
     assert {"threshold": 0.3, "patch_size": 100, "max_changed_patches": 7}.items() <= run["parameters"].items()
+
+
+def test_a_study_becomes_tables_figures_and_findings_and_figures_of_the_paper(tmp_path, monkeypatch):
+    table = planted_table(seeds=(0, 1), steps=(100, 300, 1000), lengths=(8, 16))
+    study = write_results(tmp_path / "study", table, planted_samples(table))
+    (tmp_path / "batch").mkdir()
+    folder = project(tmp_path / "batch", {}, study=str(study), paper={"formats": ["png"]})
+    completed = snakemake(folder)
+    assert completed.returncode == 0, completed.stderr
+    means = pd.read_csv(folder / "results" / "close_the_gap" / "means.csv")
+    assert means.groupby(["size", "recipe"]).size().to_dict() == {(s, r): 3 for s in "SML" for r in ("plain", "multi")}
+    monkeypatch.chdir(folder)
+    described = read_batch_file("config.yaml")
+    captions = {shown.path.as_posix(): shown.caption for shown in find_figures(described)}
+    assert {f"plots/close_the_gap/{name}.png" for name in STUDY_FIGURES} <= {*captions}
+    assert captions["plots/close_the_gap/compute.png"] == captions["plots/paper/study_compute.png"]
+    assert "n: 12 training runs, 36 checkpoints, 40 evaluation samples." in captions["plots/close_the_gap/compute.png"]
+    shown = read_study_findings(described)
+    assert "Does the gap of plain training grow with training?" in shown and "<summary>Evidence</summary>" in shown
+    assert planned(folder) == set()
+
+    table.assign(num_tokens=100).to_parquet(study / "study.parquet", index=False)
+    assert {"means.csv", "compute.pdf", "study_compute.png"} <= planned(folder)
+    assert read_study_findings(described).startswith("No findings of the study: `bash run.sh` makes them of ")
 
 
 def test_a_lost_intermediate_is_made_again(batch):

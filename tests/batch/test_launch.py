@@ -56,9 +56,10 @@ def test_an_output_that_is_no_folder_is_named(wrong):
 
 def test_the_runs_of_the_demo_are_named_as_the_snakefile_names_them():
     runs = batch_runs(read_batch(DEMO_CONFIG))
-    assert len(runs) == 1 + 1 + 12 + 7 + 7 + 2 + 1 + 1
+    assert len(runs) == 1 + 1 + 1 + 12 + 7 + 7 + 2 + 1 + 1
     assert runs["gap_S-S_0100"] == "gap" and runs["predict_reader-form--reader"] == "predict"
     assert runs["prefill_text-screens"] == "prefill" and runs["answers_reader"] == "answers"
+    assert runs["close_the_gap"] == "study" and "close_the_gap" not in batch_runs(read_batch(GAPS_ALONE))
     assert run_name("differential", {"sequence": "idle", "tower": "demo"}) == "differential_idle--demo"
 
 

@@ -73,6 +73,7 @@ CONFIG: dict[str, Any] = {
             "times_model": "OWNER/LARGER", "device": "cpu", "dtype": "float32", "threads": 1,
         },
     },
+    "study": "docs/study",
     "paper": {
         "style": "icml", "figures": ["policies"], "tables": ["policies"], "widths": {"policies": "full"}, "runs": ["S"],
         "checkpoints": ["a"], "sequences": ["s"], "towers": ["t"], "recordings": ["s"], "formats": ["pdf"],
@@ -82,7 +83,10 @@ CONFIG: dict[str, Any] = {
     "knowledge": "KNOWLEDGE.md",
 }  # fmt: skip
 
-FIGURES = "'gap_training', 'gap_passes', 'mode_losses', 'position_losses', 'scaling_laws', 'changes' or 'policies'"
+FIGURES = (
+    "'gap_training', 'gap_passes', 'mode_losses', 'position_losses', 'scaling_laws', 'changes', 'policies', "
+    "'study_compute' or 'study_passes'"
+)
 MAPPING = "it must be a mapping, `key: value` lines"
 WHOLE, NUMBER, FINITE = "it must be a whole number", "it must be a number", "it must be a finite number"
 Wrong = list[tuple[Any, str, str]]  # value, how it is shown, what would be right
@@ -199,6 +203,7 @@ LANGUAGE: dict[str, Wrong] = {
 OTHER: dict[str, Wrong] = {
     "shards": whole(1, 10_000), "scaling": SECTION, "scaling.num_bootstrap": whole(2, 10**6), "scaling.seed": SEED,
     "scaling.delta": POSITIVE, "scaling.block_length?": COUNT, "output?": TEXT, "knowledge?": NAME, "paper": SECTION,
+    "study?": NAME,
     "paper.style": choice("neurips", "iclr", "icml", "cvpr", "acl"), "paper.runs?": listed(TEXT),
     "paper.figures?": listed([("x", "'x'", "it must be " + FIGURES)]),
     "paper.tables?": listed([("x", "'x'", "it must be 'gap_table', 'scaling_fits' or 'policies'")]),

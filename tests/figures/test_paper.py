@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import shutil
@@ -19,15 +18,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DEMO, ROOT
+from planted_study import planted_table, write_results
+from readable import check_texts
 
 from fvlm_lib.batch.config import PAPER_FIGURES, PAPER_TABLES, paper_files, read_batch
+from fvlm_lib.batch.folders import STUDY
 from fvlm_lib.data import screens
-from fvlm_lib.figures import palette, paper, paper_figures, paper_tables
+from fvlm_lib.figures import palette, paper, paper_figures, paper_tables, study_figures
 from fvlm_lib.figures.paper import Facts
 from fvlm_lib.figures.paper_results import Selection
 from fvlm_lib.gap import gap, report, scaling
 from fvlm_lib.gap.fits import fit_losses
 from fvlm_lib.gap.samples import read_samples
+from fvlm_lib.gap.study_analysis import TABLES
+from fvlm_lib.gap.study_results import read_study_results
 from fvlm_lib.screens import measure
 from fvlm_lib.screens.loaded_towers import load_tower
 from fvlm_lib.vision import changes
@@ -42,7 +46,7 @@ FACTS = Facts("A caption.", {"things": 3}, {"of chance": 0}, "No intervals.", ("
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
-    """What a small batch leaves: three checkpoints on eight videos, two recordings of a few frames."""
+    """What a small batch leaves: three checkpoints on eight videos, two recordings of a few frames, a planted study."""
     folder = tmp_path_factory.mktemp("results")
     tables = {}
     for name, path in CHECKPOINTS.items():
@@ -73,6 +77,10 @@ def results(tmp_path_factory) -> Path:
         maps.save(folder / "changes" / f"{name}.npz")
         rows = measure.measure_policies(tower, recording, measure.policies([0.1, 0.0]), progress=False)
         rows.to_parquet(folder / "differential" / f"{name}--demo.parquet", index=False)
+    study = read_study_results(write_results(tmp_path_factory.mktemp("study"), planted_table(seeds=(0, 1))))
+    (folder / STUDY).mkdir()
+    for name in study_figures.COLUMNS:
+        TABLES[name](study).to_csv(folder / STUDY / f"{name}.csv", index=False)
     return folder
 
 
@@ -111,16 +119,7 @@ def test_every_text_can_be_read_at_the_width_of_the_venue(results, style, width)
     }  # fmt: skip
     for name, (figure, _) in figures.items():
         assert figure.get_figwidth() == paper.VENUES[style].width(width)
-        with plt.rc_context(paper.VENUES[style].rc_parameters()):
-            texts = paper.visible_texts(figure)
-        assert min(text.get_fontsize() for text in texts) >= 6
-        boxes = {text: text.get_window_extent() for text in texts}
-        for text, box in boxes.items():
-            inside = box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= figure.bbox.x1 + 0.5
-            assert inside and box.y1 <= figure.bbox.y1 + 0.5, f"{name}: {text.get_text()!r} is cut off"
-        for one, other in itertools.combinations(texts, 2):
-            message = f"{name}: {one.get_text()!r} lies over {other.get_text()!r}"
-            assert not boxes[one].overlaps(boxes[other]), message
+        check_texts(figure, style, name)
 
 
 def test_a_text_that_is_cut_off_or_hidden_is_told_apart(results):
