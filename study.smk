@@ -31,6 +31,9 @@ except ValueError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 PYTHON = shlex.quote(sys.executable)
+# Jobs are told the config by the environment: its name in their commands would have all of them run again where the
+# same study is run by another file, such as one that was cut.
+os.environ["FVLM_STUDY"] = CONFIGFILE
 LOGS = f"{STUDY.output}/logs"
 GAPS = expand(f"{STUDY.output}/gap/{{evaluation}}.{{suffix}}", evaluation=STUDY.evaluations, suffix=("json", "parquet"))
 
@@ -62,7 +65,7 @@ rule train:
     log:
         f"{LOGS}/train/{{run}}.log",
     shell:
-        f"exec {PYTHON} -m fvlm_lib study-train {shlex.quote(CONFIGFILE)} --run {{wildcards.run}} 2> {{log:q}}"
+        f'exec {PYTHON} -m fvlm_lib study-train "$FVLM_STUDY" --run {{wildcards.run}} 2> {{log:q}}'
 
 
 def record(wc):
@@ -106,4 +109,4 @@ rule table:
     log:
         f"{LOGS}/table.log",
     shell:
-        f"exec {PYTHON} -m fvlm_lib study-table {shlex.quote(CONFIGFILE)} > {{log:q}} 2>&1"
+        f'exec {PYTHON} -m fvlm_lib study-table "$FVLM_STUDY" > {{log:q}} 2>&1'

@@ -157,9 +157,9 @@ def test_a_library_that_git_does_not_know_has_no_commit(tmp_path):
 # ---- all of it, by Snakemake -----------------------------------------------------------------------------
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, study: str = "study.yaml") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["bash", "run.sh", "study", "--configfile", "study.yaml", *arguments],
+        ["bash", "run.sh", "study", "--configfile", study, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": "false"},  # .venv is linked: nothing may install into it
         stdout=subprocess.PIPE,
@@ -224,3 +224,5 @@ def test_a_study_that_is_stopped_goes_on_and_a_failed_run_leaves_the_others(tmp_
     )
     assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
     assert finish(start(tmp_path, "-n")) == (0, "nothing to be done: all is up to date\n")
+    (tmp_path / "study.yaml").rename(tmp_path / "mine.yaml")  # the same study by another name
+    assert finish(start(tmp_path, "-n", study="mine.yaml")) == (0, "nothing to be done: all is up to date\n")
