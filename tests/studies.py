@@ -19,9 +19,9 @@ TINY_STUDY: dict[str, Any] = {
         "steps": 6, "warmup_steps": 2, "checkpoint_steps": [2, 6], "state_every": 2,
     },
     "evaluation": {
-        "num_samples": 6, "batch_size": 4, "num_fine": [1, 2], "num_frames": [4], "last_num_frames": [6],
-        "floor_samples": 0, "jacobi": {"norm_samples": 2},
+        "num_samples": 6, "batch_size": 4, "num_fine": [1, 2], "floor_samples": 0, "jacobi": {"norm_samples": 2},
     },
+    "lengths": {"num_frames": [6], "sizes": ["S"], "recipes": ["plain"], "seeds": [3]},
 }  # fmt: skip
 
 
@@ -30,6 +30,6 @@ def write_study(folder: Path, **changes: Any) -> Path:
     key."""
     config = {**TINY_STUDY, "output": str(folder / "study")}
     for key, value in changes.items():
-        config[key] = {**config[key], **value} if key in ("training", "evaluation") else value
+        config[key] = {**config[key], **value} if key in ("training", "evaluation", "lengths") and value else value
     (folder / "study.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder / "study.yaml"

@@ -27,7 +27,6 @@ from fvlm_lib.foveated.training_config import MAX_POSITIONS, Layers, TrainingCon
 from fvlm_lib.schema import BatchSize, Count, CountOrNone, Distinct, Positive, Seed, check, settings
 from fvlm_lib.yaml_files import read_yaml
 
-Frames = Annotated[list[Count], Distinct]
 JOINT = "--"  # between the parts of an id
 
 
@@ -55,23 +54,30 @@ class StudyRecipe:
 
 @settings
 class Evaluation:
-    """How checkpoints are evaluated: `fvlm gap`, on drawn videos as those of the training but of the split `test`."""
+    """How checkpoints are evaluated: `fvlm gap`, on drawn videos as those of their training but of the split `test`."""
 
     num_samples: Samples = 512
     batch_size: BatchSize = 32
     num_fine: NumFine = field(default_factory=lambda: [1, 2, 3])
     """Numbers of fine passes to score."""
-    num_frames: Annotated[Frames, Field(min_length=1)] = field(default_factory=lambda: [8])
-    """Of the videos; every checkpoint is evaluated on videos of each of these lengths."""
-    last_num_frames: Frames = field(default_factory=list)
-    """Further lengths, for the last checkpoint of a run alone."""
     jacobi: Jacobi | None = None
-    """How far every number of fine passes is from sequential use, and the norm of the query recurrence's Jacobian, on
-    videos of `num_frames`; null for none of it."""
+    """How far every number of fine passes is from sequential use, and the norm of the query recurrence's Jacobian; null
+    for none of it. Not of the runs of other lengths."""
     seed: Seed = 0
     """Of the videos and of the bootstrap."""
     floor_samples: CountOrNone = 64
     """Evaluated again in float64 for the numerical floor; 0 for none."""
+
+
+@settings
+class Lengths:
+    """Runs that are trained, and evaluated, on videos of other lengths than `training` says. A model that was trained
+    on videos of one length is lost on longer ones, so that one training tells nothing of them."""
+
+    num_frames: Annotated[list[Count], Field(min_length=1), Distinct]
+    sizes: Annotated[list[Half], Field(min_length=1), Distinct]
+    recipes: Annotated[list[Half], Field(min_length=1), Distinct]
+    seeds: Annotated[list[Seed], Field(min_length=1), Distinct]
 
 
 @settings
@@ -85,6 +91,8 @@ class StudyFile:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """What all runs are trained with; not what sizes and recipes say."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    lengths: Lengths | None = None
+    """What of it is also run on videos of other lengths."""
     output: Name = "results/study"
     """The folder that gets checkpoints, evaluations and the table."""
 
@@ -99,6 +107,11 @@ class Run:
     config: TrainingConfig
 
     @property
+    def num_frames(self) -> int:
+        """Of its videos, in training and evaluation."""
+        return self.config.drawn_videos(self.seed).num_frames
+
+    @property
     def trained_passes(self) -> int:
         """After how many fine passes the loss is taken that it is trained by at the end."""
         return self.config.recipes[-1].trained_passes
@@ -111,24 +124,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation: of the checkpoint at `step` of the run of id `run`, on videos of so many frames."""
+    """One evaluation: of the checkpoint at `step` of the run of id `run`."""
 
+    id: str
     run: str
     step: int
-    num_frames: int
-
-    @property
-    def id(self) -> str:
-        return JOINT.join([self.run, str(self.step), str(self.num_frames)])
 
 
 @dataclass(frozen=True)
 class Study:
-    """What there is to do: `runs` and `evaluations` by id, in the file's order, and where they are kept."""
+    """What there is to do: `runs` and `evaluations` by id, in the file's order, and where they are kept.
+
+    num_frames: of the videos of all runs but those of `lengths`.
+    """
 
     runs: dict[str, Run]
     evaluations: dict[str, Evaluated]
     evaluation: Evaluation
+    num_frames: int
     output: str
 
     @property
@@ -168,11 +181,10 @@ class Study:
 
     def gap_parameters(self, evaluation: str) -> dict[str, Any]:
         """What an evaluation is made with; its result must hold exactly these."""
-        about, settings = self.evaluations[evaluation], self.evaluation
-        videos = self.runs[about.run].config.videos
+        settings, trained = self.evaluation, self.runs[self.evaluations[evaluation].run]
         return {
             "checkpoint": self.checkpoint(evaluation),
-            "data": _test_videos(videos, about.num_frames, settings.seed),
+            "data": _test_videos(trained.config.videos, trained.num_frames, settings.seed),
             "num_samples": settings.num_samples,
             "batch_size": settings.batch_size,
             "num_fine": settings.num_fine,
@@ -181,7 +193,7 @@ class Study:
             "seed": settings.seed,
             "floor_samples": settings.floor_samples,
             "reuse": None,
-            "jacobi": asdict(settings.jacobi) if settings.jacobi and about.num_frames in settings.num_frames else None,
+            "jacobi": asdict(settings.jacobi) if settings.jacobi and trained.num_frames == self.num_frames else None,
         }
 
 
@@ -200,24 +212,30 @@ def read_study(config: Mapping[str, Any], name: str = "the config") -> Study:
     """Check a study's config. Raises ValueError as `read_study_file` does."""
     found = check(StudyFile, config, name)
     _check_training(found, config.get("training") or {}, name)
-    _check_videos(found, name)
-    runs = {}
+    _check_lengths(found, name)
+    trained = {}
     for (size, width), (recipe, entry) in product(found.sizes.items(), found.recipes.items()):
         try:
-            trained = dataclasses.replace(found.training, **vars(width), **vars(entry))
+            trained[size, recipe] = dataclasses.replace(found.training, **vars(width), **vars(entry))
         except ValueError as error:
             raise ValueError(f"{name}: sizes.{size}: {error}") from None
-        for seed in found.seeds:
-            runs[JOINT.join([size, recipe, str(seed)])] = Run(size, recipe, seed, trained)
-    last = found.training.steps
-    wanted = [
-        Evaluated(run, step, frames)
-        for run in runs
-        for step in found.training.checkpoint_steps
-        for frames in found.evaluation.num_frames + (found.evaluation.last_num_frames if step == last else [])
-    ]
-    output = str(Path(found.output))
-    return Study(runs, {evaluated.id: evaluated for evaluated in wanted}, found.evaluation, output)
+    runs = {
+        JOINT.join([size, recipe, str(seed)]): Run(size, recipe, seed, own)
+        for (size, recipe), own in trained.items()
+        for seed in found.seeds
+    }
+    if (other := found.lengths) is not None:
+        for frames, size, recipe, seed in product(other.num_frames, other.sizes, other.recipes, other.seeds):
+            own = trained[size, recipe]
+            changed = dataclasses.replace(own, videos={**own.videos, "num_frames": frames})
+            runs[JOINT.join([size, recipe, str(seed), str(frames)])] = Run(size, recipe, seed, changed)
+    evaluations = {}
+    for id, run in runs.items():
+        for step in found.training.checkpoint_steps:
+            evaluated = JOINT.join(map(str, [run.size, run.recipe, run.seed, step, run.num_frames]))
+            evaluations[evaluated] = Evaluated(evaluated, id, step)
+    num_frames = found.training.drawn_videos(0).num_frames
+    return Study(runs, evaluations, found.evaluation, num_frames, str(Path(found.output)))
 
 
 def read_run(path: Path, run: str) -> tuple[Study, Run]:
@@ -243,15 +261,23 @@ def _check_training(found: StudyFile, given: Mapping[str, Any], name: str) -> No
         )
 
 
-def _check_videos(found: StudyFile, name: str) -> None:
-    """Videos of all lengths can be drawn, and fit a model's positions; the folder can be a folder."""
-    evaluation = found.evaluation
-    for key in ("num_frames", "last_num_frames"):
-        for frames in getattr(evaluation, key):
-            where = f"{name}: evaluation.{key}"
-            if key == "last_num_frames" and frames in evaluation.num_frames:
-                raise ValueError(f"{where} has {frames}, which num_frames has for every checkpoint; keep one of them")
-            videos = check(Data, _test_videos(found.training.videos, frames, evaluation.seed), where)
+def _check_lengths(found: StudyFile, name: str) -> None:
+    """Videos of all lengths can be drawn, and fit a model's positions; what is run on others is there; the folder can
+    be a folder."""
+    own = found.training.drawn_videos(0).num_frames
+    lengths: dict[str, list[int]] = {"training.videos.num_frames": [own]}
+    if (other := found.lengths) is not None:
+        lengths["lengths.num_frames"] = other.num_frames
+        for key in ("sizes", "recipes"):
+            if unknown := [known for known in getattr(other, key) if known not in getattr(found, key)]:
+                there = ", ".join(getattr(found, key))
+                raise ValueError(f"{name}: lengths.{key} names {unknown[0]!r}; {key} has {there}")
+        if own in other.num_frames:
+            raise ValueError(f"{name}: lengths.num_frames has {own}, which all runs have; name others")
+    for key, of_key in lengths.items():
+        for frames in of_key:
+            where = f"{name}: {key}"
+            videos = check(Data, _test_videos(found.training.videos, frames, found.evaluation.seed), where)
             if videos.num_positions > MAX_POSITIONS:
                 raise ValueError(
                     f"{where} has {frames}, which with the caption takes {videos.num_positions} positions; models "

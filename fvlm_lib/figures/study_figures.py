@@ -194,10 +194,10 @@ def lengths(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     panels = _finish(figure, axes, list(study.sizes.values()))
     caption = (
         "Gap, inference loss minus that of the number of fine passes that the recipe trains last, nats a token, by the "
-        f"number of frames of a video, after {study.last_step:,} training steps. {_sizes(study)} Points of one length "
-        "stand beside each other."
+        f"number of frames of a video, in training and evaluation, after {study.last_step:,} training steps. "
+        f"{_sizes(study)} Points of one length stand beside each other."
     )
-    note = "Of lengths other than the training's they are over seeds alone."
+    note = "Of other lengths than the study's own they are over seeds alone."
     one_seed = study.checkpoints["seed"].nunique() == 1
     caption = " ".join(filter(None, [caption, scale]))
     return figure, study.facts(caption, "lengths", panels, interval="" if one_seed else note)

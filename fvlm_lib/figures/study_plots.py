@@ -1,6 +1,6 @@
 """Figures of a study: what its recipes of training cost, how large their gaps are and what closes them.
 
-Tables in, axes out; the tables are those of `gap/study_effects.py`, over training seeds. A recipe looks the same in
+Tables in, axes out; the tables are those of `gap/study_analysis.py`, over training seeds. A recipe looks the same in
 every figure of a study; a panel is of one size of language model, and its scale that of all. How panels are laid out
 is in `study_figures.py`.
 """
@@ -48,7 +48,7 @@ def size_labels(table: pd.DataFrame) -> dict[str, str]:
 
 def plot_compute(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
     """Loss at use against training FLOPs, a line a recipe, of one size; table: of all sizes, size, recipe, step,
-    training_flops, on_frontier, loss_inference with _low and _high (`study_effects.compute_frontier`).
+    training_flops, on_frontier, loss_inference with _low and _high (`study_means.compute_frontier`).
 
     What another checkpoint beats for no more compute is hollow. Other sizes stand behind as dots, and the grey line is
     the lowest loss for the compute, of all sizes.
@@ -76,7 +76,7 @@ def plot_compute(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
 
 def plot_gap_by_step(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
     """Gap against training steps, a line a recipe, of one size; table: of all sizes, size, recipe, step, gap with _low
-    and _high (`study_effects.seed_means`). Points of one step stand beside each other."""
+    and _high (`study_means.seed_means`). Points of one step stand beside each other."""
     styles = recipe_styles(table["recipe"])
     for recipe, style, beside in _beside(styles, 0.16):
         rows = _of(table, size=size, recipe=recipe).sort_values("step")
@@ -90,7 +90,7 @@ def plot_gap_by_step(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
 
 def plot_passes(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
     """gap(K), what is left of the gap after K fine passes, a line a recipe, of one size; table: of one step and all
-    sizes, size, recipe, passes, gap with _low and _high (`study_effects.passes_curves`)."""
+    sizes, size, recipe, passes, gap with _low and _high (`study_means.passes_curves`)."""
     for recipe, style, beside in _beside(recipe_styles(table["recipe"]), 0.4):
         rows = _of(table, size=size, recipe=recipe).sort_values("passes")
         _line(ax, rows.assign(passes=rows["passes"] + beside), "passes", "gap", style, label=recipe)
@@ -142,7 +142,7 @@ def plot_contrasts(ax: Axes, table: pd.DataFrame, measure: str, sizes: Mapping[s
 
 def plot_lengths(ax: Axes, table: pd.DataFrame, size: str, what: str = "gap") -> Axes:
     """`what` (gap or loss_inference) against the number of frames, a line a recipe, of one size; table: of all sizes,
-    size, recipe, num_frames, `what` with _low and _high (`study_effects.length_curves`)."""
+    size, recipe, num_frames, `what` with _low and _high (`study_means.length_curves`)."""
     for recipe, style, beside in _beside(recipe_styles(table["recipe"]), 0.1):
         rows = _of(table, size=size, recipe=recipe).sort_values("num_frames")
         _line(ax, rows.assign(num_frames=rows["num_frames"] * 10**beside), "num_frames", what, style, label=recipe)

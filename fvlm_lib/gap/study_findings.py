@@ -213,7 +213,7 @@ def _with_length(results: StudyResults) -> Finding:
             evidence.append(f"{recipe}, {size}: {gaps} frames" + (f"; {_told(change)} between" if change else ""))
             if change and recipe == PLAIN:
                 answers[f"{size}, {short} to {long} frames"] = _judge(results, change, "shrinks", "grows", there[long])
-    nothing = f"the recipe {PLAIN!r} was evaluated on videos of one length"
+    nothing = f"the recipe {PLAIN!r} was trained on videos of one length"
     return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
 
 

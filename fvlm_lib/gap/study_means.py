@@ -62,8 +62,9 @@ def passes_curves(results: StudyResults) -> pd.DataFrame:
 def length_curves(results: StudyResults) -> pd.DataFrame:
     """A row a (size, recipe, num_frames) at the last step: gap and inference loss by length of the videos, over seeds.
 
-    Columns: size, recipe, step, num_frames, num_seeds, gap and loss_inference, each with _low and _high. Of lengths
-    other than the training's no samples are shipped: their intervals are over seeds alone.
+    Columns: size, recipe, step, num_frames, num_seeds, gap and loss_inference, each with _low and _high. A length is
+    that of training and evaluation. Of other lengths than the study's own no samples are shipped: their intervals are
+    over seeds alone.
     """
     rows = []
     for frames in sorted(results.table["num_frames"].unique()):

@@ -1,7 +1,7 @@
 """A study's results as files small enough for a repository: the table, and what each sample adds to its sums.
 
 `study.parquet` and `study.csv` hold the table of `study_table.py`; `samples.parquet` one row a sample of each
-checkpoint, evaluated on videos as long as those of its training. Rows of runs that are not in the study's output are
+checkpoint but those of other lengths of videos. Rows of runs that are not in the study's output are
 kept as the folder has them, so that a study may be run in parts, by seeds or on several machines.
 """
 
@@ -75,14 +75,14 @@ def _kept(study: Study, table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _samples(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """The samples of the table's rows that are of videos as long as those of the training."""
+    """The samples of the table's rows but those of other lengths of videos."""
     from fvlm_lib.gap.samples import read_samples  # which takes torch, and seconds; --help does not wait for it
 
     parts = []
     for id in row_ids(table):
         evaluated = study.evaluations[id]
         run = study.runs[evaluated.run]
-        if evaluated.num_frames == run.config.drawn_videos(0).num_frames:
+        if run.num_frames == study.num_frames:
             samples = read_samples(Path(study.result(id)).with_suffix(".parquet"))
             sums = samples.filter(regex="^nll_").astype("float32")
             about = dict(zip(CHECKPOINT, (run.size, run.recipe, run.seed, evaluated.step), strict=True))

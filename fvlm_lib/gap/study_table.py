@@ -82,7 +82,7 @@ def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[
         "recipe": trained.recipe,
         "seed": trained.seed,
         "step": evaluated.step,
-        "num_frames": evaluated.num_frames,
+        "num_frames": trained.num_frames,
         **{key: about.get(key) for key in _TRAINING},
         "learning_rate": trained.config.learning_rate,
         "trained_passes": trained.trained_passes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -33,24 +34,33 @@ from fvlm_lib.foveated.recipe_options import MultiFine, Plain, RecipeOptions
 
 def test_the_grid_has_exactly_the_runs_that_the_file_names():
     study = read_study(TINY_STUDY)
-    assert [*study.runs] == ["S--plain--3", "S--multi--3", "M--plain--3", "M--multi--3"]
+    assert [*study.runs] == ["S--plain--3", "S--multi--3", "M--plain--3", "M--multi--3", "S--plain--3--6"]
     run = study.runs["M--multi--3"]
     assert (run.size, run.recipe, run.seed, run.name) == ("M", "multi", 3, "M--multi")
     assert (run.config.text_layers, run.config.learning_rate, run.config.recipe) == (2, 0.001, MultiFine())
     assert (run.config.batch_size, run.config.videos) == (4, {"num_frames": 4})
     assert study.runs["S--plain--3"].config.recipe == Plain()
     assert [name for name in study.evaluations if name.startswith("S--plain")] == [
-        "S--plain--3--2--4", "S--plain--3--6--4", "S--plain--3--6--6",
+        "S--plain--3--2--4", "S--plain--3--6--4", "S--plain--3--2--6", "S--plain--3--6--6",
     ]  # fmt: skip
-    assert len(study.evaluations) == 4 * 3
+    assert len(study.evaluations) == 5 * 2
+
+
+def test_a_run_of_another_length_is_trained_and_evaluated_on_videos_of_it():
+    study = read_study(TINY_STUDY)
+    own, other = study.runs["S--plain--3"], study.runs["S--plain--3--6"]
+    assert dataclasses.replace(other.config, videos=own.config.videos) == own.config
+    assert other.config.videos == {"num_frames": 6}
     parameters = study.gap_parameters("S--plain--3--6--6")
-    assert parameters["checkpoint"] == "results/study/runs/S--plain--3/step_0006"
+    assert parameters["checkpoint"] == "results/study/runs/S--plain--3--6/step_0006"
     assert parameters["data"] == {"kind": "procedural", "split": "test", "seed": 0, "num_frames": 6}
+    assert parameters["jacobi"] is None
+    assert study.gap_parameters("S--plain--3--6--4")["jacobi"]["norm_samples"] == 2
 
 
 def test_what_is_cut_is_left_out_and_leaves_the_rest_as_it_was():
     whole = read_study(TINY_STUDY)
-    cut = read_study({**TINY_STUDY, "recipes": {"multi": TINY_STUDY["recipes"]["multi"]}})
+    cut = read_study({**TINY_STUDY, "recipes": {"multi": TINY_STUDY["recipes"]["multi"]}, "lengths": None})
     assert cut.runs == {name: run for name, run in whole.runs.items() if run.recipe == "multi"}
     assert all(cut.gap_parameters(name) == whole.gap_parameters(name) for name in cut.evaluations)
 
@@ -58,10 +68,11 @@ def test_what_is_cut_is_left_out_and_leaves_the_rest_as_it_was():
 def test_the_shipped_study_has_every_kind_of_recipe_at_three_sizes_and_five_seeds():
     study = read_study_file(ROOT / "config" / "study.yaml")
     assert len({run.size for run in study.runs.values()}) == 3 and len({run.seed for run in study.runs.values()}) == 5
-    runs = [run.config for run in study.runs.values() if run.size == "S" and run.seed == 0]
+    runs = [run.config for run in study.runs.values() if (run.size, run.seed, run.num_frames) == ("S", 0, 8)]
     assert {type(config.recipe) for config in runs} == {*RecipeOptions.__subclasses__()}
     assert [config.then.after for config in runs if config.then] == [0.8]
-    assert len(study.runs) == 3 * 5 * len(runs)
+    assert sum(run.num_frames == 8 for run in study.runs.values()) == 3 * 5 * len(runs)
+    assert {run.num_frames for run in study.runs.values()} == {8, 16, 32}
     assert all(config.checkpoint_steps == (100, 300, 1000, 3000) for config in runs)
 
 
@@ -79,10 +90,12 @@ def test_the_shipped_study_has_every_kind_of_recipe_at_three_sizes_and_five_seed
         ({"training": {"checkpoint_steps": [2]}}, r"checkpoint_steps is \[2\]; it must rise and end with steps, 6$"),
         ({"training": {"checkpoint_steps": [6, 2, 6]}}, r"checkpoint_steps is \[6, 2, 6\]; it must rise"),
         ({"training": {"videos": {"kind": "folder"}}}, r"^study.yaml: training.*'folder'"),
-        ({"evaluation": {"num_frames": []}}, r"^study.yaml: evaluation.num_frames is \[\]; it must be a list of at"),
-        ({"evaluation": {"num_frames": [1]}}, r"^study.yaml: evaluation.num_frames: num_frames is 1; it must be at"),
-        ({"evaluation": {"last_num_frames": [4]}}, r"last_num_frames has 4, which num_frames has .*; keep one"),
-        ({"evaluation": {"last_num_frames": [128]}}, r"last_num_frames has 128, .* takes 258 positions; .* with 256$"),
+        ({"lengths": {"num_frames": []}}, r"^study.yaml: lengths.num_frames is \[\]; it must be a list of at"),
+        ({"lengths": {"num_frames": [1]}}, r"^study.yaml: lengths.num_frames: num_frames is 1; it must be at"),
+        ({"lengths": {"num_frames": [6, 4]}}, r"^study.yaml: lengths.num_frames has 4, which all runs have; name oth"),
+        ({"lengths": {"num_frames": [128]}}, r"lengths.num_frames has 128, .* takes 258 positions; .* with 256$"),
+        ({"lengths": {"sizes": ["XL"]}}, r"^study.yaml: lengths.sizes names 'XL'; sizes has S, M$"),
+        ({"lengths": {"recipes": ["plane"]}}, r"^study.yaml: lengths.recipes names 'plane'; recipes has plain, multi$"),
         ({"output": "{run}"}, r"^study.yaml: output is '\{run\}'; it must be a folder"),
     ],
 )
@@ -99,7 +112,7 @@ def test_what_cannot_be_is_said_in_one_sentence(change, message, tmp_path, monke
 def test_a_size_that_cannot_be_is_named():
     sizes = {"odd": {**TINY_STUDY["sizes"]["S"], "text_heads": 3}}
     with pytest.raises(ValueError, match=r"^study.yaml: sizes.odd: .*text_width is 16, which text_heads, 3, does not"):
-        read_study({**TINY_STUDY, "sizes": sizes}, "study.yaml")
+        read_study({**TINY_STUDY, "sizes": sizes, "lengths": None}, "study.yaml")
 
 
 def test_the_study_s_own_config_is_found_and_not_the_profile_s(monkeypatch):
@@ -182,7 +195,7 @@ def test_a_study_that_is_stopped_goes_on_and_a_failed_run_leaves_the_others(tmp_
     write_study(
         tmp_path,
         training={"steps": 600, "checkpoint_steps": [600], "state_every": 50},
-        evaluation={"last_num_frames": []},
+        lengths=None,
         output="mine",
     )
     broken = tmp_path / "mine" / "runs" / "M--multi--3"
