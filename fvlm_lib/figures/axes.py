@@ -29,19 +29,19 @@ class _Decades(SymmetricalLogLocator):
         return super().tick_values(vmin, vmax)
 
 
-def spread_axis(axis: Axis, values: Sequence[float], ends: Sequence[float] = ()) -> float | None:
+def spread_axis(axis: Axis, values: Sequence[float], ends: Sequence[float] = (), least: float = 0.0) -> float | None:
     """Make an axis linear around 0 and logarithmic beyond, if a few values lie so far off that the others would be one
     point: the largest of `values` and `ends` (of their intervals) over FAR times the values' median size.
 
-    Values must be finite. Returns where it becomes logarithmic, a power of ten at least of that median, or None if it
-    stays linear.
+    Values must be finite. Returns where it becomes logarithmic, a power of ten at least of that median and at least
+    `least`, below which nobody need tell values from 0; or None if it stays linear.
     """
     sizes = np.abs([value for value in values if value])
     shown = [*values, *(end for end in ends if math.isfinite(end))]
     farthest = max(map(abs, shown), default=0.0)
     if not len(sizes) or farthest <= FAR * np.median(sizes):
         return None
-    start = 10.0 ** math.ceil(math.log10(np.median(sizes)))
+    start = max(least, 10.0 ** math.ceil(math.log10(np.median(sizes))))
     if farthest <= start:
         return None
     _symlog(axis, start, plain=True)

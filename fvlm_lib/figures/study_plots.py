@@ -24,6 +24,7 @@ from fvlm_lib.figures.palette import REFERENCE
 
 PLAIN = "plain"
 ALL = "all"  # sizes
+SMALLEST_GAP = 1e-3  # nats a token; after many passes gaps are rounding, which no axis need show
 MEASURES = {"loss_inference": "inference loss", "gap": "gap"}
 
 
@@ -223,7 +224,7 @@ def _line(ax: Axes, rows: pd.DataFrame, x: str, what: str, style: Mapping[str, A
 def _spread(axis: Axis, table: pd.DataFrame, what: str, low: str = "", high: str = "") -> str:
     """`axes.spread_axis` for a whole table, and what the axis's label says of it."""
     ends = np.ravel(table[[low or f"{what}_low", high or f"{what}_high"]].to_numpy(dtype=float)).tolist()
-    start = spread_axis(axis, table[what].dropna().tolist(), ends)
+    start = spread_axis(axis, table[what].dropna().tolist(), ends, least=SMALLEST_GAP)
     return "" if start is None else f"\n(logarithmic beyond ±{start:g})"
 
 

@@ -123,6 +123,13 @@ def test_what_is_left_of_the_gap_goes_by_passes(ax):
     assert light > dark, "the later the darker"
 
 
+def test_gaps_that_are_rounding_do_not_stretch_the_axis(ax):
+    rows = [("S", "plain", 100, k, gap) for k, gap in enumerate((0.7, 1e-7, -1e-7, 1e-8), start=1)]
+    table = pd.DataFrame(rows, columns=["size", "recipe", "step", "passes", "gap"])
+    study_plots.plot_passes(ax, table.assign(gap_low=table["gap"], gap_high=table["gap"]), "S")
+    assert "logarithmic beyond ±0.001" in ax.get_ylabel()
+
+
 def test_contrasts_are_points_a_size_and_one_over_all_hollow_where_they_are_not_resolved(ax):
     table = pd.DataFrame(
         [
