@@ -210,12 +210,14 @@ def cells(
     found = {}
     for key, cell in rows.groupby(CELL, sort=False):
         weights = measure_weights(measure, passes or int(cell["trained_passes"].iloc[0]))
-        cell = cell.dropna(subset=[f"loss_{mode}" for mode in weights])
-        if cell.empty:
+        losses = cell[[f"loss_{mode}" for mode in weights]].to_numpy(np.float64)  # (k, modes)
+        there = ~np.isnan(losses).any(axis=1)
+        if not there.any():
             continue
-        values = sum(weight * cell[f"loss_{mode}"].to_numpy(np.float64) for mode, weight in weights.items())
-        drawn = [_noise(noise.get((key[0], key[1], seed, key[2]), {}), weights) for seed in cell["seed"]]
-        found[key] = Cell(tuple(cell["seed"]), SeedValues(values, values[:, None] + np.stack(drawn)))
+        seeds = tuple(cell["seed"].to_numpy()[there].tolist())
+        values = losses[there] @ np.array([*weights.values()])
+        drawn = [_noise(noise.get((key[0], key[1], seed, key[2]), {}), weights) for seed in seeds]
+        found[key] = Cell(seeds, SeedValues(values, values[:, None] + np.stack(drawn)))
     return found
 
 
