@@ -213,6 +213,10 @@ def read_study(config: Mapping[str, Any], name: str = "the config") -> Study:
     found = check(StudyFile, config, name)
     _check_training(found, config.get("training") or {}, name)
     _check_lengths(found, name)
+    try:
+        folders(found.output)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     trained = {}
     for (size, width), (recipe, entry) in product(found.sizes.items(), found.recipes.items()):
         try:
@@ -262,8 +266,7 @@ def _check_training(found: StudyFile, given: Mapping[str, Any], name: str) -> No
 
 
 def _check_lengths(found: StudyFile, name: str) -> None:
-    """Videos of all lengths can be drawn, and fit a model's positions; what is run on others is there; the folder can
-    be a folder."""
+    """Videos of all lengths can be drawn, and fit a model's positions; what is run on others is there."""
     own = found.training.drawn_videos(0).num_frames
     lengths: dict[str, list[int]] = {"training.videos.num_frames": [own]}
     if (other := found.lengths) is not None:
@@ -283,10 +286,6 @@ def _check_lengths(found: StudyFile, name: str) -> None:
                     f"{where} has {frames}, which with the caption takes {videos.num_positions} positions; models "
                     f"are trained with {MAX_POSITIONS}"
                 )
-    try:
-        folders(found.output)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def wildcards(names: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ One function a figure: how its panels are laid out and what a reader must be tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,11 +114,7 @@ def compute(study: StudyTables, width: float) -> tuple[Figure, Facts]:
 def passes(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     """gap(K) of the last checkpoints by recipe, a panel a size."""
     table = study.passes[study.passes["step"] == study.last_step]
-    figure, axes = lay_panels(width, len(study.sizes), share=True)
-    for ax, size in zip(axes, study.sizes, strict=True):
-        study_plots.plot_passes(ax, table, size)
-    scale = axis_note(axes)
-    panels = _finish(figure, axes, list(study.sizes.values()))
+    figure, panels, scale = _gap_panels(width, study.sizes, lambda ax, size: study_plots.plot_passes(ax, table, size))
     caption = (
         f"gap(K), inference loss minus the loss after K fine passes, nats a token, after {study.last_step:,} training "
         f"steps. {_sizes(study)}"
@@ -130,23 +126,19 @@ def passes_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     """gap(K) of the largest size over training, a panel a recipe."""
     size, label = list(study.sizes.items())[-1]
     table = study.passes[study.passes["size"] == size]
-    recipes = list(study_plots.recipe_styles(table["recipe"]))
-    figure, axes = lay_panels(width, len(recipes), share=True)
-    for ax, recipe in zip(axes, recipes, strict=True):
-        study_plots.plot_passes_by_step(ax, table, recipe)
-    scale = axis_note(axes)
-    panels = _finish(figure, axes, recipes)
+    recipes = {name: name for name in study_plots.recipe_styles(table["recipe"])}
+    figure, panels, scale = _gap_panels(
+        width, recipes, lambda ax, recipe: study_plots.plot_passes_by_step(ax, table, recipe)
+    )
     caption = f"gap(K), inference loss minus the loss after K fine passes, nats a token, over training, of {label}."
     return figure, study.facts(" ".join(filter(None, [caption, scale])), "passes", panels)
 
 
 def gap_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     """The gap over training by recipe, a panel a size."""
-    figure, axes = lay_panels(width, len(study.sizes), share=True)
-    for ax, size in zip(axes, study.sizes, strict=True):
-        study_plots.plot_gap_by_step(ax, study.means, size)
-    scale = axis_note(axes)
-    panels = _finish(figure, axes, list(study.sizes.values()))
+    figure, panels, scale = _gap_panels(
+        width, study.sizes, lambda ax, size: study_plots.plot_gap_by_step(ax, study.means, size)
+    )
     caption = (
         "Gap, inference loss minus that of the number of fine passes that the recipe trains last, nats a token, over "
         f"training. {_sizes(study)} Points of one step stand beside each other."
@@ -187,11 +179,9 @@ def _contrasts(study: StudyTables, table: pd.DataFrame, width: float) -> tuple[F
 
 def lengths(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     """The gap by number of frames and recipe, a panel a size."""
-    figure, axes = lay_panels(width, len(study.sizes), share=True)
-    for ax, size in zip(axes, study.sizes, strict=True):
-        study_plots.plot_lengths(ax, study.lengths, size)
-    scale = axis_note(axes)
-    panels = _finish(figure, axes, list(study.sizes.values()))
+    figure, panels, scale = _gap_panels(
+        width, study.sizes, lambda ax, size: study_plots.plot_lengths(ax, study.lengths, size)
+    )
     caption = (
         "Gap, inference loss minus that of the number of fine passes that the recipe trains last, nats a token, by the "
         f"number of frames of a video, in training and evaluation, after {study.last_step:,} training steps. "
@@ -226,6 +216,18 @@ FIGURES: dict[str, tuple[Callable[[StudyTables, float], tuple[Figure, Facts]], s
     "lengths": (lengths, "full"),
     "norms": (norms, "column"),
 }
+
+
+def _gap_panels(
+    width: float, names: Mapping[str, str], draw: Callable[[Axes, str], object]
+) -> tuple[Figure, dict[str, str], str]:
+    """A panel of gaps for each of the names, which have labels; the figure, letter -> label, and what the caption says
+    of the axis of the gap."""
+    figure, axes = lay_panels(width, len(names), share=True)
+    for ax, name in zip(axes, names, strict=True):
+        draw(ax, name)
+    scale = axis_note(axes)
+    return figure, _finish(figure, axes, list(names.values())), scale
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> dict[str, str]:

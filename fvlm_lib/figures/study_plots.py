@@ -7,6 +7,7 @@ is in `study_figures.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,6 +39,11 @@ def recipe_styles(recipes: Iterable[str]) -> dict[str, dict[str, Any]]:
         rounds = place // len(colours)
         looks[name] = (colours[place % len(colours)], markers[place % len(markers)], lines[rounds % len(lines)])
     return {name: dict(zip(("color", "marker", "linestyle"), look, strict=True)) for name, look in looks.items()}
+
+
+def size_looks(sizes: Iterable[str]) -> dict[str, tuple[palette.Colour, str]]:
+    """Colour and marker of each size, in order; beyond as many as there are they begin again."""
+    return dict(zip(sizes, itertools.cycle(palette.SIZES), strict=False))
 
 
 def size_labels(table: pd.DataFrame) -> dict[str, str]:
@@ -116,7 +122,7 @@ def plot_contrasts(ax: Axes, table: pd.DataFrame, measure: str, sizes: Mapping[s
     (`study_contrasts.recipe_contrasts`). What is not resolved is hollow; an empty table says so. sizes: with their
     labels, in order."""
     recipes = [name for name in recipe_styles(table["recipe"]) if name != PLAIN]
-    looks = {**dict(zip(sizes, palette.SIZES, strict=False)), ALL: palette.ALL_SIZES}
+    looks = {**size_looks(sizes), ALL: palette.ALL_SIZES}
     labels = {**sizes, ALL: "all sizes"}
     shown = _of(table, measure=measure)
     present = [size for size in looks if (shown["size"] == size).any()]
@@ -175,7 +181,7 @@ def plot_norms(ax: Axes, table: pd.DataFrame, sizes: Mapping[str, str]) -> Axes:
     steps = sorted(known["step"].unique())
     fills = dict(zip(steps, reversed(palette.gated_fills(len(steps))), strict=True))
     small = {"linestyle": "", "markersize": 0.8 * rcParams["lines.markersize"]}
-    for size, (_, marker) in zip(sizes, palette.SIZES, strict=False):
+    for size, (_, marker) in size_looks(sizes).items():
         for step in steps:
             rows = _of(known, size=size, step=step)
             look = {"marker": marker, "markerfacecolor": fills[step], "markeredgecolor": palette.BLUE, **small}

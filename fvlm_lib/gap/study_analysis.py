@@ -1,4 +1,4 @@
-"""All tables of a study's analysis by name, as `notebooks/close_the_gap.ipynb` writes them.
+"""All tables of a study's analysis by name, as `notebooks/close_the_gap.ipynb` writes and `study_report.py` tells them.
 
 What each of them says is the subject of the module that makes it.
 """

@@ -179,7 +179,8 @@ def _with_passes(results: StudyResults) -> Finding:
         f"sequential use, within {NEAR:.0%} of the gap to one pass?"
     )
     answers, evidence = {}, []
-    curves = passes_curves(results).query("recipe == @PLAIN and step == @results.last_step", local_dict=_names(results))
+    curves = passes_curves(results)
+    curves = curves[(curves["recipe"] == PLAIN) & (curves["step"] == results.last_step)]
     for of, rows in curves.groupby("size", sort=False):
         rows = rows.sort_values("passes")
         bound = NEAR * abs(float(rows["gap"].iloc[0]))
@@ -192,10 +193,6 @@ def _with_passes(results: StudyResults) -> Finding:
         evidence.append(f"{of}, step {whole(results.last_step)}: gap {gaps}; loss {losses}")
     nothing = f"the recipe {PLAIN!r} was not evaluated at the last step"
     return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
-
-
-def _names(results: StudyResults) -> dict[str, object]:
-    return {"PLAIN": PLAIN, "results": results}
 
 
 def _with_length(results: StudyResults) -> Finding:
@@ -244,7 +241,8 @@ def _with_norm(results: StudyResults) -> Finding:
 def _with_law(results: StudyResults) -> Finding:
     question = "Does the inference loss of plain training follow a power law of steps, and the gap?"
     answers, evidence = {}, []
-    for row in laws(results).query("recipe == @PLAIN", local_dict=_names(results)).to_dict("records"):
+    found = laws(results)
+    for row in found[found["recipe"] == PLAIN].to_dict("records"):
         of = "loss" if row["measure"] == "loss_inference" else "gap"
         size = "all sizes" if row["size"] == ALL_SIZES else row["size"]
         if row["form"] == "power":

@@ -6,41 +6,28 @@ The questions and their answers are the subject of `study_findings.py`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from fvlm_lib import outputs
 from fvlm_lib.gap.findings import Finding, replace_section
-from fvlm_lib.gap.study_contrasts import equal_compute_contrasts, recipe_contrasts
-from fvlm_lib.gap.study_effects import effects
+from fvlm_lib.gap.study_analysis import analyse_study
 from fvlm_lib.gap.study_findings import NOTE, study_findings
-from fvlm_lib.gap.study_laws import laws
-from fvlm_lib.gap.study_means import compute_frontier, length_curves, passes_curves
-from fvlm_lib.gap.study_results import PLAIN, StudyResults, read_study_results
+from fvlm_lib.gap.study_results import StudyResults, read_study_results
 from fvlm_lib.options import Parser, run
 
 MARKERS = "study"
-_TABLES: dict[str, Callable[[StudyResults], pd.DataFrame]] = {
-    "Means over seeds; on the frontier: none has fewer training FLOPs and a lower mean loss": compute_frontier,
-    "Recipes minus plain, after equal steps": recipe_contrasts,
-    "Recipes minus plain, for equal training FLOPs": equal_compute_contrasts,
-    "Effects": effects,
-    "Gap and loss by number of fine passes, at the last step": lambda results: passes_curves(results).query(
-        f"step == {results.last_step}"
-    ),
-    "Gap and loss by length of the videos": length_curves,
-    "Scaling laws": laws,
+TITLES = {  # of those of `study_analysis.TABLES` that are told
+    "means": "Means over seeds; on the frontier: none has fewer training FLOPs and a lower mean loss",
+    "contrasts": "Recipes minus plain, after equal steps",
+    "equal_compute": "Recipes minus plain, for equal training FLOPs",
+    "effects": "Effects",
+    "passes": "Gap and loss by number of fine passes, at the last step",
+    "lengths": "Gap and loss by length of the videos",
+    "laws": "Scaling laws",
 }
-
-
-def study_tables(results: StudyResults) -> dict[str, pd.DataFrame]:
-    """The tables of a study by their titles; those of differences are left out where there is no plain recipe."""
-    compared = (recipe_contrasts, equal_compute_contrasts)
-    return {
-        title: table(results) for title, table in _TABLES.items() if table not in compared or PLAIN in results.recipes
-    }
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -71,8 +58,10 @@ def _cell(value: object, low: float | None = None, high: float | None = None) ->
 def study_markdown(results: StudyResults) -> str:
     """Findings and tables as Markdown."""
     parts = [findings_section(study_findings(results))]
-    for title, table in study_tables(results).items():
-        if len(table):
+    tables = analyse_study(results)
+    tables["passes"] = tables["passes"].query(f"step == {results.last_step}")
+    for name, title in TITLES.items():
+        if len(table := tables[name]):
             text = readable(table).to_markdown(index=False, disable_numparse=True)
             parts += [f"**{title}**", text]
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,8 @@
 """A study's results as files small enough for a repository: the table, and what each sample adds to its sums.
 
 `study.parquet` and `study.csv` hold the table of `study_table.py`; `samples.parquet` one row a sample of each
-checkpoint but those of other lengths of videos. Rows of runs that are not in the study's output are
-kept as the folder has them, so that a study may be run in parts, by seeds or on several machines.
+checkpoint but those of other lengths of videos. Rows of runs that are not in the study's output are kept as the folder
+has them, so that a study may be run in parts, by seeds or on several machines.
 """
 
 from __future__ import annotations
@@ -40,13 +40,19 @@ def ship(study: Study, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     Columns of the samples: size, recipe, seed, step, sample, num_tokens, and nll_MODE (nats, summed over the caption,
     float32) for each mode.
 
-    Raises ValueError where the folder holds a row that this study would not make.
+    Raises ValueError where the folder holds a row that this study would not make, or a table without its samples.
     """
     rows, samples = table, _samples(study, table)
     if (folder / TABLE).exists():
         kept = _kept(study, table, folder / TABLE)
         rows = pd.concat([rows, kept])
-        samples = pd.concat([samples, pd.read_parquet(folder / SAMPLES).merge(kept[CHECKPOINT].drop_duplicates())])
+        if not (folder / SAMPLES).exists():
+            raise ValueError(
+                f"{folder / SAMPLES} is missing, which belongs to {folder / TABLE}; bring it back, or remove "
+                f"{folder / TABLE} too"
+            )
+        sampled = kept.loc[kept["num_frames"] == study.num_frames, CHECKPOINT]
+        samples = pd.concat([samples, pd.read_parquet(folder / SAMPLES).merge(sampled)])
     order = {id: place for place, id in enumerate(study.evaluations)}
     rows = rows.iloc[row_ids(rows).map(order).argsort()].reset_index(drop=True)
     samples = rows[CHECKPOINT].drop_duplicates().merge(samples)  # in the table's order

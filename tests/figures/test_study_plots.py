@@ -171,6 +171,21 @@ def test_norms_and_gaps_are_points_darker_with_steps(ax):
     assert ax.get_yscale() == "log"
 
 
+def test_no_size_is_left_out_however_many_there_are(ax):
+    sizes = {name: f"{name} (1k)" for name in "ABCDEFGH"}
+    norms = pd.DataFrame([(size, 100, 0.5, 0.1) for size in sizes], columns=["size", "step", "query_norm", "gap"])
+    study_plots.plot_norms(ax, norms, sizes)
+    assert {*sizes.values()} <= {*ax.get_legend_handles_labels()[1]}
+    assert sum(len(line.get_xdata()) for line in ax.lines) == len(sizes)
+    contrasts = pd.DataFrame(
+        [(size, "multi", "gap", -0.1, -0.2, 0.1, True) for size in sizes],
+        columns=["size", "recipe", "measure", "difference", "low", "high", "resolved"],
+    )
+    _, other = plt.subplots()
+    study_plots.plot_contrasts(other, contrasts, "gap", sizes)
+    assert other.get_legend_handles_labels()[1] == [*sizes.values()]
+
+
 def test_without_norms_the_axes_say_so_and_a_gap_of_0_has_its_place(ax):
     none = pd.DataFrame(columns=["size", "step", "query_norm", "gap"])
     study_plots.plot_norms(ax, none, SIZES)

@@ -9,8 +9,9 @@ import pytest
 from conftest import exit_code
 from planted_study import planted_samples, planted_table, write_results
 
+from fvlm_lib.gap.study_analysis import analyse_study
 from fvlm_lib.gap.study_findings import study_findings
-from fvlm_lib.gap.study_report import main, readable, study_tables
+from fvlm_lib.gap.study_report import main, readable
 from fvlm_lib.gap.study_results import read_study_results
 
 QUESTIONS = ("training", "size", "recipe", "compute", "passes", "length", "norm", "law")
@@ -97,6 +98,6 @@ def test_the_command_writes_tables_to_one_file_and_findings_between_the_markers_
 def test_samples_are_taken_and_a_readable_table_has_its_intervals_in_one_cell(tmp_path):
     table = planted_table(sizes=("S",), seeds=(0, 1), steps=(100, 300, 1000))
     results = read_study_results(write_results(tmp_path, table, planted_samples(table)))
-    shown = readable(study_tables(results)["Recipes minus plain, after equal steps"])
+    shown = readable(analyse_study(results)["contrasts"])
     assert [*shown] == ["size", "recipe", "measure", "step", "training flops", "num seeds", "difference", "resolved"]
     assert shown["difference"].iloc[0] == "0.0000 [0.0000, 0.0000]" and shown["resolved"].iloc[0] == "no"

@@ -179,9 +179,15 @@ def test_a_study_is_shipped_in_parts_and_in_its_own_order(half_done, tmp_path):
         parts, at_once = (pd.read_parquet(tmp_path / where / name) for where in ("parts", "whole"))
         pd.testing.assert_frame_equal(parts, at_once)
 
+    ship(study, table[table["num_frames"] == 4], tmp_path / "parts")  # of checkpoints whose other rows are kept
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "parts" / "samples.parquet"), at_once)
+
     other = read_study_file(write_study(tmp_path, training={"batch_size": 8}, output=study.output))
     with pytest.raises(ValueError, match=r"parts/study.parquet has the row S--plain--3--2--4, which is of another"):
         ship(other, plain, tmp_path / "parts")
+    (tmp_path / "parts" / "samples.parquet").unlink()
+    with pytest.raises(ValueError, match=r"parts/samples.parquet is missing, .* remove .*study.parquet"):
+        ship(study, plain, tmp_path / "parts")
     for end in ("json", "parquet"):  # as it was
         Path(study.result(multi)).with_suffix(f".{end}").unlink()
 
