@@ -41,7 +41,8 @@ class RecipeOptions(ABC):
 
     @property
     def multi_fine(self) -> bool:
-        """Whether it trains on queries that a fine pass made."""
+        """Whether it trains on queries of fine passes or of use, or draws its own to them: False where it comes down to
+        plain training."""
         return False
 
     def at(self, done: float) -> RecipeOptions:
@@ -152,7 +153,7 @@ class ScheduledSampling(RecipeOptions):
 
     @property
     def multi_fine(self) -> bool:
-        return self.fine > 0
+        return self.fine > 0 or self.sequential > 0
 
     def at(self, done: float) -> ScheduledSampling:
         risen = 1.0 if done >= self.rise_to else max(0.0, (done - self.rise_from) / (self.rise_to - self.rise_from))
@@ -177,6 +178,10 @@ class Rollout(RecipeOptions):
     def parts(self) -> tuple[str, ...]:
         return ("coarse", "autoregressive") if self.coarse_weight else ("autoregressive",)
 
+    @property
+    def multi_fine(self) -> bool:
+        return True
+
 
 @settings
 class Consistency(RecipeOptions):
@@ -200,7 +205,7 @@ class Consistency(RecipeOptions):
 
     @property
     def multi_fine(self) -> bool:
-        return self.num_fine > 1
+        return self.num_fine > 1 or self.weight > 0
 
 
 Recipe = Annotated[

@@ -218,7 +218,7 @@ def _with_norm(results: StudyResults) -> Finding:
     question = "Does the norm of the Jacobian of the query recurrence predict the size of the gap?"
     found = norm_prediction(results)
     if found is None:
-        return Finding(question, "not asked: the norms of fewer than three runs were measured", ())
+        return Finding(question, "not asked: norms were measured of fewer than three pairs of a size and a seed", ())
     judged, where = found.spearman_within, "within a size and step"
     if judged is None:
         judged, where = found.spearman, "over all sizes and steps"

@@ -1,8 +1,9 @@
 """Whether the norm of the Jacobian of the query recurrence predicts the gap, over the checkpoints of a study.
 
 Both change with training and with size, so that they correlate for that alone; so the same is told within each size and
-step. Intervals redraw whole runs, the checkpoints of a run together (percentile bootstrap), of the recipes that the
-study has: they say nothing of other recipes. How a norm is measured is in `query_jacobian.py`.
+step. Intervals redraw the runs of one size and seed together (percentile bootstrap), which share first weights and
+videos, of the recipes that the study has: they say nothing of other recipes. How a norm is measured is in
+`query_jacobian.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NormPrediction:
-    """How the size of the gap goes with the norm, each with its 95% interval over runs.
+    """How the size of the gap goes with the norm, each with its 95% interval over runs, drawn by size and seed.
 
     spearman: rank correlation of norm and |gap| over all checkpoints. slope: of log |gap| on log norm: 1 where a norm
     that is 10% larger goes with a gap that is 10% larger. spearman_within, slope_within: the same of what is left when
@@ -43,10 +44,17 @@ class NormPrediction:
 
 def norm_points(results: StudyResults) -> pd.DataFrame:
     """Checkpoints whose norm was measured: size, recipe, seed, step, query_norm, gap and abs_gap, nats a token; no rows
-    where none was."""
+    where none was.
+
+    One checkpoint is one row: those of a run that begins by the steps of another recipe are that recipe's, which their
+    `weights_hash` tells, and stand there alone.
+    """
     if "query_norm" not in results.table:
         return pd.DataFrame(columns=[*COLUMNS])
-    norms = results.trained.set_index([*COLUMNS[:4]])["query_norm"].dropna().to_dict()
+    measured = results.trained
+    if "weights_hash" in measured:
+        measured = measured[~measured["weights_hash"].duplicated() | measured["weights_hash"].isna()]
+    norms = measured.set_index([*COLUMNS[:4]])["query_norm"].dropna().to_dict()
     rows = [
         (size, recipe, seed, step, norms[size, recipe, seed, step], gap, abs(gap))
         for (size, recipe, step), cell in cells(results, "gap").items()
@@ -57,22 +65,23 @@ def norm_points(results: StudyResults) -> pd.DataFrame:
 
 
 def norm_prediction(results: StudyResults, seed: int = 0) -> NormPrediction | None:
-    """How the gap goes with the norm; None where fewer than three runs have norms and gaps that differ and are not 0.
+    """How the gap goes with the norm; None where fewer than three pairs of a size and a seed have norms and gaps, or
+    these do not differ. Norms and gaps that are 0 are left out.
 
     seed: of the bootstrap.
     """
     points = norm_points(results)
     points = points[(points["query_norm"] > 0) & (points["abs_gap"] > 0)]
-    run = points.groupby(["size", "recipe", "seed"]).ngroup().to_numpy()
+    drawn_by = points.groupby(["size", "seed"]).ngroup().to_numpy()
     cell = points.groupby(["size", "step"]).ngroup().to_numpy()
     norm, gap = points["query_norm"].to_numpy(np.float64), points["abs_gap"].to_numpy(np.float64)
-    num_runs = len(np.unique(run))
-    if num_runs < 3 or np.ptp(norm) == 0 or np.ptp(gap) == 0:
+    count = len(np.unique(drawn_by))
+    if count < 3 or np.ptp(norm) == 0 or np.ptp(gap) == 0:
         return None
     together = np.zeros_like(cell)
-    members = [np.flatnonzero(run == number) for number in range(num_runs)]
+    members = [np.flatnonzero(drawn_by == number) for number in range(count)]
     rng = np.random.default_rng(seed)
-    draws = [np.concatenate([members[i] for i in rng.integers(num_runs, size=num_runs)]) for _ in range(_NUM_DRAWS)]
+    draws = [np.concatenate([members[i] for i in rng.integers(count, size=count)]) for _ in range(_NUM_DRAWS)]
 
     def estimate(
         statistic: Callable[[Array, Array, NDArray[np.int64]], float], of: NDArray[np.int64]
@@ -84,6 +93,7 @@ def norm_prediction(results: StudyResults, seed: int = 0) -> NormPrediction | No
     over_all = [estimate(statistic, together) for statistic in (_spearman, _slope)]
     within = [estimate(statistic, cell) for statistic in (_spearman, _slope)]
     assert over_all[0] is not None and over_all[1] is not None  # norms and gaps differ
+    num_runs = points.groupby(["size", "recipe", "seed"]).ngroups
     return NormPrediction(len(points), num_runs, over_all[0], over_all[1], *within)
 
 

@@ -116,6 +116,12 @@ def test_the_loss_after_the_trained_passes_is_among_the_parts_and_none_before_it
 )
 def test_what_comes_down_to_plain_training_is_plain_training(model, batch, recipe):
     assert_same(of_recipe(model, batch, recipe), of_recipe(model, batch, Plain()))
+    assert not recipe.multi_fine  # else findings would hold it against plain training
+
+
+@pytest.mark.parametrize("recipe", [Rollout(), Consistency(), ScheduledSampling(fine=0.0), MultiFine()], ids=repr)
+def test_what_is_meant_against_the_gap_is_not_taken_for_plain_training(recipe):
+    assert recipe.multi_fine and not Plain().multi_fine
 
 
 def test_plain_training_is_fine_and_coarse_and_learns_q_init(model, batch):

@@ -92,6 +92,25 @@ def test_a_norm_that_follows_steps_alone_predicts_nothing_within_a_step(tmp_path
     assert found.spearman_within.low < 0 < found.spearman_within.high
 
 
+def test_a_checkpoint_that_two_runs_share_counts_once(tmp_path):
+    """A run that ends by another recipe begins by the very weights of plain training."""
+    norm = lambda size, recipe, seed, step: float(zlib.crc32(f"{size}/{seed}/{step}".encode()))
+    gap = lambda size, recipe, seed, step: spread(size, "plain" if step < 3000 else recipe, seed, step)
+    alone = with_norms(tmp_path, norm, recipes=("plain",), gap=gap)
+    both = with_norms(tmp_path, norm, recipes=("plain", "tuned"), gap=gap)
+    hashes = ["/".join(map(str, row)) for row in both.table[["size", "seed", "step"]].itertuples(index=False)]
+    last = both.table["step"] == 3000
+    both.table["weights_hash"] = [
+        f"{of}/{recipe}" if end else of for of, recipe, end in zip(hashes, both.table["recipe"], last, strict=True)
+    ]
+    points = norm_points(both)
+    assert len(norm_points(alone)) == 60 and len(points) == 75
+    assert set(points.loc[points["recipe"] == "tuned", "step"]) == {3000}
+    assert norm_prediction(both).num_rows == 75
+    both.table["weights_hash"] = None  # removed since: nothing tells
+    assert len(norm_points(both)) == 120
+
+
 def test_without_norms_nothing_is_said(tmp_path):
     table = planted_table(lengths=(8,))
     results = read_study_results(write_results(tmp_path, table))
