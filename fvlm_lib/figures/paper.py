@@ -230,6 +230,7 @@ def save_figure(
             f"the text {text!r} of the figure {name} is {size:.1f} pt, too small to read in print; {MIN_TEXT:g} pt is "
             "the least"
         )
+    figure.set_layout_engine("none")  # looking at its texts laid it out; every format would again
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.{suffix}" for suffix in formats]

@@ -207,14 +207,18 @@ def cells(
     """
     rows = results.table[results.table["num_frames"] == (num_frames or results.num_frames)]
     noise = results.video_noise if num_frames in (None, results.num_frames) else {}
+    columns = {str(name): rows[name].to_numpy() for name in rows}
+    places: dict[tuple[str, str, int], list[int]] = {}  # of the rows, by cell
+    for place, key in enumerate(rows[CELL].itertuples(index=False, name=None)):
+        places.setdefault(key, []).append(place)
     found = {}
-    for key, cell in rows.groupby(CELL, sort=False):
-        weights = measure_weights(measure, passes or int(cell["trained_passes"].iloc[0]))
-        losses = cell[[f"loss_{mode}" for mode in weights]].to_numpy(np.float64)  # (k, modes)
+    for key, of in places.items():
+        weights = measure_weights(measure, passes or int(columns["trained_passes"][of[0]]))
+        losses = np.column_stack([columns[f"loss_{mode}"][of] for mode in weights]).astype(np.float64)  # (k, modes)
         there = ~np.isnan(losses).any(axis=1)
         if not there.any():
             continue
-        seeds = tuple(cell["seed"].to_numpy()[there].tolist())
+        seeds = tuple(columns["seed"][of][there].tolist())
         values = losses[there] @ np.array([*weights.values()])
         drawn = [_noise(noise.get((key[0], key[1], seed, key[2]), {}), weights) for seed in seeds]
         found[key] = Cell(seeds, SeedValues(values, values[:, None] + np.stack(drawn)))
