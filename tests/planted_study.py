@@ -21,7 +21,7 @@ def planted_table(
     steps: Sequence[int] = (100, 300, 1000, 3000),
     lengths: Sequence[int] = (8, 16),
     cost: Formula = lambda size, recipe, seed, step: 1e6 * PARAMETERS[size] * step,
-    passes: Callable[[str], int] = lambda recipe: 1,
+    passes: Callable[[str], int | None] = lambda recipe: 1,
 ) -> pd.DataFrame:
     """As `fvlm study-table` makes it: `loss` is the inference loss, `gap` that to the trained passes, halved by each
     pass more and doubled by each pass less; lengths other than 8 of the last step alone, with a gap in proportion."""
@@ -40,10 +40,10 @@ def planted_table(
                             "numerical_floor": 1e-7,
                         }  # fmt: skip
                         for number in (1, 2, 3):
-                            left = gap(*at) * frames / 8 * 2.0 ** (passes(recipe) - number)
+                            left = gap(*at) * frames / 8 * 2.0 ** ((passes(recipe) or 0) - number)
                             row[f"loss_fine_{number}"] = row["loss_autoregressive"] - left
                         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"trained_passes": "Int64"})
 
 
 def planted_samples(table: pd.DataFrame, spread: float = 1.0) -> pd.DataFrame:

@@ -112,8 +112,8 @@ class Run:
         return self.config.drawn_videos(self.seed).num_frames
 
     @property
-    def trained_passes(self) -> int:
-        """After how many fine passes the loss is taken that it is trained by at the end."""
+    def trained_passes(self) -> int | None:
+        """After how many fine passes the loss is taken that it is trained by at the end; None: of sequential use."""
         return self.config.recipes[-1].trained_passes
 
     @property
@@ -239,7 +239,9 @@ def read_study(config: Mapping[str, Any], name: str = "the config") -> Study:
             evaluated = JOINT.join(map(str, [run.size, run.recipe, run.seed, step, run.num_frames]))
             evaluations[evaluated] = Evaluated(evaluated, id, step)
     num_frames = found.training.drawn_videos(0).num_frames
-    return Study(runs, evaluations, found.evaluation, num_frames, str(Path(found.output)))
+    study = Study(runs, evaluations, found.evaluation, num_frames, str(Path(found.output)))
+    _check_passes(study, name)
+    return study
 
 
 def read_run(path: Path, run: str) -> tuple[Study, Run]:
@@ -263,6 +265,17 @@ def _check_training(found: StudyFile, given: Mapping[str, Any], name: str) -> No
             f"{name}: training.checkpoint_steps is {list(steps)}; it must rise and end with steps, "
             f"{found.training.steps}"
         )
+
+
+def _check_passes(study: Study, name: str) -> None:
+    """What a run is trained by is evaluated; `jacobi` has every number of passes, of the study's own length."""
+    for run in study.runs.values():
+        every = study.evaluation.jacobi is not None and run.num_frames == study.num_frames
+        if run.trained_passes is not None and run.trained_passes not in study.evaluation.num_fine and not every:
+            raise ValueError(
+                f"{name}: recipes.{run.recipe} trains by {run.trained_passes} fine passes; evaluation.num_fine is "
+                f"{study.evaluation.num_fine} and must have that number too"
+            )
 
 
 def _check_lengths(found: StudyFile, name: str) -> None:

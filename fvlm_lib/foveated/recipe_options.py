@@ -35,8 +35,9 @@ class RecipeOptions(ABC):
         """Names of the parts that the loss is made of, columns of losses.csv; a step may lack some."""
 
     @property
-    def trained_passes(self) -> int:
-        """After how many fine passes the first loss is taken that is descended: those of use in parallel."""
+    def trained_passes(self) -> int | None:
+        """After how many fine passes the first loss is taken that is descended: those of use in parallel. None where
+        that is the loss of sequential use itself."""
         return 1
 
     @property
@@ -177,6 +178,10 @@ class Rollout(RecipeOptions):
     @property
     def parts(self) -> tuple[str, ...]:
         return ("coarse", "autoregressive") if self.coarse_weight else ("autoregressive",)
+
+    @property
+    def trained_passes(self) -> None:
+        return None
 
     @property
     def multi_fine(self) -> bool:

@@ -84,7 +84,7 @@ def _law(form: str, scales: Array, values: Array, of_gap: bool) -> dict[str, Any
         return row | {"refused": refused}
     if any((mean > 0).any() and (mean < 0).any() for mean in means) or any((mean == 0).any() for mean in means):
         whose = "the gap" if of_gap else "the loss"
-        return row | {"refused": f"{whose} is not of one sign over the checkpoints, with and without each seed"}
+        return row | {"refused": f"{whose} is 0 or not of one sign over the checkpoints, with and without each seed"}
     log_values = [np.log(np.abs(mean)) for mean in means]
     u = np.log(scales).T  # (V, n)
     u = u - u.mean(axis=1, keepdims=True)

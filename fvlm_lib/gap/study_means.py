@@ -19,7 +19,8 @@ def seed_means(results: StudyResults) -> pd.DataFrame:
 
     Columns: size, recipe, step, trained_passes, num_seeds, num_parameters, num_text_parameters, training_flops (mean
     over seeds), and loss_inference, loss_trained, loss_coarse and gap, each with _low and _high, nats a token. The
-    trained loss and the gap are those of the number of passes that the recipe trains last.
+    trained loss and the gap are those of the number of passes that the recipe trains last; where that is sequential
+    use, trained_passes is null and the gap 0.
     """
     about = results.trained.groupby(CELL, sort=False).agg(
         trained_passes=("trained_passes", "first"),

@@ -26,7 +26,7 @@ NUM_RESAMPLES = 500  # of the videos, of which only the variance is taken
 CELL = ["size", "recipe", "step"]
 _RUN = ["size", "recipe", "seed"]
 _KEY = [*_RUN, "step"]
-_NUMBERS = ("seed", "step", "num_frames", "num_text_parameters", "num_parameters", "training_flops", "trained_passes")
+_NUMBERS = ("seed", "step", "num_frames", "num_text_parameters", "num_parameters", "training_flops")
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, float]
@@ -38,9 +38,9 @@ class StudyResults:
     """What a study found.
 
     table: as `study_table.study_table` makes it, with `trained_passes`, the number of fine passes that a recipe trains
-    last; sizes by the parameters of their language model, `plain` before other recipes. samples: a row a (size, recipe,
-    seed, step, sample) with num_tokens and nll_MODE, on videos of `num_frames` frames, the length of the training's;
-    None where they were not shipped.
+    last, null where that is sequential use; sizes by the parameters of their language model, `plain` before other
+    recipes. samples: a row a (size, recipe, seed, step, sample) with num_tokens and nll_MODE, on videos of `num_frames`
+    frames, the length of the training's; None where they were not shipped.
     """
 
     table: pd.DataFrame
@@ -137,7 +137,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _order(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The table checked, in order, its counts whole numbers."""
-    wanted = ("size", "recipe", *_NUMBERS, "num_samples", "loss_coarse", "loss_autoregressive")
+    wanted = ("size", "recipe", *_NUMBERS, "trained_passes", "num_samples", "loss_coarse", "loss_autoregressive")
     if lacking := [name for name in wanted if name not in table]:
         raise ValueError(f"{path} has no column {lacking[0]}; it is not the table of `fvlm study-table`")
     if table.empty:
@@ -147,14 +147,15 @@ def _order(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         if not np.isfinite(numbers).all():
             row = table.index[~np.isfinite(numbers)][0]
             raise ValueError(f"{path}: {name} is {table[name][row]} at row {row}; it must be a finite number")
-    table = table.astype({name: "int64" for name in _NUMBERS if name != "training_flops"})
+    counts = {name: "int64" for name in _NUMBERS if name != "training_flops"}
+    table = table.astype({**counts, "trained_passes": "Int64"})
     if (twice := table.duplicated([*_KEY, "num_frames"])).any():
         told = " ".join(map(str, table.loc[twice.idxmax(), [*_KEY, "num_frames"]]))
         raise ValueError(f"{path} has {told} twice (size, recipe, seed, step, num_frames)")
     for of, name in (("recipe", "trained_passes"), ("size", "num_text_parameters")):
-        if (several := table.groupby(of)[name].nunique() > 1).any():
+        if (several := table.groupby(of)[name].nunique(dropna=False) > 1).any():
             raise ValueError(f"{path}: the {of} {several.idxmax()} has several {name}; it must have one")
-    for recipe, passes in table.groupby("recipe")["trained_passes"].first().items():
+    for recipe, passes in table.groupby("recipe")["trained_passes"].first().dropna().items():
         if f"loss_fine_{passes}" not in table:
             raise ValueError(f"{path}: {recipe} trains {passes} passes, and there is no column loss_fine_{passes}")
     recipes = sorted(table["recipe"].unique(), key=lambda recipe: recipe != PLAIN)
@@ -183,13 +184,14 @@ def _samples(path: Path, results: StudyResults) -> pd.DataFrame:
 # ---- a measure at every seed ------------------------------------------------------------------------
 
 
-def measure_weights(measure: str, passes: int) -> Weights:
-    """What a measure is made of, for a recipe whose training ends with so many passes. Raises ValueError."""
+def measure_weights(measure: str, passes: int | None) -> Weights:
+    """What a measure is made of, for a recipe whose training ends with so many passes, None with sequential use: then
+    the gap is 0. Raises ValueError."""
     known: dict[str, Weights] = {
         "loss_inference": {"autoregressive": 1.0},
-        "loss_trained": {f"fine_{passes}": 1.0},
+        "loss_trained": {"autoregressive" if passes is None else f"fine_{passes}": 1.0},
         "loss_coarse": {"coarse": 1.0},
-        "gap": {"autoregressive": 1.0, f"fine_{passes}": -1.0},
+        "gap": {"autoregressive": 0.0} if passes is None else {"autoregressive": 1.0, f"fine_{passes}": -1.0},
     }
     if measure not in known:
         raise ValueError(f"measure is {measure!r}; known are {', '.join(known)}")
@@ -213,7 +215,8 @@ def cells(
         places.setdefault(key, []).append(place)
     found = {}
     for key, of in places.items():
-        weights = measure_weights(measure, passes or int(columns["trained_passes"][of[0]]))
+        trained = columns["trained_passes"][of[0]]
+        weights = measure_weights(measure, passes or (None if pd.isna(trained) else int(trained)))
         losses = np.column_stack([columns[f"loss_{mode}"][of] for mode in weights]).astype(np.float64)  # (k, modes)
         there = ~np.isnan(losses).any(axis=1)
         if not there.any():

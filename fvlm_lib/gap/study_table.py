@@ -33,13 +33,13 @@ def study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
 
     Columns: size, recipe, seed, step, num_frames (of the evaluation's videos); num_parameters, num_text_parameters,
     training_flops and seconds_per_step up to that step; learning_rate; trained_passes, the number of fine passes whose
-    loss was trained; num_samples, num_tokens; for each mode, which are coarse, fine_K and autoregressive, nll_MODE (sum
-    over all tokens, nats) and loss_MODE (nats a token) with _low and _high, 95% bootstrap intervals over samples;
-    gap_fine_K (autoregressive less fine_K, nats a token) likewise; where `jacobi` was asked for loss_fine_K and
-    gap_fine_K of all numbers of passes, and query_norm, the mean norm of the query recurrence's Jacobian;
-    numerical_floor; library_hash, torch, commit and cpu_capability of the training, evaluation_torch of the evaluation;
-    made_by (`Study.made_by`); weights_hash, the first 16 hex digits of the SHA-256 of the checkpoint's
-    model.safetensors, None where that was removed since.
+    loss was trained, null where that was sequential use's; num_samples, num_tokens; for each mode, which are coarse,
+    fine_K and autoregressive, nll_MODE (sum over all tokens, nats) and loss_MODE (nats a token) with _low and _high,
+    95% bootstrap intervals over samples; gap_fine_K (autoregressive less fine_K, nats a token) likewise; where `jacobi`
+    was asked for loss_fine_K and gap_fine_K of all numbers of passes, and query_norm, the mean norm of the query
+    recurrence's Jacobian; numerical_floor; library_hash, torch, commit and cpu_capability of the training,
+    evaluation_torch of the evaluation; made_by (`Study.made_by`); weights_hash, the first 16 hex digits of the SHA-256
+    of the checkpoint's model.safetensors, None where that was removed since.
 
     Empty where nothing is there.
     """
@@ -62,7 +62,8 @@ def study_table(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
                 except (OSError, ValueError) as error:
                     missing[evaluated.id] = str(error)
     table = pd.DataFrame(rows)
-    return (table.astype({"numerical_floor": "float64"}) if rows else table), missing  # null where none was asked for
+    # null where none was asked for, or there is none
+    return (table.astype({"numerical_floor": "float64", "trained_passes": "Int64"}) if rows else table), missing
 
 
 def _row(study: Study, evaluated: Evaluated, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,14 @@ def test_the_shipped_study_has_every_kind_of_recipe_at_three_sizes_and_five_seed
         ({"training": {"checkpoint_steps": [2]}}, r"checkpoint_steps is \[2\]; it must rise and end with steps, 6$"),
         ({"training": {"checkpoint_steps": [6, 2, 6]}}, r"checkpoint_steps is \[6, 2, 6\]; it must rise"),
         ({"training": {"videos": {"kind": "folder"}}}, r"^study.yaml: training.*'folder'"),
+        (
+            {
+                "recipes": {"last-of-3": {"recipe": {"kind": "multi_fine", "num_fine": 3, "scored": "last"}}},
+                "evaluation": {"jacobi": None},
+                "lengths": None,
+            },
+            r"^study.yaml: recipes.last-of-3 trains by 3 fine passes; evaluation.num_fine is \[1, 2\] and must have t",
+        ),
         ({"lengths": {"num_frames": []}}, r"^study.yaml: lengths.num_frames is \[\]; it must be a list of at"),
         ({"lengths": {"num_frames": [1]}}, r"^study.yaml: lengths.num_frames: num_frames is 1; it must be at"),
         ({"lengths": {"num_frames": [6, 4]}}, r"^study.yaml: lengths.num_frames has 4, which all runs have; name oth"),

@@ -44,6 +44,7 @@ def test_files_that_are_none_of_a_study_are_refused_in_a_sentence(tmp_path):
         "loss_coarse is nan at row 1": good.assign(loss_coarse=good["loss_coarse"].where(good.index != 1)),
         r"has S plain 0 100 8 twice": good.iloc[[0, 0, 1]],
         "the recipe multi has several trained_passes": good.assign(trained_passes=[1, 2] * 5),
+        "multi has several trained_passes": good.assign(trained_passes=[1, None] * 5),
         "multi trains 7 passes, and there is no column loss_fine_7": good.assign(trained_passes=7),
     }
     for said, table in wrong.items():
@@ -83,6 +84,17 @@ def test_the_gap_is_that_of_the_passes_that_are_trained_last(tmp_path):
     curves = passes_curves(results).set_index(["size", "recipe", "step", "passes"]).sort_index()["gap"]
     assert curves["S", "plain", 100].tolist() == pytest.approx([0.1, 0.05, 0.025])
     assert curves["S", "multi", 100].tolist() == pytest.approx([0.4, 0.2, 0.1])
+
+
+def test_what_is_trained_by_sequential_use_has_no_gap_to_it(tmp_path):
+    passes = lambda recipe: None if recipe == "rollout" else 1
+    results = read(tmp_path, samples=True, recipes=("plain", "rollout"), passes=passes, gap=lambda *of: -2.0)
+    means = seed_means(results)
+    means = means[means["recipe"] == "rollout"]
+    assert (means[["gap", "gap_low", "gap_high"]] == 0).all(axis=None) and means["trained_passes"].isna().all()
+    assert (means["loss_trained"] == means["loss_inference"]).all()
+    curves = passes_curves(results).set_index(["size", "recipe", "step", "passes"])["gap"]
+    assert curves["S", "rollout", 100, 1] == pytest.approx(-1.0)  # what its queries are worth in parallel
 
 
 def test_of_one_seed_there_is_a_mean_and_no_interval(tmp_path):
