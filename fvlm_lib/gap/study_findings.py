@@ -239,11 +239,11 @@ def _with_norm(results: StudyResults) -> Finding:
 
 
 def _with_law(results: StudyResults) -> Finding:
-    question = "Does the inference loss of plain training follow a power law of steps, and the gap?"
+    question = "Do the losses of plain training follow a power law of steps, and the gap?"
     answers, evidence = {}, []
     found = laws(results)
     for row in found[found["recipe"] == PLAIN].to_dict("records"):
-        of = "loss" if row["measure"] == "loss_inference" else "gap"
+        of = {"loss_inference": "inference loss", "loss_trained": "trained loss", "abs_gap": "gap"}[row["measure"]]
         size = "all sizes" if row["size"] == ALL_SIZES else row["size"]
         if row["form"] == "power":
             answers[f"{of}, {size}"] = "no" if isinstance(row["refused"], str) else "yes"

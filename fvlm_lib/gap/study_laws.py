@@ -1,4 +1,4 @@
-"""Scaling laws of a study: of the inference loss and of the size of the gap, in steps and size, with intervals by run.
+"""Scaling laws of a study: of its losses and of the size of the gap, in steps and size, with intervals by run.
 
 A law is fitted to the means over seeds by `law_minimum.py`, as `scaling.fit_law` does. Its interval is the
 jackknife's over seeds: the law is refitted without each seed, all checkpoints of a run left out together, and the
@@ -38,18 +38,18 @@ def laws(results: StudyResults) -> pd.DataFrame:
     """Fits to each recipe: in the step for each size, as a pure power law and with a floor, and jointly in step and
     size.
 
-    Columns: measure (loss_inference or abs_gap, the size of the mean gap), recipe, size ("all" of the joint law), form
-    and formula (of `scaling.FORMS`; N: parameters of the language model), num_points (checkpoints, means over seeds),
-    num_seeds (that all of them have), fitted, exponent_step and, of the joint law, exponent_size, floor (E, nats a
-    token), each with _low and _high; r2_log (of the log), refused: in words why nothing was fitted, or why the law is
-    none of these points; NaN where it holds.
+    Columns: measure (loss_inference, loss_trained or abs_gap, the size of the mean gap), recipe, size ("all" of the
+    joint law), form and formula (of `scaling.FORMS`; N: parameters of the language model), num_points (checkpoints,
+    means over seeds), num_seeds (that all of them have), fitted, exponent_step and, of the joint law, exponent_size,
+    floor (E, nats a token), each with _low and _high; r2_log (of the log), refused: in words why nothing was fitted, or
+    why the law is none of these points; NaN where it holds.
 
     An exponent is positive where the measure falls. Of the gap it may be negative: where it grows, the law is fitted in
     1 / step, or 1 / size.
     """
     parameters = results.table.groupby("size")["num_text_parameters"].first()
     rows: list[dict[str, Any]] = []
-    for measure, of in (("loss_inference", "loss_inference"), ("abs_gap", "gap")):
+    for measure, of in (("loss_inference", "loss_inference"), ("loss_trained", "loss_trained"), ("abs_gap", "gap")):
         found = cells(results, of)
         for recipe in results.recipes:
             for size in [*results.sizes, ALL_SIZES]:
