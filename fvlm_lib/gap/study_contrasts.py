@@ -17,7 +17,8 @@ from fvlm_lib.gap.study_results import PLAIN, Cell, StudyResults, cells, is_reso
 
 ALL_SIZES = "all"
 COLUMNS = (
-    "size", "recipe", "measure", "step", "training_flops", "num_seeds", "difference", "low", "high", "resolved",
+    "size", "recipe", "measure", "step", "training_flops", "num_seeds", "num_lower", "difference", "low", "high",
+    "resolved",
 )  # fmt: skip
 _MEASURES = ("loss_inference", "gap")
 
@@ -28,10 +29,11 @@ def recipe_contrasts(results: StudyResults, reference: str = PLAIN) -> pd.DataFr
     """Each recipe minus `reference` at the study's last step, a row a (size, recipe, measure); equal steps and videos.
 
     Columns: size, recipe, measure (loss_inference or gap), step, training_flops (of the recipe, mean over its seeds),
-    num_seeds (that both recipes have), difference with low and high (nats a token; bounds NaN for one seed), and
-    resolved: the interval is off zero, by more than the numerical floor. Rows of size "all", last, are the mean over
-    sizes of each seed, where a recipe has all sizes. Recipes without a seed at the last step are left out. Raises
-    ValueError where the study has no such reference.
+    num_seeds (that both recipes have), num_lower (in how many of them the difference is negative, which one seed far
+    off the others does not hide), difference with low and high (nats a token; bounds NaN for one seed), and resolved:
+    the interval is off zero, by more than the numerical floor. Rows of size "all", last, are the mean over sizes of
+    each seed, where a recipe has all sizes. Recipes without a seed at the last step are left out. Raises ValueError
+    where the study has no such reference.
     """
     _check(results, reference)
     step = results.last_step
@@ -148,7 +150,8 @@ def _rows(
     for (size, recipe), (cell, cost) in told.items():
         found = mean_or_alone(cell.values)
         resolved = is_resolved(found, results.numerical_floor)
-        numbers = (results.last_step, cost, len(cell.seeds), found.value, found.low, found.high, resolved)
+        lower = int((cell.values.values < 0).sum())
+        numbers = (results.last_step, cost, len(cell.seeds), lower, found.value, found.low, found.high, resolved)
         rows.append(dict(zip(COLUMNS, (size, recipe, measure, *numbers), strict=True)))
     return rows
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,7 @@ def _with_recipe(results: StudyResults) -> Finding:
             remains = f"gap {_told(left)}, " if left else ""
             evidence.append(
                 f"{recipe}, {where}, step {whole(results.last_step)}: {remains}minus plain {_told(change)}; inference "
-                f"loss minus plain {_of_row(loss, 'difference')}"
+                f"loss minus plain {_lower(loss)}"
             )
     return Finding(question, summarize_answers(answers, "no recipe shares a seed with plain"), tuple(evidence))
 
@@ -166,7 +167,7 @@ def _for_compute(results: StudyResults) -> Finding:
     for row in contrasts.to_dict("records"):
         where = "mean over sizes" if row["size"] == ALL_SIZES else row["size"]
         told = f"{row['recipe']} minus plain, {where}, at {row['training_flops']:.3g} training FLOPs"
-        evidence.append(f"{told}: {_of_row(row, 'difference')}")
+        evidence.append(f"{told}: {_lower(row)}")
     frontier = compute_frontier(results).query("on_frontier").sort_values("training_flops")
     on = ", ".join(f"{row['recipe']} {row['size']} {whole(row['step'])}" for row in frontier.to_dict("records"))
     evidence.append(f"checkpoints that none beats with fewer FLOPs and a lower mean loss (recipe, size, step): {on}")
@@ -293,6 +294,11 @@ def _told(estimate: Estimate, form: str = ".4f") -> str:
 def _row_estimate(row: Mapping[str, float], name: str = "difference", joint: str = "") -> Estimate:
     low, high = (f"{name}_low", f"{name}_high") if joint else ("low", "high")
     return Estimate(row[name], row[low], row[high])
+
+
+def _lower(row: Mapping[str, Any]) -> str:
+    """A difference of `study_contrasts`, and in how many of its seeds it is negative."""
+    return f"{_of_row(row, 'difference')}, lower in {row['num_lower']} of {row['num_seeds']}"
 
 
 def _of_row(row: Mapping[str, float], name: str, joint: str = "") -> str:

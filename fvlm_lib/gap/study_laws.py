@@ -123,7 +123,7 @@ def _jackknife(values: Array) -> Estimate:
 def _why_refused(r2_log: float, exponents: Array, estimates: Mapping[str, Estimate]) -> str | None:
     reasons = []
     if not r2_log >= GOOD_R2:
-        reasons.append(f"R² of the log is {r2_log:.2f}, a law needs {GOOD_R2:g}")
+        reasons.append(f"R² of the log is {r2_log:.3f}, a law needs {GOOD_R2:g}")
     names = [name for name in estimates if name.startswith("exponent")]
     for name, values in zip(names, exponents.T, strict=True):
         found = estimates[name]

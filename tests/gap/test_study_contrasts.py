@@ -43,7 +43,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     for size in ("S", "M", "L", "all"):
         row = found.loc[size, "multi", "loss_inference"]
         assert row["low"] < -0.2 < row["high"] and row["high"] - row["low"] < 0.01 and row["resolved"]
-        assert not found.loc[(size, "multi", "gap"), "resolved"]
+        assert not found.loc[(size, "multi", "gap"), "resolved"] and row["num_lower"] == row["num_seeds"] == 5
     of_sizes = found.xs("loss_inference", level="measure")["difference"]
     assert of_sizes["all"].iloc[0] == pytest.approx(of_sizes[["S", "M", "L"]].mean())
 
@@ -55,6 +55,7 @@ def test_seeds_that_one_recipe_lacks_are_left_out_and_a_size_that_it_lacks_has_n
     assert {*found.index.get_level_values("size")} == {"S", "M"}
     row = found.loc["S", "multi", "loss_inference"]
     assert row["num_seeds"] == 4 and row["difference"] == pytest.approx(1.5)
+    assert row["num_lower"] == 0  # equal in one, higher in three
     one = recipe_contrasts(read(tmp_path, table[table["seed"] == 1])).set_index(KEYS)
     assert one.loc[("S", "multi", "loss_inference"), "difference"] == pytest.approx(1.0)
     assert one[["low", "high"]].isna().all(axis=None) and not one["resolved"].any()
