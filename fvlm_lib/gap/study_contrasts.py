@@ -20,7 +20,8 @@ COLUMNS = (
     "size", "recipe", "measure", "step", "training_flops", "num_seeds", "num_lower", "difference", "low", "high",
     "resolved",
 )  # fmt: skip
-_MEASURES = ("loss_inference", "gap")
+LOG_LOSS = "log loss_inference"
+_MEASURES = {"loss_inference": "loss_inference", LOG_LOSS: "loss_inference", "gap": "gap"}  # and what each is made of
 
 Cells = Mapping[tuple[str, str, int], Cell]
 
@@ -28,19 +29,21 @@ Cells = Mapping[tuple[str, str, int], Cell]
 def recipe_contrasts(results: StudyResults, reference: str = PLAIN) -> pd.DataFrame:
     """Each recipe minus `reference` at the study's last step, a row a (size, recipe, measure); equal steps and videos.
 
-    Columns: size, recipe, measure (loss_inference or gap), step, training_flops (of the recipe, mean over its seeds),
-    num_seeds (that both recipes have), num_lower (in how many of them the difference is negative, which one seed far
-    off the others does not hide), difference with low and high (nats a token; bounds NaN for one seed), and resolved:
-    the interval is off zero, by more than the numerical floor. Rows of size "all", last, are the mean over sizes of
-    each seed, where a recipe has all sizes. Recipes without a seed at the last step are left out. Raises ValueError
-    where the study has no such reference.
+    Columns: size, recipe, measure (loss_inference, its logarithm `log loss_inference`, of which -0.1 is 10% less, or
+    gap), step, training_flops (of the recipe, mean over its seeds), num_seeds (that both recipes have), num_lower (in
+    how many of them the difference is negative, which one seed far off the others does not hide), difference with low
+    and high (nats a token; bounds NaN for one seed), and resolved: the interval is off zero, by more than the numerical
+    floor. Rows of size "all", last, are the mean over sizes of each seed, where a recipe has all sizes. Recipes without
+    a seed at the last step are left out. Raises ValueError where the study has no such reference.
     """
     _check(results, reference)
     step = results.last_step
     flops = results.trained.groupby(["size", "recipe", "step"])["training_flops"].mean()
     rows = []
-    for measure in _MEASURES:
-        found = cells(results, measure)
+    for measure, of in _MEASURES.items():
+        found = cells(results, of)
+        if measure == LOG_LOSS:
+            found = {key: cell.logs() for key, cell in found.items()}
         differences = {}
         for size, recipe in _others(results, reference):
             ours, theirs = found.get((size, recipe, step)), found.get((size, reference, step))
@@ -62,8 +65,8 @@ def equal_compute_contrasts(results: StudyResults, reference: str = PLAIN) -> pd
     _check(results, reference)
     flops = results.trained.set_index(["size", "recipe", "seed", "step"])["training_flops"].to_dict()
     rows = []
-    for measure in _MEASURES:
-        found = cells(results, measure)
+    for measure, of in _MEASURES.items():
+        found = cells(results, of)
         differences, budgets = {}, {}
         for size, recipe in _others(results, reference):
             sides = [_runs(found, flops, size, name) for name in (recipe, reference)]
@@ -72,6 +75,7 @@ def equal_compute_contrasts(results: StudyResults, reference: str = PLAIN) -> pd
                 budget = min(side[seed][0][-1] for side in sides)
                 if all(side[seed][0][0] <= budget for side in sides):
                     read = [_between(*side[seed], budget, measure != "gap") for side in sides]
+                    read = [np.log(curve) for curve in read] if measure == LOG_LOSS else read
                     pairs[seed] = (read[0] - read[1], budget)
             if pairs:
                 curves = np.stack([difference for difference, _ in pairs.values()])  # (k, 1 + R)

@@ -49,10 +49,10 @@ def _points(results: StudyResults, measure: str, of_logs: bool) -> pd.DataFrame:
     parameters = results.table.groupby("size")["num_text_parameters"].first()
     rows = []
     for (size, recipe, step), cell in cells(results, measure).items():
+        cell = cell.logs() if of_logs else cell
         for seed, value, resampled in zip(cell.seeds, cell.values.values, cell.values.resampled, strict=True):
-            curve = np.concatenate([[value], resampled])
             about = {"recipe": recipe, "seed": seed, _STEP: np.log10(step), _SIZE: np.log2(parameters[size])}
-            rows.append({**about, "curve": np.log(curve) if of_logs else curve})
+            rows.append({**about, "curve": np.concatenate([[value], resampled])})
     return pd.DataFrame(rows)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from fvlm_lib.gap.findings import Finding, summarize_answers
 from fvlm_lib.gap.report import whole
-from fvlm_lib.gap.study_contrasts import ALL_SIZES, equal_compute_contrasts, mean_over_sizes, recipe_contrasts
+from fvlm_lib.gap.study_contrasts import ALL_SIZES, LOG_LOSS, equal_compute_contrasts, mean_over_sizes, recipe_contrasts
 from fvlm_lib.gap.study_effects import effects
 from fvlm_lib.gap.study_laws import laws
 from fvlm_lib.gap.study_means import compute_frontier, passes_curves
@@ -28,7 +28,7 @@ NOT_RESOLVED = "not resolved"
 NOTE = (
     "Losses and gaps in nats a token, means over training seeds, with 95% intervals: Student's t over the seeds, with "
     "the evaluation videos redrawn, the same for every seed, where their samples were shipped. Differences are paired "
-    "by seed. Of one seed there is no interval, and nothing is resolved."
+    "by seed; of a logarithm -0.1 is 10% less. Of one seed there is no interval, and nothing is resolved."
 )
 
 
@@ -108,7 +108,7 @@ def _with_recipe(results: StudyResults) -> Finding:
         for of, told in rows.groupby("size", sort=False):
             size, recipe = str(of), str(recipe)
             change = _row_estimate(told[told["measure"] == "gap"].iloc[0].to_dict())
-            loss = told[told["measure"] == "loss_inference"].iloc[0].to_dict()
+            loss, log_loss = (told[told["measure"] == of].iloc[0].to_dict() for of in ("loss_inference", LOG_LOSS))
             left = gaps.get((size, recipe))
             if size == (ALL_SIZES if ALL_SIZES in set(rows["size"]) else size):
                 name = recipe if size == ALL_SIZES else f"{recipe}, {size}"
@@ -117,7 +117,7 @@ def _with_recipe(results: StudyResults) -> Finding:
             remains = f"gap {_told(left)}, " if left else ""
             evidence.append(
                 f"{recipe}, {where}, step {whole(results.last_step)}: {remains}minus plain {_told(change)}; inference "
-                f"loss minus plain {_lower(loss)}"
+                f"loss minus plain {_lower(loss)}; its logarithm {_of_row(log_loss, 'difference')}"
             )
     return Finding(question, summarize_answers(answers, "no recipe shares a seed with plain"), tuple(evidence))
 
@@ -153,7 +153,9 @@ def _for_compute(results: StudyResults) -> Finding:
     question = "Which recipe has the lowest inference loss for the same training FLOPs?"
     if missing := _lacking(results):
         return Finding(question, missing, ())
-    contrasts = equal_compute_contrasts(results).query("measure == 'loss_inference'")
+    contrasts = equal_compute_contrasts(results)
+    logs = contrasts[contrasts["measure"] == LOG_LOSS].to_dict("records")  # of the same rows
+    contrasts = contrasts[contrasts["measure"] == "loss_inference"]
     answers, evidence = {}, []
     for size in [ALL_SIZES] if ALL_SIZES in set(contrasts["size"]) else results.sizes:
         rows = contrasts[contrasts["size"] == size]
@@ -164,10 +166,10 @@ def _for_compute(results: StudyResults) -> Finding:
             ties = [str(row["recipe"]) for row in against.to_dict("records") if not row["resolved"]]
             name = "mean over sizes" if size == ALL_SIZES else size
             answers[name] = f"{best}" + (f", {NOT_RESOLVED} from {', '.join(ties)}" if ties else ", of all others")
-    for row in contrasts.to_dict("records"):
+    for row, log_row in zip(contrasts.to_dict("records"), logs, strict=True):
         where = "mean over sizes" if row["size"] == ALL_SIZES else row["size"]
         told = f"{row['recipe']} minus plain, {where}, at {row['training_flops']:.3g} training FLOPs"
-        evidence.append(f"{told}: {_lower(row)}")
+        evidence.append(f"{told}: {_lower(row)}; logarithm {_of_row(log_row, 'difference')}")
     frontier = compute_frontier(results).query("on_frontier").sort_values("training_flops")
     on = ", ".join(f"{row['recipe']} {row['size']} {whole(row['step'])}" for row in frontier.to_dict("records"))
     evidence.append(f"checkpoints that none beats with fewer FLOPs and a lower mean loss (recipe, size, step): {on}")

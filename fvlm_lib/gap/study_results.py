@@ -105,6 +105,10 @@ class Cell:
         rows = [self.seeds.index(seed) for seed in seeds]
         return SeedValues(self.values.values[rows], self.values.resampled[rows])
 
+    def logs(self) -> Cell:
+        """The same of the logarithms."""
+        return Cell(self.seeds, SeedValues(np.log(self.values.values), np.log(self.values.resampled)))
+
 
 def read_study_results(folder: str | Path, num_frames: int | None = None) -> StudyResults:
     """The results of a study from its folder.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from planted_study import PARAMETERS, planted_samples, planted_table, write_results
 
-from fvlm_lib.gap.study_contrasts import equal_compute_contrasts, recipe_contrasts
+from fvlm_lib.gap.study_contrasts import LOG_LOSS, equal_compute_contrasts, recipe_contrasts
 from fvlm_lib.gap.study_effects import effects
 from fvlm_lib.gap.study_results import read_study_results
 
@@ -31,7 +31,7 @@ def test_a_recipe_that_does_as_plain_differs_by_exactly_nothing(tmp_path):
     table = planted_table(loss=alike, recipes=("plain", "copy"))
     for contrasts in (recipe_contrasts, equal_compute_contrasts):
         found = contrasts(read(tmp_path, table, planted_samples(table)))
-        assert len(found) == 8 and not found["resolved"].any()
+        assert len(found) == 12 and not found["resolved"].any()
         assert (found[["difference", "low", "high"]] == 0.0).all(axis=None)
 
 
@@ -43,6 +43,8 @@ def test_differences_are_paired_by_seed(tmp_path):
     for size in ("S", "M", "L", "all"):
         row = found.loc[size, "multi", "loss_inference"]
         assert row["low"] < -0.2 < row["high"] and row["high"] - row["low"] < 0.01 and row["resolved"]
+        log_row = found.loc[size, "multi", LOG_LOSS]
+        assert log_row["resolved"] and np.exp(log_row["difference"]) == pytest.approx(1 - 0.2 / 5, abs=0.02)
         assert not found.loc[(size, "multi", "gap"), "resolved"] and row["num_lower"] == row["num_seeds"] == 5
     of_sizes = found.xs("loss_inference", level="measure")["difference"]
     assert of_sizes["all"].iloc[0] == pytest.approx(of_sizes[["S", "M", "L"]].mean())
@@ -65,7 +67,7 @@ def test_without_plain_there_is_nothing_to_compare_with(tmp_path):
     results = read(tmp_path, planted_table(recipes=("multi", "rollout")))
     with pytest.raises(ValueError, match="no recipe 'plain' to compare with; its recipes are multi, rollout"):
         recipe_contrasts(results)
-    assert len(recipe_contrasts(results, "multi")) == 8
+    assert len(recipe_contrasts(results, "multi")) == 12
     assert recipe_contrasts(read(tmp_path, planted_table(recipes=("plain",)))).empty
 
 
