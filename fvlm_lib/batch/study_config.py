@@ -270,6 +270,11 @@ def _check_training(found: StudyFile, given: Mapping[str, Any], name: str) -> No
 def _check_passes(study: Study, name: str) -> None:
     """What a run is trained by is evaluated; `jacobi` has every number of passes, of the study's own length."""
     for run in study.runs.values():
+        if run.trained_passes is not None and run.trained_passes > run.num_frames:
+            raise ValueError(
+                f"{name}: recipes.{run.recipe} trains by {run.trained_passes} fine passes, and videos have "
+                f"{run.num_frames} frames; after as many passes as frames they change nothing"
+            )
         every = study.evaluation.jacobi is not None and run.num_frames == study.num_frames
         if run.trained_passes is not None and run.trained_passes not in study.evaluation.num_fine and not every:
             raise ValueError(

@@ -34,6 +34,7 @@ COLUMNS = {  # table -> the columns that figures need of it
     "checkpoints": (*_CELL, "seed", "num_samples"),
 }
 
+_PASSES = "numbers of passes whose samples were not shipped"
 _HOLLOW = "By language model, with its parameters. Hollow: the interval is not off 0."
 
 
@@ -64,12 +65,18 @@ class StudyTables:
     def last_step(self) -> int:
         return int(self.means["step"].max())
 
+    def over_seeds(self, what: str) -> str:
+        """That intervals of some rows do not redraw the videos; nothing where there are no intervals."""
+        return "" if self.checkpoints["seed"].nunique() == 1 else f"Of {what} they are over seeds alone."
+
     def facts(self, caption: str, table: str, panels: dict[str, str] | None = None, interval: str = "") -> Facts:
         """Facts of a figure of one of the tables. interval: what is to be said of it besides."""
         seeds = sorted(self.checkpoints["seed"].unique())
         intervals = "95% intervals over training seeds and evaluation samples (Student's t over seeds)."
         if len(seeds) == 1:
             intervals = "No intervals: one training seed."
+        elif (self.means["num_seeds"] == 1).any():
+            intervals += " Without a bar: one seed."
         return Facts(
             caption=caption,
             n={
@@ -87,10 +94,12 @@ class StudyTables:
 def read_study_tables(folder: str | Path) -> StudyTables:
     """The tables in a folder. Raises ValueError where one is missing or of another version."""
     folder = Path(folder)
-    tables = {}
+    tables, names = {}, {"size": str, "recipe": str}  # a size may be called NA
     for name, columns in COLUMNS.items():
         path = existing_file(folder / f"{name}.csv")
-        tables[name] = check_columns(pd.read_csv(path, dtype={"size": str, "recipe": str}), path, columns)
+        tables[name] = check_columns(
+            pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""]), path, columns
+        )
     return StudyTables(folder, **tables)
 
 
@@ -119,7 +128,7 @@ def passes(study: StudyTables, width: float) -> tuple[Figure, Facts]:
         f"gap(K), inference loss minus the loss after K fine passes, nats a token, after {study.last_step:,} training "
         f"steps. {_sizes(study)}"
     )
-    return figure, study.facts(" ".join(filter(None, [caption, scale])), "passes", panels)
+    return figure, study.facts(" ".join(filter(None, [caption, scale])), "passes", panels, study.over_seeds(_PASSES))
 
 
 def passes_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
@@ -131,7 +140,7 @@ def passes_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
         width, recipes, lambda ax, recipe: study_plots.plot_passes_by_step(ax, table, recipe)
     )
     caption = f"gap(K), inference loss minus the loss after K fine passes, nats a token, over training, of {label}."
-    return figure, study.facts(" ".join(filter(None, [caption, scale])), "passes", panels)
+    return figure, study.facts(" ".join(filter(None, [caption, scale])), "passes", panels, study.over_seeds(_PASSES))
 
 
 def gap_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
@@ -187,10 +196,8 @@ def lengths(study: StudyTables, width: float) -> tuple[Figure, Facts]:
         f"number of frames of a video, in training and evaluation, after {study.last_step:,} training steps. "
         f"{_sizes(study)} Points of one length stand beside each other."
     )
-    note = "Of other lengths than the study's own they are over seeds alone."
-    one_seed = study.checkpoints["seed"].nunique() == 1
     caption = " ".join(filter(None, [caption, scale]))
-    return figure, study.facts(caption, "lengths", panels, interval="" if one_seed else note)
+    return figure, study.facts(caption, "lengths", panels, study.over_seeds("other lengths than the study's own"))
 
 
 def norms(study: StudyTables, width: float) -> tuple[Figure, Facts]:

@@ -13,14 +13,22 @@ import numpy as np
 import pandas as pd
 
 from fvlm_lib.gap.seeds import SeedValues
-from fvlm_lib.gap.study_results import PLAIN, Cell, StudyResults, cells, is_resolved, mean_or_alone
+from fvlm_lib.gap.study_results import (
+    ALL_SIZES,
+    LOG_LOSS,
+    PLAIN,
+    Cell,
+    StudyResults,
+    cells,
+    common_seeds,
+    is_resolved,
+    mean_or_alone,
+)
 
-ALL_SIZES = "all"
 COLUMNS = (
     "size", "recipe", "measure", "step", "training_flops", "num_seeds", "num_lower", "difference", "low", "high",
     "resolved",
 )  # fmt: skip
-LOG_LOSS = "log loss_inference"
 _MEASURES = {"loss_inference": "loss_inference", LOG_LOSS: "loss_inference", "gap": "gap"}  # and what each is made of
 
 Cells = Mapping[tuple[str, str, int], Cell]
@@ -47,7 +55,7 @@ def recipe_contrasts(results: StudyResults, reference: str = PLAIN) -> pd.DataFr
         differences = {}
         for size, recipe in _others(results, reference):
             ours, theirs = found.get((size, recipe, step)), found.get((size, reference, step))
-            seeds = _common(ours, theirs)
+            seeds = common_seeds(ours, theirs)
             if ours and theirs and seeds:
                 differences[size, recipe] = Cell(seeds, ours.at(seeds) - theirs.at(seeds))
         rows += _rows(results, measure, differences, {key: float(flops[(*key, step)]) for key in differences})
@@ -95,11 +103,6 @@ def _others(results: StudyResults, reference: str) -> list[tuple[str, str]]:
     return [(size, recipe) for size in results.sizes for recipe in results.recipes if recipe != reference]
 
 
-def _common(*cells: Cell | None) -> tuple[int, ...]:
-    """The seeds that all have."""
-    return tuple(sorted(set.intersection(*({*(cell.seeds if cell else ())} for cell in cells))))
-
-
 def _runs(
     found: Cells, flops: Mapping[tuple[str, str, int, int], float], size: str, recipe: str
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -144,7 +147,7 @@ def _rows(
     told = {key: (cell, flops[key]) for key, cell in differences.items()}
     for recipe in results.recipes:
         of_sizes = [differences.get((size, recipe)) for size in results.sizes]
-        if seeds := _common(*of_sizes):
+        if seeds := common_seeds(*of_sizes):
             sides = [cell.at(seeds) for cell in of_sizes if cell]
             told[ALL_SIZES, recipe] = (
                 Cell(seeds, mean_over_sizes(sides)),

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 
 from fvlm_lib.gap.seeds import SeedValues
-from fvlm_lib.gap.study_results import StudyResults, cells, is_resolved, mean_or_alone
+from fvlm_lib.gap.study_results import LOG_LOSS, StudyResults, cells, is_resolved, mean_or_alone
 
 ALL_RECIPES = "all"
 COLUMNS = ("outcome", "recipes", "term", "unit", "coefficient", "low", "high", "num_seeds", "resolved")
 _STEP, _SIZE = "step", "size"
 _UNITS = {_STEP: "for ten times as many steps", _SIZE: "for twice as many parameters of the language model"}
-_OUTCOMES = {"gap": ("gap", "nats a token"), "log loss_inference": ("loss_inference", "log loss")}
+_OUTCOMES = {"gap": ("gap", "nats a token"), LOG_LOSS: ("loss_inference", "log loss")}
 
 
 def effects(results: StudyResults) -> pd.DataFrame:
@@ -29,7 +29,8 @@ def effects(results: StudyResults) -> pd.DataFrame:
 
     The terms are log10 of the step, log2 of the parameters of the language model, and, over all recipes together, each
     recipe against the first (plain where it is there), without interactions; then steps and size for each recipe alone
-    (`recipes`). A term is left out where it does not vary, or where sizes or steps cannot be told apart by it.
+    (`recipes`). A recipe that begins as another counts with the checkpoints that they share. A term is left out where
+    it does not vary, or where sizes or steps cannot be told apart by it.
 
     Columns: outcome (gap, in nats a token, or log loss_inference, where -0.1 is 10% less), recipes, term (step, size or
     a recipe), unit (in words), coefficient with low and high (NaN where there is one seed), num_seeds, resolved (the
@@ -37,7 +38,7 @@ def effects(results: StudyResults) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for outcome, (measure, unit) in _OUTCOMES.items():
-        points = _points(results, measure, outcome.startswith("log"))
+        points = _points(results, measure, outcome == LOG_LOSS)
         for recipes in [ALL_RECIPES, *results.recipes]:
             chosen = points if recipes == ALL_RECIPES else points[points["recipe"] == recipes]
             rows += [{"outcome": outcome, "recipes": recipes, **row} for row in _fit(chosen, unit, results.recipes)]
@@ -53,7 +54,7 @@ def _points(results: StudyResults, measure: str, of_logs: bool) -> pd.DataFrame:
         for seed, value, resampled in zip(cell.seeds, cell.values.values, cell.values.resampled, strict=True):
             about = {"recipe": recipe, "seed": seed, _STEP: np.log10(step), _SIZE: np.log2(parameters[size])}
             rows.append({**about, "curve": np.concatenate([[value], resampled])})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["recipe", "seed", _STEP, _SIZE, "curve"])
 
 
 def _fit(points: pd.DataFrame, unit: str, recipes: list[str]) -> list[dict[str, Any]]:

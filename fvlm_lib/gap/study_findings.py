@@ -15,20 +15,32 @@ import pandas as pd
 
 from fvlm_lib.gap.findings import Finding, summarize_answers
 from fvlm_lib.gap.report import whole
-from fvlm_lib.gap.study_contrasts import ALL_SIZES, LOG_LOSS, equal_compute_contrasts, mean_over_sizes, recipe_contrasts
+from fvlm_lib.gap.scaling import GOOD_R2
+from fvlm_lib.gap.study_contrasts import equal_compute_contrasts, mean_over_sizes, recipe_contrasts
 from fvlm_lib.gap.study_effects import effects
 from fvlm_lib.gap.study_laws import laws
 from fvlm_lib.gap.study_means import compute_frontier, passes_curves
 from fvlm_lib.gap.study_norms import norm_prediction
-from fvlm_lib.gap.study_results import PLAIN, Cell, StudyResults, cells, is_resolved, mean_or_alone
+from fvlm_lib.gap.study_results import (
+    ALL_SIZES,
+    LOG_LOSS,
+    PLAIN,
+    Cell,
+    StudyResults,
+    cells,
+    common_seeds,
+    is_resolved,
+    mean_or_alone,
+)
 from fvlm_lib.stats import Estimate
 
 NEAR = 0.1  # of the gap to one pass: what "near sequential use" means
 NOT_RESOLVED = "not resolved"
 NOTE = (
     "Losses and gaps in nats a token, means over training seeds, with 95% intervals: Student's t over the seeds, with "
-    "the evaluation videos redrawn, the same for every seed, where their samples were shipped. Differences are paired "
-    "by seed; of a logarithm -0.1 is 10% less. Of one seed there is no interval, and nothing is resolved."
+    "the evaluation videos redrawn, the same for every seed, where their samples were shipped; of laws the jackknife "
+    "over seeds, of norms a bootstrap of runs. Differences and ratios are paired by seed, a ratio of losses is their "
+    "geometric mean. Of one seed there is no interval, and nothing is resolved."
 )
 
 
@@ -57,15 +69,15 @@ def _with_training(results: StudyResults) -> Finding:
             pairs = [*pairwise(path), *([(path[0], path[-1])] if len(path) > 2 else [])]
             level = 1 - 0.05 / len(pairs)  # so that all changes together hold at 95%
             changes = [change for before, after in pairs if (change := _difference(after, before, level))]
-            answers[size] = _direction(results, changes, path)
+            answers[size] = _direction(results, changes)
             means = [_told(mean_or_alone(cell.values)) for cell in path]
             at = ", ".join(f"{mean} at step {whole(step)}" for mean, step in zip(means, steps, strict=True))
-            told = ", ".join(map(_told, changes))
+            told = ", ".join(_told(change) for change, _ in changes)
             whole_way = " and over all" if len(path) > 2 else ""
             evidence.append(f"{size}: {at}; from step to step{whole_way}, at 95% all together, {told}")
         elif len(path) > 1 and (change := _difference(path[-1], path[0])):
             first, last = map(whole, (steps[0], steps[-1]))
-            evidence.append(f"{size}, {recipe}: {_told(change)} from step {first} to step {last}")
+            evidence.append(f"{size}, {recipe}: {_told(change[0])} from step {first} to step {last}")
     for row in effects(results).query("outcome == 'gap' and term == 'step'").to_dict("records"):
         recipes = "all recipes" if row["recipes"] == "all" else row["recipes"]
         evidence.append(f"{recipes}, all sizes: {_of_row(row, 'coefficient')} for ten times as many steps")
@@ -73,10 +85,12 @@ def _with_training(results: StudyResults) -> Finding:
     return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
 
 
-def _direction(results: StudyResults, changes: Sequence[Estimate], path: Sequence[Cell]) -> str:
-    signs = {change.value > 0 for change in changes if is_resolved(change, results.numerical_floor)}
+def _direction(results: StudyResults, changes: Sequence[tuple[Estimate, int]]) -> str:
+    if not changes:
+        return "not asked: no two checkpoints share a seed"
+    signs = {change.value > 0 for change, _ in changes if is_resolved(change, results.numerical_floor)}
     direction = {frozenset(): NOT_RESOLVED, frozenset({True}): "grows", frozenset({False}): "shrinks"}
-    return f"{direction.get(frozenset(signs), 'goes up and down')} {_over(min(len(cell.seeds) for cell in path))}"
+    return f"{direction.get(frozenset(signs), 'goes up and down')} {_over(min(count for _, count in changes))}"
 
 
 def _with_size(results: StudyResults) -> Finding:
@@ -88,8 +102,8 @@ def _with_size(results: StudyResults) -> Finding:
     for small, large in pairs:
         if change := _difference(found[large, PLAIN, step], found[small, PLAIN, step]):
             name = f"{large} against {small}"
-            answers[name] = _judge(results, change, "smaller", "larger", found[small, PLAIN, step])
-            evidence.append(f"{name}, step {whole(step)}: {_told(change)}")
+            answers[name] = _judge(results, change, "smaller", "larger")
+            evidence.append(f"{name}, step {whole(step)}: {_told(change[0])}")
     chosen = effects(results).query("outcome == 'gap' and term == 'size'")
     for row in chosen[chosen["recipes"].isin(["all", PLAIN])].to_dict("records"):
         recipes = "all recipes" if row["recipes"] == "all" else row["recipes"]
@@ -104,20 +118,19 @@ def _with_recipe(results: StudyResults) -> Finding:
         return Finding(question, missing, ())
     answers, evidence = {}, []
     contrasts, gaps = recipe_contrasts(results), _gaps_by_recipe(results)
-    for recipe, rows in contrasts.groupby("recipe", sort=False):
-        for of, told in rows.groupby("size", sort=False):
-            size, recipe = str(of), str(recipe)
-            change = _row_estimate(told[told["measure"] == "gap"].iloc[0].to_dict())
-            loss, log_loss = (told[told["measure"] == of].iloc[0].to_dict() for of in ("loss_inference", LOG_LOSS))
-            left = gaps.get((size, recipe))
-            if size == (ALL_SIZES if ALL_SIZES in set(rows["size"]) else size):
+    for key, rows in contrasts.groupby("recipe", sort=False):
+        recipe, told_of = str(key), ALL_SIZES if ALL_SIZES in set(rows["size"]) else None
+        for size, told in ((str(size), told.set_index("measure")) for size, told in rows.groupby("size", sort=False)):
+            left, change = gaps.get((size, recipe)), None
+            if "gap" in told.index:
+                change = _row_estimate(told.loc["gap"].to_dict())
+            if size == (told_of or size):
                 name = recipe if size == ALL_SIZES else f"{recipe}, {size}"
                 answers[name] = _closed(results, change, left, gaps.get((size, PLAIN)))
-            where = "mean over sizes" if size == ALL_SIZES else size
-            remains = f"gap {_told(left)}, " if left else ""
+            gap = f"gap {_told(left)}, minus plain {_told(change)}; " if left and change else ""
             evidence.append(
-                f"{recipe}, {where}, step {whole(results.last_step)}: {remains}minus plain {_told(change)}; inference "
-                f"loss minus plain {_lower(loss)}; its logarithm {_of_row(log_loss, 'difference')}"
+                f"{recipe}, {_where(size)}, step {whole(results.last_step)}: {gap}inference loss minus plain "
+                f"{_lower(told.loc['loss_inference'].to_dict())}, {_ratio(told.loc[LOG_LOSS].to_dict())}"
             )
     return Finding(question, summarize_answers(answers, "no recipe shares a seed with plain"), tuple(evidence))
 
@@ -132,18 +145,20 @@ def _gaps_by_recipe(results: StudyResults) -> dict[tuple[str, str], Estimate]:
         for size, cell in zip(results.sizes, of_sizes, strict=True):
             if cell:
                 gaps[size, recipe] = mean_or_alone(cell.values)
-        seeds = sorted(set.intersection(*({*cell.seeds} for cell in there))) if there else []
-        if len(there) == len(of_sizes) and seeds:
-            sides = [cell.at(seeds) for cell in there]
-            gaps[ALL_SIZES, recipe] = mean_or_alone(mean_over_sizes(sides))
+        if seeds := common_seeds(*of_sizes):
+            gaps[ALL_SIZES, recipe] = mean_or_alone(mean_over_sizes([cell.at(seeds) for cell in there]))
     return gaps
 
 
-def _closed(results: StudyResults, change: Estimate, left: Estimate | None, plain: Estimate | None) -> str:
+def _closed(results: StudyResults, change: Estimate | None, left: Estimate | None, plain: Estimate | None) -> str:
+    if change is None:
+        return "it has none: sequential use is what it trains"
     if not is_resolved(change, results.numerical_floor) or left is None or plain is None:
         return NOT_RESOLVED
     if (change.value > 0) == (plain.value > 0):
         return "no, it is larger"
+    if is_resolved(left, results.numerical_floor) and (left.value > 0) != (plain.value > 0):
+        return f"turned round: {_told(left)} in place of {_told(plain)}"
     if is_resolved(left, results.numerical_floor):
         return f"reduced, not closed: {_told(left)} is left"
     return f"closed as far as these seeds tell: {_told(left)} is left"
@@ -163,13 +178,19 @@ def _for_compute(results: StudyResults) -> Finding:
             lowest = rows.loc[rows["difference"].idxmin()]
             best = str(lowest["recipe"]) if lowest["difference"] < 0 else PLAIN
             against = equal_compute_contrasts(results, best).query("measure == 'loss_inference' and size == @size")
-            ties = [str(row["recipe"]) for row in against.to_dict("records") if not row["resolved"]]
-            name = "mean over sizes" if size == ALL_SIZES else size
-            answers[name] = f"{best}" + (f", {NOT_RESOLVED} from {', '.join(ties)}" if ties else ", of all others")
+            beaten = {
+                str(row["recipe"]): row["resolved"] and row["difference"] > 0 for row in against.to_dict("records")
+            }
+            ties = [recipe for recipe, is_beaten in beaten.items() if not is_beaten]
+            apart = [recipe for recipe in results.recipes if recipe not in {best, *beaten}]
+            answers[_where(size)] = ", ".join(
+                [best]
+                + ([f"{NOT_RESOLVED} from {', '.join(ties)}"] if ties else [] if apart else ["of all others"])
+                + ([f"not compared with {', '.join(apart)}"] if apart else [])
+            )
     for row, log_row in zip(contrasts.to_dict("records"), logs, strict=True):
-        where = "mean over sizes" if row["size"] == ALL_SIZES else row["size"]
-        told = f"{row['recipe']} minus plain, {where}, at {row['training_flops']:.3g} training FLOPs"
-        evidence.append(f"{told}: {_lower(row)}; logarithm {_of_row(log_row, 'difference')}")
+        told = f"{row['recipe']} minus plain, {_where(row['size'])}, at {row['training_flops']:.3g} training FLOPs"
+        evidence.append(f"{told}: {_lower(row)}, {_ratio(log_row)}")
     frontier = compute_frontier(results).query("on_frontier").sort_values("training_flops")
     on = ", ".join(f"{row['recipe']} {row['size']} {whole(row['step'])}" for row in frontier.to_dict("records"))
     evidence.append(f"checkpoints that none beats with fewer FLOPs and a lower mean loss (recipe, size, step): {on}")
@@ -190,6 +211,7 @@ def _with_passes(results: StudyResults) -> Finding:
         far = rows[["gap_low", "gap_high", "gap"]].abs().max(axis=1, skipna=False)
         near = [int(k) for k, off in zip(rows["passes"], far, strict=True) if off <= bound]
         said = f"from {near[0]}" if near else f"not by {int(rows['passes'].max())}"
+        said = NOT_RESOLVED if rows["gap_low"].isna().all() else said
         answers[str(of)] = f"{said} {_over(int(rows['num_seeds'].min()))}"
         gaps = ", ".join(f"{_of_row(row, 'gap', '_')} to {row['passes']}" for row in rows.to_dict("records"))
         losses = ", ".join(f"{row['loss']:.4f} with {row['passes']}" for row in rows.to_dict("records"))
@@ -210,10 +232,10 @@ def _with_length(results: StudyResults) -> Finding:
             gaps = ", ".join(f"{_told(mean_or_alone(cell.values))} at {frames}" for frames, cell in there.items())
             short, long = min(there), max(there)
             change = _difference(there[long], there[short])
-            evidence.append(f"{recipe}, {size}: {gaps} frames" + (f"; {_told(change)} between" if change else ""))
+            evidence.append(f"{recipe}, {size}: {gaps} frames" + (f"; {_told(change[0])} between" if change else ""))
             if change and recipe == PLAIN:
-                answers[f"{size}, {short} to {long} frames"] = _judge(results, change, "shrinks", "grows", there[long])
-    nothing = f"the recipe {PLAIN!r} was trained on videos of one length"
+                answers[f"{size}, {short} to {long} frames"] = _judge(results, change, "shrinks", "grows")
+    nothing = f"the recipe {PLAIN!r} was not trained on videos of two lengths"
     return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
 
 
@@ -221,7 +243,7 @@ def _with_norm(results: StudyResults) -> Finding:
     question = "Does the norm of the Jacobian of the query recurrence predict the size of the gap?"
     found = norm_prediction(results)
     if found is None:
-        return Finding(question, "not asked: norms were measured of fewer than three pairs of a size and a seed", ())
+        return Finding(question, "not asked: norms were measured of fewer than two seeds or three runs", ())
     judged, where = found.spearman_within, "within a size and step"
     if judged is None:
         judged, where = found.spearman, "over all sizes and steps"
@@ -249,7 +271,9 @@ def _with_law(results: StudyResults) -> Finding:
         of = {"loss_inference": "inference loss", "loss_trained": "trained loss", "abs_gap": "gap"}[row["measure"]]
         size = "all sizes" if row["size"] == ALL_SIZES else row["size"]
         if row["form"] == "power":
-            answers[f"{of}, {size}"] = "no" if isinstance(row["refused"], str) else "yes"
+            is_law = row["fitted"] and row["r2_log"] >= GOOD_R2
+            determined = row["num_seeds"] > 1 and not isinstance(row["refused"], str)
+            answers[f"{of}, {size}"] = "no" if not is_law else "yes" if determined else NOT_RESOLVED
         told = []
         for name in ("exponent_step", "exponent_size", "floor"):
             if not pd.isna(row[name]):
@@ -270,17 +294,22 @@ def _lacking(results: StudyResults) -> str | None:
     return "not asked: the study has no other recipe" if len(results.recipes) == 1 else None
 
 
-def _difference(ours: Cell, theirs: Cell, level: float = 0.95) -> Estimate | None:
-    """Paired by the seeds that both have; None where there are none."""
-    seeds = sorted({*ours.seeds} & {*theirs.seeds})
-    return mean_or_alone(ours.at(seeds) - theirs.at(seeds), level) if seeds else None
+def _difference(ours: Cell, theirs: Cell, level: float = 0.95) -> tuple[Estimate, int] | None:
+    """Paired by the seeds that both have, and how many these are; None where there are none."""
+    seeds = common_seeds(ours, theirs)
+    return (mean_or_alone(ours.at(seeds) - theirs.at(seeds), level), len(seeds)) if seeds else None
 
 
-def _judge(results: StudyResults, change: Estimate, less: str, more: str, cell: Cell) -> str:
+def _judge(results: StudyResults, change: tuple[Estimate, int], less: str, more: str) -> str:
+    estimate, num_seeds = change
     words = NOT_RESOLVED
-    if is_resolved(change, results.numerical_floor):
-        words = more if change.value > 0 else less
-    return f"{words} {_over(len(cell.seeds))}"
+    if is_resolved(estimate, results.numerical_floor):
+        words = more if estimate.value > 0 else less
+    return f"{words} {_over(num_seeds)}"
+
+
+def _where(size: str) -> str:
+    return "mean over sizes" if size == ALL_SIZES else size
 
 
 def _over(num_seeds: int) -> str:
@@ -301,6 +330,12 @@ def _row_estimate(row: Mapping[str, float], name: str = "difference", joint: str
 def _lower(row: Mapping[str, Any]) -> str:
     """A difference of `study_contrasts`, and in how many of its seeds it is negative."""
     return f"{_of_row(row, 'difference')}, lower in {row['num_lower']} of {row['num_seeds']}"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    """What a difference of logarithms is as a ratio."""
+    value, low, high = np.exp([row["difference"], row["low"], row["high"]])
+    return f"{value:.2f} times plain's" + ("" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]")
 
 
 def _of_row(row: Mapping[str, float], name: str, joint: str = "") -> str:

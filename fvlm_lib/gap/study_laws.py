@@ -9,7 +9,7 @@ videos are not redrawn; seeds differ by far more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from scipy.special import stdtrit
 
 from fvlm_lib.gap.law_minimum import MAX_EXPONENT, grid_starts, law_design, log_law, minimise, objective
 from fvlm_lib.gap.scaling import FORMS, GOOD_R2, too_few
-from fvlm_lib.gap.study_results import StudyResults, cells
+from fvlm_lib.gap.study_results import ALL_SIZES, StudyResults, cells, common_seeds
 from fvlm_lib.stats import Estimate
 
-ALL_SIZES = "all"
 DELTA = 0.1  # least squares of log losses up to 10% off: points are means, and a jackknife needs a smooth fit
+SMALLEST_FLOOR = 1e-4  # nats a token; what is lower has vanished
 NUM_STARTS = 4  # of the grid, those that are best before they are minimised: a study has a hundred laws and more
 _ESTIMATES = ("exponent_step", "exponent_size", "floor")
 COLUMNS = (
@@ -56,7 +56,7 @@ def laws(results: StudyResults) -> pd.DataFrame:
                 keys = [key for key in found if key[1] == recipe and size in (key[0], ALL_SIZES)]
                 if not keys:
                     continue
-                seeds = sorted(set.intersection(*({*found[key].seeds} for key in keys)))
+                seeds = common_seeds(*(found[key] for key in keys))
                 steps = np.array([key[2] for key in keys], dtype=np.float64)
                 if size == ALL_SIZES:
                     scales, forms = np.column_stack([[parameters[key[0]] for key in keys], steps]), ["joint"]
@@ -96,9 +96,9 @@ def _law(form: str, scales: Array, values: Array, of_gap: bool) -> dict[str, Any
     starts = sorted(
         grid_starts(design, log_values[0]), key=lambda start: objective(start, design, log_values[0], DELTA)[0]
     )
-    fits = [minimise(start, design, log_values[0], DELTA) for start in starts[:NUM_STARTS]]
-    theta = min(fits, key=lambda fit: float(fit.fun)).x
-    thetas = np.array([theta, *(minimise(theta, design, without, DELTA).x for without in log_values[1:])])
+    theta = _minimum(starts[:NUM_STARTS], design, log_values[0])
+    # the best start of the grid too: from theta alone an exponent that nothing determines would stay where it is
+    thetas = np.array([theta, *(_minimum([theta, starts[0]], design, without) for without in log_values[1:])])
     exponents = thetas[:, len(design) :]  # (1 + k, V)
     estimates = {f"exponent_{name}": _jackknife(signs[i] * exponents[:, i]) for i, name in enumerate(names)}
     if "E" in law.parameters:
@@ -108,6 +108,11 @@ def _law(form: str, scales: Array, values: Array, of_gap: bool) -> dict[str, Any
     for name, estimate in estimates.items():
         row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return row | {"fitted": True, "r2_log": r2_log, "refused": _why_refused(r2_log, exponents, estimates)}
+
+
+def _minimum(starts: Sequence[Array], design: Array, log_values: Array) -> Array:
+    fits = [minimise(start, design, log_values, DELTA) for start in starts]
+    return min(fits, key=lambda fit: float(fit.fun)).x
 
 
 def _jackknife(values: Array) -> Estimate:
@@ -131,4 +136,7 @@ def _why_refused(r2_log: float, exponents: Array, estimates: Mapping[str, Estima
         if at_bound or found.low <= 0 <= found.high or max(abs(found.low), abs(found.high)) >= MAX_EXPONENT:
             of = name.removeprefix("exponent_")
             reasons.append(f"the points determine no exponent of {of}: it reaches 0 or {MAX_EXPONENT:g}")
+    floor = estimates.get("floor")
+    if floor and len(names) == 1 and (floor.value < SMALLEST_FLOOR or floor.low <= 0):
+        reasons.append("the points determine no floor: it reaches 0")
     return "; ".join(reasons) or None

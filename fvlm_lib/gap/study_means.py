@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from fvlm_lib.gap.study_results import CELL, MEASURES, Cell, StudyResults, cells, mean_or_alone
+from fvlm_lib.gap.study_results import CELL, MEASURES, Cell, StudyResults, cells, common_seeds, mean_or_alone
+from fvlm_lib.stats import Estimate
 
 
 def seed_means(results: StudyResults) -> pd.DataFrame:
@@ -20,7 +22,7 @@ def seed_means(results: StudyResults) -> pd.DataFrame:
     Columns: size, recipe, step, trained_passes, num_seeds, num_parameters, num_text_parameters, training_flops (mean
     over seeds), and loss_inference, loss_trained, loss_coarse and gap, each with _low and _high, nats a token. The
     trained loss and the gap are those of the number of passes that the recipe trains last; where that is sequential
-    use, trained_passes is null and the gap 0.
+    use, trained_passes is null, the trained loss the inference loss, and the gap NaN.
     """
     about = results.trained.groupby(CELL, sort=False).agg(
         trained_passes=("trained_passes", "first"),
@@ -32,14 +34,18 @@ def seed_means(results: StudyResults) -> pd.DataFrame:
     measured = {measure: cells(results, measure) for measure in MEASURES}
     rows = [
         {**dict(zip(CELL, key, strict=True)), **facts}
-        | {name: value for measure, found in measured.items() for name, value in _estimate(measure, found[key]).items()}
+        | {
+            name: value
+            for measure, found in measured.items()
+            for name, value in _estimate(measure, found.get(key)).items()
+        }
         for key, facts in about.to_dict("index").items()
     ]
     return pd.DataFrame(rows)
 
 
-def _estimate(name: str, cell: Cell) -> dict[str, float]:
-    found = mean_or_alone(cell.values)
+def _estimate(name: str, cell: Cell | None) -> dict[str, float]:
+    found = mean_or_alone(cell.values) if cell else Estimate(np.nan, np.nan, np.nan)
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
@@ -87,9 +93,14 @@ def _in_order(results: StudyResults, table: pd.DataFrame, last: str) -> pd.DataF
 
 def compute_frontier(results: StudyResults) -> pd.DataFrame:
     """`seed_means` with `on_frontier`: no other checkpoint has at most its training FLOPs and at most its mean
-    inference loss, and less of one of them. The intervals of the losses are not looked at."""
-    means = seed_means(results)
-    flops, losses = means["training_flops"].to_numpy(), means["loss_inference"].to_numpy()
+    inference loss, and less of one of them. Those means are of the seeds that all sizes and recipes have, so that
+    none is ahead by its seeds; where there are none, nothing is on it. The intervals of the losses are not looked
+    at."""
+    means, found = seed_means(results), cells(results, "loss_inference")
+    seeds = common_seeds(*found.values())
+    of_rows = [found[key].at(seeds).values for key in means[CELL].itertuples(index=False, name=None)]
+    losses = np.array([values.mean() if len(values) else np.nan for values in of_rows])
+    flops = means["training_flops"].to_numpy()
     flops_off, losses_off = (x[None, :] - x[:, None] for x in (flops, losses))  # another's less one's own
     beaten = (flops_off <= 0) & (losses_off <= 0) & ((flops_off < 0) | (losses_off < 0))
-    return means.assign(on_frontier=~beaten.any(axis=1))
+    return means.assign(on_frontier=~beaten.any(axis=1) & np.isfinite(losses))

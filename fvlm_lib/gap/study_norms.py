@@ -65,8 +65,8 @@ def norm_points(results: StudyResults) -> pd.DataFrame:
 
 
 def norm_prediction(results: StudyResults, seed: int = 0) -> NormPrediction | None:
-    """How the gap goes with the norm; None where fewer than three pairs of a size and a seed have norms and gaps, or
-    these do not differ. Norms and gaps that are 0 are left out.
+    """How the gap goes with the norm; None where fewer than two seeds, or three pairs of a size and a seed, have norms
+    and gaps, or these do not differ. Norms and gaps that are 0 are left out.
 
     seed: of the bootstrap.
     """
@@ -76,7 +76,7 @@ def norm_prediction(results: StudyResults, seed: int = 0) -> NormPrediction | No
     cell = points.groupby(["size", "step"]).ngroup().to_numpy()
     norm, gap = points["query_norm"].to_numpy(np.float64), points["abs_gap"].to_numpy(np.float64)
     count = len(np.unique(drawn_by))
-    if count < 3 or np.ptp(norm) == 0 or np.ptp(gap) == 0:
+    if count < 3 or points["seed"].nunique() < 2 or np.ptp(norm) == 0 or np.ptp(gap) == 0:
         return None
     together = np.zeros_like(cell)
     members = [np.flatnonzero(drawn_by == number) for number in range(count)]

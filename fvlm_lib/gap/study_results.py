@@ -22,6 +22,9 @@ from fvlm_lib.stats import Estimate, ratio, resample_statistics
 PLAIN = "plain"
 """The recipe that others are compared with."""
 MEASURES = ("loss_inference", "loss_trained", "loss_coarse", "gap")
+LOG_LOSS = "log loss_inference"
+"""The measure whose differences are ratios of inference losses."""
+ALL_SIZES = "all"
 NUM_RESAMPLES = 500  # of the videos, of which only the variance is taken
 CELL = ["size", "recipe", "step"]
 _RUN = ["size", "recipe", "seed"]
@@ -152,7 +155,16 @@ def _order(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             row = table.index[~np.isfinite(numbers)][0]
             raise ValueError(f"{path}: {name} is {table[name][row]} at row {row}; it must be a finite number")
     counts = {name: "int64" for name in _NUMBERS if name != "training_flops"}
-    table = table.astype({**counts, "trained_passes": "Int64"})
+    passes = pd.to_numeric(table["trained_passes"], errors="coerce")
+    if (wrong := (passes.isna() & table["trained_passes"].notna()) | (passes % 1 != 0) & passes.notna()).any():
+        raise ValueError(
+            f"{path}: trained_passes is {table['trained_passes'][wrong.idxmax()]}; it must be a whole number"
+        )
+    if passes[table["recipe"] == PLAIN].isna().any():
+        raise ValueError(
+            f"{path}: trained_passes of {PLAIN} is null; plain training is by fine passes, and not by sequential use"
+        )
+    table = table.astype(counts).assign(trained_passes=passes.astype("Int64"))
     if (twice := table.duplicated([*_KEY, "num_frames"])).any():
         told = " ".join(map(str, table.loc[twice.idxmax(), [*_KEY, "num_frames"]]))
         raise ValueError(f"{path} has {told} twice (size, recipe, seed, step, num_frames)")
@@ -188,14 +200,14 @@ def _samples(path: Path, results: StudyResults) -> pd.DataFrame:
 # ---- a measure at every seed ------------------------------------------------------------------------
 
 
-def measure_weights(measure: str, passes: int | None) -> Weights:
-    """What a measure is made of, for a recipe whose training ends with so many passes, None with sequential use: then
-    the gap is 0. Raises ValueError."""
-    known: dict[str, Weights] = {
+def measure_weights(measure: str, passes: int | None) -> Weights | None:
+    """What a measure is made of, for a recipe whose training ends with so many passes; passes None: with sequential
+    use, and there is no gap between that and itself. Raises ValueError."""
+    known: dict[str, Weights | None] = {
         "loss_inference": {"autoregressive": 1.0},
         "loss_trained": {"autoregressive" if passes is None else f"fine_{passes}": 1.0},
         "loss_coarse": {"coarse": 1.0},
-        "gap": {"autoregressive": 0.0} if passes is None else {"autoregressive": 1.0, f"fine_{passes}": -1.0},
+        "gap": None if passes is None else {"autoregressive": 1.0, f"fine_{passes}": -1.0},
     }
     if measure not in known:
         raise ValueError(f"measure is {measure!r}; known are {', '.join(known)}")
@@ -205,7 +217,8 @@ def measure_weights(measure: str, passes: int | None) -> Weights:
 def cells(
     results: StudyResults, measure: str, num_frames: int | None = None, passes: int | None = None
 ) -> dict[tuple[str, str, int], Cell]:
-    """A measure at all seeds, nats a token, by (size, recipe, step).
+    """A measure at all seeds, nats a token, by (size, recipe, step); of the gap none of recipes that train sequential
+    use.
 
     num_frames: of the evaluation's videos; None: as in training. passes: whose loss is the trained one and whose gap is
     taken; None: those that the recipe trains last. Videos are resampled where the samples of every mode that it needs
@@ -221,6 +234,8 @@ def cells(
     for key, of in places.items():
         trained = columns["trained_passes"][of[0]]
         weights = measure_weights(measure, passes or (None if pd.isna(trained) else int(trained)))
+        if weights is None:
+            continue
         losses = np.column_stack([columns[f"loss_{mode}"][of] for mode in weights]).astype(np.float64)  # (k, modes)
         there = ~np.isnan(losses).any(axis=1)
         if not there.any():
@@ -236,6 +251,13 @@ def _noise(modes: Mapping[str, Array], weights: Weights) -> Array:
     if not all(mode in modes for mode in weights):
         return np.zeros(NUM_RESAMPLES)
     return sum((weight * modes[mode] for mode, weight in weights.items()), np.zeros(NUM_RESAMPLES))
+
+
+def common_seeds(*cells: Cell | None) -> tuple[int, ...]:
+    """The seeds that all have, none where one is None."""
+    if not cells:
+        return ()
+    return tuple(sorted(set.intersection(*({*(cell.seeds if cell else ())} for cell in cells))))
 
 
 def mean_or_alone(values: SeedValues, level: float = 0.95) -> Estimate:

@@ -91,6 +91,10 @@ def test_the_shipped_study_has_every_kind_of_recipe_at_three_sizes_and_five_seed
         ({"training": {"checkpoint_steps": [6, 2, 6]}}, r"checkpoint_steps is \[6, 2, 6\]; it must rise"),
         ({"training": {"videos": {"kind": "folder"}}}, r"^study.yaml: training.*'folder'"),
         (
+            {"recipes": {"many": {"recipe": {"kind": "multi_fine", "num_fine": 5, "scored": "last"}}}, "lengths": None},
+            r"^study.yaml: recipes.many trains by 5 fine passes, and videos have 4 frames; after as many",
+        ),
+        (
             {
                 "recipes": {"last-of-3": {"recipe": {"kind": "multi_fine", "num_fine": 3, "scored": "last"}}},
                 "evaluation": {"jacobi": None},

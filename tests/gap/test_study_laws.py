@@ -51,6 +51,16 @@ def test_a_floor_and_a_joint_law_are_found(tmp_path):
     assert joint["r2_log"] > 0.999
 
 
+def test_what_the_points_do_not_determine_is_refused(tmp_path):
+    rough = lambda size, recipe, seed, step: 9 * step**-0.4 * (1 + 0.02 * np.sin(5 * seed + step))
+    found = found_laws(tmp_path, loss=rough)
+    assert pd.isna(found.loc[("loss_inference", "plain", "S", "power"), "refused"])
+    refused = found.loc[("loss_inference", "plain", "S", "offset_power"), "refused"]
+    assert refused.endswith("the points determine no floor: it reaches 0")
+    joint = found.loc["loss_inference", "plain", "all", "joint"]  # size does nothing
+    assert "no exponent of size" in joint["refused"]
+
+
 def test_what_is_no_law_is_refused_in_words(tmp_path):
     two = found_laws(tmp_path, steps=(100, 3000), sizes=("S",))
     assert not two["fitted"].any() and "power needs at least 3 points; there are 2" in two["refused"].iloc[0]
@@ -116,3 +126,5 @@ def test_without_norms_nothing_is_said(tmp_path):
     results = read_study_results(write_results(tmp_path, table))
     assert norm_prediction(results) is None and norm_points(results).empty
     assert norm_prediction(with_norms(tmp_path, lambda *of: np.nan)) is None
+    one_seed = with_norms(tmp_path, lambda *of: 3 * spread(*of), gap=spread, seeds=(0,))
+    assert len(norm_points(one_seed)) == 24 and norm_prediction(one_seed) is None

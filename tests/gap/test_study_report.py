@@ -59,11 +59,44 @@ def test_a_gap_that_is_zero_but_for_chance_is_not_resolved(tmp_path):
     assert "not resolved" in found["training"] and "not resolved" in found["size"]
 
 
+def test_what_trains_sequential_use_has_no_gap_and_its_loss_is_compared(tmp_path):
+    passes = lambda recipe: None if recipe == "rollout" else 1
+    loss = lambda size, recipe, seed, step: 20 * step**-0.3 * (0.5 if recipe == "rollout" else 1) * (1 + 0.002 * seed)
+    folder = planted(tmp_path, recipes=("plain", "rollout"), passes=passes, loss=loss)
+    found = study_findings(read_study_results(folder))
+    assert found[2].answer == "it has none: sequential use is what it trains" and found[3].answer.startswith("rollout")
+    assert "lower in 5 of 5, 0.50 times plain's [0.50, 0.50]" in found[2].evidence[0]
+    assert not any("rollout" in line for line in (*found[0].evidence, *found[1].evidence))
+
+
+def test_a_gap_that_a_recipe_turns_round_is_not_called_reduced(tmp_path):
+    jitter = lambda seed: 1 + 0.01 * np.sin(seed)
+    gap = lambda size, recipe, seed, step: (0.1 if recipe == "plain" else -0.4) * jitter(seed)
+    found = answers(planted(tmp_path, gap=gap, recipes=("plain", "multi")))
+    assert found["recipe"].startswith("turned round: -0.40") and " in place of +0.10" in found["recipe"]
+
+
+def test_seeds_are_counted_that_both_sides_have_and_a_recipe_beats_what_it_shares_seeds_with(tmp_path):
+    table = planted_table(
+        recipes=("plain", "a", "b"),
+        loss=lambda size, recipe, seed, step: (
+            {"plain": 3.0, "a": 2.0, "b": 1.0}[recipe] * (1 + 0.01 * np.sin(9 * seed))
+        ),
+    )
+    there = {"plain": (0, 1, 2, 3, 4), "a": (0, 1), "b": (2, 3)}
+    kept = [seed in there[recipe] for recipe, seed in zip(table["recipe"], table["seed"], strict=True)]
+    table = table[np.array(kept) & ~((table["size"] == "M") & (table["seed"] < 4))]
+    found = answers(write_results(tmp_path, table))
+    assert "M against S: not resolved over 1 seed" in found["size"]
+    assert found["compute"] == "b, not compared with a"
+
+
 def test_of_one_seed_nothing_is_resolved_and_it_is_said(tmp_path):
     found = study_findings(read_study_results(planted(tmp_path, seeds=(2,))))
     assert found[0].answer == "not resolved over 1 seed, which has no interval"
     assert all("nan" not in line for finding in found for line in (finding.answer, *finding.evidence))
     assert "(one seed)" in found[0].evidence[0]
+    assert found[4].answer == "not resolved over 1 seed, which has no interval" and "yes" not in found[7].answer
 
 
 @pytest.mark.parametrize(
@@ -73,7 +106,7 @@ def test_of_one_seed_nothing_is_resolved_and_it_is_said(tmp_path):
         ({"recipes": ("plain",)}, "the study has no other recipe"),
         ({"steps": (100,)}, "no size has two checkpoints"),
         ({"sizes": ("S",)}, "no two sizes"),
-        ({"lengths": (8,)}, "videos of one length"),
+        ({"lengths": (8,)}, "not trained on videos of two lengths"),
     ],
 )
 def test_what_a_cut_study_does_not_reach_is_named_and_the_rest_is_told(tmp_path, capsys, changes, said):

@@ -44,7 +44,9 @@ def test_files_that_are_none_of_a_study_are_refused_in_a_sentence(tmp_path):
         "loss_coarse is nan at row 1": good.assign(loss_coarse=good["loss_coarse"].where(good.index != 1)),
         r"has S plain 0 100 8 twice": good.iloc[[0, 0, 1]],
         "the recipe multi has several trained_passes": good.assign(trained_passes=[1, 2] * 5),
-        "multi has several trained_passes": good.assign(trained_passes=[1, None] * 5),
+        "multi has several trained_passes": good.assign(trained_passes=[1] * 9 + [None]),
+        "trained_passes of plain is null": good.assign(trained_passes=None),
+        "trained_passes is 1.5; it must be a whole number": good.assign(trained_passes=1.5),
         "multi trains 7 passes, and there is no column loss_fine_7": good.assign(trained_passes=7),
     }
     for said, table in wrong.items():
@@ -91,7 +93,7 @@ def test_what_is_trained_by_sequential_use_has_no_gap_to_it(tmp_path):
     results = read(tmp_path, samples=True, recipes=("plain", "rollout"), passes=passes, gap=lambda *of: -2.0)
     means = seed_means(results)
     means = means[means["recipe"] == "rollout"]
-    assert (means[["gap", "gap_low", "gap_high"]] == 0).all(axis=None) and means["trained_passes"].isna().all()
+    assert means[["gap", "gap_low", "gap_high", "trained_passes"]].isna().all(axis=None) and len(means) == 12
     assert (means["loss_trained"] == means["loss_inference"]).all()
     curves = passes_curves(results).set_index(["size", "recipe", "step", "passes"])["gap"]
     assert curves["S", "rollout", 100, 1] == pytest.approx(-1.0)  # what its queries are worth in parallel
@@ -130,5 +132,11 @@ def test_on_the_frontier_is_what_none_beats_for_its_compute(tmp_path):
     results = read(tmp_path, sizes=("S",), cost=cost, loss=lambda size, recipe, seed, step: 20 * step**-0.3)
     frontier = compute_frontier(results)
     assert frontier.loc[frontier["on_frontier"], "recipe"].tolist() == ["plain"] * 4
+    table = planted_table(sizes=("S",), cost=cost, loss=lambda *of: 20 * of[3] ** -0.3 * (0.1 if of[2] == 4 else 1))
+    lucky = table[(table["recipe"] == "multi") | (table["seed"] < 4)]  # a seed that plain lacks
+    seen = compute_frontier(read_study_results(write_results(tmp_path / "lucky", lucky)))
+    assert seen.loc[seen["on_frontier"], "recipe"].tolist() == ["plain"] * 4
+    apart = table[(table["recipe"] == "multi") == (table["seed"] < 2)]
+    assert not compute_frontier(read_study_results(write_results(tmp_path / "apart", apart)))["on_frontier"].any()
     same = compute_frontier(read(tmp_path, sizes=("S",), cost=lambda *of: float(of[3])))
     assert same["on_frontier"].all()
