@@ -65,6 +65,13 @@ class StudyTables:
     def last_step(self) -> int:
         return int(self.means["step"].max())
 
+    @property
+    def without_gap(self) -> str:
+        """Which recipes have no gap, in a sentence."""
+        gaps = self.means.groupby("recipe", sort=False)["gap"].count()
+        names = ", ".join(gaps.index[gaps == 0])
+        return f"Of {names} there is no gap: sequential use is what it trains." if names else ""
+
     def over_seeds(self, what: str) -> str:
         """That intervals of some rows do not redraw the videos; nothing where there are no intervals."""
         return "" if self.checkpoints["seed"].nunique() == 1 else f"Of {what} they are over seeds alone."
@@ -152,14 +159,16 @@ def gap_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
         "Gap, inference loss minus that of the number of fine passes that the recipe trains last, nats a token, over "
         f"training. {_sizes(study)} Points of one step stand beside each other."
     )
-    return figure, study.facts(" ".join(filter(None, [caption, scale])), "means", panels)
+    return figure, study.facts(" ".join(filter(None, [caption, study.without_gap, scale])), "means", panels)
 
 
 def contrasts(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     """By how much inference loss and gap of a recipe exceed those of plain training, after equal steps."""
     figure, panels = _contrasts(study, study.contrasts, width)
     caption = f"minus those of plain training after {study.last_step:,} training steps, nats a token, paired by seed."
-    return figure, study.facts(f"Inference loss and gap of each recipe {caption} {_HOLLOW}", "contrasts", panels)
+    return figure, study.facts(
+        f"Inference loss and gap of each recipe {caption} {_HOLLOW} {study.without_gap}".strip(), "contrasts", panels
+    )
 
 
 def equal_compute(study: StudyTables, width: float) -> tuple[Figure, Facts]:
@@ -169,7 +178,11 @@ def equal_compute(study: StudyTables, width: float) -> tuple[Figure, Facts]:
         "minus those of plain training for equal training FLOPs, at which the first of the two ends, nats a token, "
         "paired by seed; the other is read between its checkpoints."
     )
-    return figure, study.facts(f"Inference loss and gap of each recipe {caption} {_HOLLOW}", "equal_compute", panels)
+    return figure, study.facts(
+        f"Inference loss and gap of each recipe {caption} {_HOLLOW} {study.without_gap}".strip(),
+        "equal_compute",
+        panels,
+    )
 
 
 def _contrasts(study: StudyTables, table: pd.DataFrame, width: float) -> tuple[Figure, dict[str, str]]:

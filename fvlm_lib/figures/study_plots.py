@@ -83,8 +83,9 @@ def plot_compute(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
 
 def plot_gap_by_step(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
     """Gap against training steps, a line a recipe, of one size; table: of all sizes, size, recipe, step, gap with _low
-    and _high (`study_means.seed_means`). Points of one step stand beside each other."""
-    styles = recipe_styles(table["recipe"])
+    and _high (`study_means.seed_means`). Points of one step stand beside each other; without a gap there are none."""
+    there = set(table.loc[table["gap"].notna(), "recipe"])
+    styles = {recipe: style for recipe, style in recipe_styles(table["recipe"]).items() if recipe in there}
     for recipe, style, beside in _beside(styles, 0.16):
         rows = _of(table, size=size, recipe=recipe).sort_values("step")
         _line(ax, rows.assign(step=rows["step"] * 10**beside), "step", "gap", style, label=recipe)

@@ -16,10 +16,8 @@ import pandas as pd
 from fvlm_lib.gap.findings import Finding, summarize_answers
 from fvlm_lib.gap.report import whole
 from fvlm_lib.gap.scaling import GOOD_R2
-from fvlm_lib.gap.study_contrasts import equal_compute_contrasts, mean_over_sizes, recipe_contrasts
-from fvlm_lib.gap.study_effects import effects
-from fvlm_lib.gap.study_laws import laws
-from fvlm_lib.gap.study_means import compute_frontier, passes_curves
+from fvlm_lib.gap.study_analysis import analyse_study
+from fvlm_lib.gap.study_contrasts import equal_compute_contrasts, mean_over_sizes
 from fvlm_lib.gap.study_norms import norm_prediction
 from fvlm_lib.gap.study_results import (
     ALL_SIZES,
@@ -34,6 +32,7 @@ from fvlm_lib.gap.study_results import (
 )
 from fvlm_lib.stats import Estimate
 
+Tables = Mapping[str, pd.DataFrame]
 NEAR = 0.1  # of the gap to one pass: what "near sequential use" means
 NOT_RESOLVED = "not resolved"
 NOTE = (
@@ -44,21 +43,25 @@ NOTE = (
 )
 
 
-def study_findings(results: StudyResults) -> list[Finding]:
-    """Answers to the questions that a study is made for; one that its results do not reach says what is missing."""
+def study_findings(results: StudyResults, tables: Tables | None = None) -> list[Finding]:
+    """Answers to the questions that a study is made for; one that its results do not reach says what is missing.
+
+    tables: what `study_analysis.analyse_study` made of the results, where it is there already.
+    """
+    tables = tables or analyse_study(results)
     return [
-        _with_training(results),
-        _with_size(results),
-        _with_recipe(results),
-        _for_compute(results),
-        _with_passes(results),
+        _with_training(results, tables),
+        _with_size(results, tables),
+        _with_recipe(results, tables),
+        _for_compute(results, tables),
+        _with_passes(results, tables),
         _with_length(results),
         _with_norm(results),
-        _with_law(results),
+        _with_law(tables),
     ]
 
 
-def _with_training(results: StudyResults) -> Finding:
+def _with_training(results: StudyResults, tables: Tables) -> Finding:
     question = "Does the gap of plain training grow with training?"
     answers, evidence = {}, []
     found = cells(results, "gap")
@@ -78,7 +81,7 @@ def _with_training(results: StudyResults) -> Finding:
         elif len(path) > 1 and (change := _difference(path[-1], path[0])):
             first, last = map(whole, (steps[0], steps[-1]))
             evidence.append(f"{size}, {recipe}: {_told(change[0])} from step {first} to step {last}")
-    for row in effects(results).query("outcome == 'gap' and term == 'step'").to_dict("records"):
+    for row in tables["effects"].query("outcome == 'gap' and term == 'step'").to_dict("records"):
         recipes = "all recipes" if row["recipes"] == "all" else row["recipes"]
         evidence.append(f"{recipes}, all sizes: {_of_row(row, 'coefficient')} for ten times as many steps")
     nothing = f"no size has two checkpoints of the recipe {PLAIN!r}"
@@ -93,7 +96,7 @@ def _direction(results: StudyResults, changes: Sequence[tuple[Estimate, int]]) -
     return f"{direction.get(frozenset(signs), 'goes up and down')} {_over(min(count for _, count in changes))}"
 
 
-def _with_size(results: StudyResults) -> Finding:
+def _with_size(results: StudyResults, tables: Tables) -> Finding:
     question = "Is the gap of plain training smaller with a larger language model?"
     answers, evidence = {}, []
     found, step = cells(results, "gap"), results.last_step
@@ -104,7 +107,7 @@ def _with_size(results: StudyResults) -> Finding:
             name = f"{large} against {small}"
             answers[name] = _judge(results, change, "smaller", "larger")
             evidence.append(f"{name}, step {whole(step)}: {_told(change[0])}")
-    chosen = effects(results).query("outcome == 'gap' and term == 'size'")
+    chosen = tables["effects"].query("outcome == 'gap' and term == 'size'")
     for row in chosen[chosen["recipes"].isin(["all", PLAIN])].to_dict("records"):
         recipes = "all recipes" if row["recipes"] == "all" else row["recipes"]
         evidence.append(f"{recipes}, all steps: {_of_row(row, 'coefficient')} for twice the parameters")
@@ -112,12 +115,12 @@ def _with_size(results: StudyResults) -> Finding:
     return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
 
 
-def _with_recipe(results: StudyResults) -> Finding:
+def _with_recipe(results: StudyResults, tables: Tables) -> Finding:
     question = "Does another recipe of training, such as several fine passes, close the gap?"
     if missing := _lacking(results):
         return Finding(question, missing, ())
     answers, evidence = {}, []
-    contrasts, gaps = recipe_contrasts(results), _gaps_by_recipe(results)
+    contrasts, gaps = tables["contrasts"], _gaps_by_recipe(results)
     for key, rows in contrasts.groupby("recipe", sort=False):
         recipe, told_of = str(key), ALL_SIZES if ALL_SIZES in set(rows["size"]) else None
         for size, told in ((str(size), told.set_index("measure")) for size, told in rows.groupby("size", sort=False)):
@@ -164,11 +167,11 @@ def _closed(results: StudyResults, change: Estimate | None, left: Estimate | Non
     return f"closed as far as these seeds tell: {_told(left)} is left"
 
 
-def _for_compute(results: StudyResults) -> Finding:
+def _for_compute(results: StudyResults, tables: Tables) -> Finding:
     question = "Which recipe has the lowest inference loss for the same training FLOPs?"
     if missing := _lacking(results):
         return Finding(question, missing, ())
-    contrasts = equal_compute_contrasts(results)
+    contrasts = tables["equal_compute"]
     logs = contrasts[contrasts["measure"] == LOG_LOSS].to_dict("records")  # of the same rows
     contrasts = contrasts[contrasts["measure"] == "loss_inference"]
     answers, evidence = {}, []
@@ -191,19 +194,19 @@ def _for_compute(results: StudyResults) -> Finding:
     for row, log_row in zip(contrasts.to_dict("records"), logs, strict=True):
         told = f"{row['recipe']} minus plain, {_where(row['size'])}, at {row['training_flops']:.3g} training FLOPs"
         evidence.append(f"{told}: {_lower(row)}, {_ratio(log_row)}")
-    frontier = compute_frontier(results).query("on_frontier").sort_values("training_flops")
+    frontier = tables["means"].query("on_frontier").sort_values("training_flops")
     on = ", ".join(f"{row['recipe']} {row['size']} {whole(row['step'])}" for row in frontier.to_dict("records"))
     evidence.append(f"checkpoints that none beats with fewer FLOPs and a lower mean loss (recipe, size, step): {on}")
     return Finding(question, summarize_answers(answers, "no recipe shares a seed with plain"), tuple(evidence))
 
 
-def _with_passes(results: StudyResults) -> Finding:
+def _with_passes(results: StudyResults, tables: Tables) -> Finding:
     question = (
         "Where the whole video is there in use: from how many fine passes on is the loss of plain training that of "
         f"sequential use, within {NEAR:.0%} of the gap to one pass?"
     )
     answers, evidence = {}, []
-    curves = passes_curves(results)
+    curves = tables["passes"]
     curves = curves[(curves["recipe"] == PLAIN) & (curves["step"] == results.last_step)]
     for of, rows in curves.groupby("size", sort=False):
         rows = rows.sort_values("passes")
@@ -263,10 +266,10 @@ def _with_norm(results: StudyResults) -> Finding:
     return Finding(question, f"{answer} {where}, rank correlation {_told(judged, '.2f')}", tuple(evidence))
 
 
-def _with_law(results: StudyResults) -> Finding:
+def _with_law(tables: Tables) -> Finding:
     question = "Do the losses of plain training follow a power law of steps, and the gap?"
     answers, evidence = {}, []
-    found = laws(results)
+    found = tables["laws"]
     for row in found[found["recipe"] == PLAIN].to_dict("records"):
         of = {"loss_inference": "inference loss", "loss_trained": "trained loss", "abs_gap": "gap"}[row["measure"]]
         size = "all sizes" if row["size"] == ALL_SIZES else row["size"]

@@ -107,7 +107,14 @@ def _law(form: str, scales: Array, values: Array, of_gap: bool) -> dict[str, Any
     r2_log = float(1 - ((log_law(theta, design)[0] - log_values[0]) ** 2).sum() / spread) if spread > 0 else np.nan
     for name, estimate in estimates.items():
         row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return row | {"fitted": True, "r2_log": r2_log, "refused": _why_refused(r2_log, exponents, estimates)}
+    vanished = []  # exponents of terms that add nothing: any would do, and the jackknife leaves them as they are
+    for place, name in enumerate(names, start=len(design)):
+        other = theta.copy()
+        other[place] *= 1.1
+        if objective(other, design, log_values[0], DELTA)[0] - objective(theta, design, log_values[0], DELTA)[0] < 1e-9:
+            vanished.append(f"exponent_{name}")
+    refused = _why_refused(r2_log, exponents, estimates, vanished)
+    return row | {"fitted": True, "r2_log": r2_log, "refused": refused}
 
 
 def _minimum(starts: Sequence[Array], design: Array, log_values: Array) -> Array:
@@ -125,7 +132,9 @@ def _jackknife(values: Array) -> Estimate:
     return Estimate(float(values[0]), float(values[0] - margin), float(values[0] + margin))
 
 
-def _why_refused(r2_log: float, exponents: Array, estimates: Mapping[str, Estimate]) -> str | None:
+def _why_refused(
+    r2_log: float, exponents: Array, estimates: Mapping[str, Estimate], vanished: Sequence[str]
+) -> str | None:
     reasons = []
     if not r2_log >= GOOD_R2:
         reasons.append(f"R² of the log is {r2_log:.3f}, a law needs {GOOD_R2:g}")
@@ -136,6 +145,8 @@ def _why_refused(r2_log: float, exponents: Array, estimates: Mapping[str, Estima
         if at_bound or found.low <= 0 <= found.high or max(abs(found.low), abs(found.high)) >= MAX_EXPONENT:
             of = name.removeprefix("exponent_")
             reasons.append(f"the points determine no exponent of {of}: it reaches 0 or {MAX_EXPONENT:g}")
+        elif name in vanished:
+            reasons.append(f"the points determine no exponent of {name.removeprefix('exponent_')}: its term vanishes")
     floor = estimates.get("floor")
     if floor and len(names) == 1 and (floor.value < SMALLEST_FLOOR or floor.low <= 0):
         reasons.append("the points determine no floor: it reaches 0")

@@ -57,8 +57,8 @@ def _cell(value: object, low: float | None = None, high: float | None = None) ->
 
 def study_markdown(results: StudyResults) -> str:
     """Findings and tables as Markdown."""
-    parts = [findings_section(study_findings(results))]
     tables = analyse_study(results)
+    parts = [findings_section(study_findings(results, tables))]
     tables["passes"] = tables["passes"].query(f"step == {results.last_step}")
     for name, title in TITLES.items():
         if len(table := tables[name]):

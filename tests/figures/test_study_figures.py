@@ -102,6 +102,16 @@ def test_of_one_seed_size_step_length_and_recipe_what_is_there_is_drawn(tmp_path
         assert said == lacking.get(name, [])
 
 
+def test_a_recipe_without_a_gap_is_not_among_those_whose_gap_is_drawn_and_it_is_said(tmp_path):
+    study = planted_tables(tmp_path, passes=lambda recipe: None if recipe == "rollout" else 1)
+    for name, drawn in (("gap_by_step", False), ("compute", True), ("passes", True)):
+        figure, facts = FIGURES[name][0](study, 5.5)
+        assert ("rollout" in [text.get_text() for text in figure.legends[0].get_texts()]) == drawn
+        assert ("Of rollout there is no gap: sequential use" in facts.caption) == (not drawn)
+    figure, facts = study_figures.contrasts(study, 5.5)
+    assert "Of rollout there is no gap" in facts.caption
+
+
 def test_tables_that_are_missing_or_of_another_version_are_named(tables, tmp_path):
     with pytest.raises(ValueError, match=r"means\.csv is missing; `bash run\.sh` makes it"):
         read_study_tables(tmp_path)
