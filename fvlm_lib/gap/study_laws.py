@@ -137,7 +137,7 @@ def _why_refused(
 ) -> str | None:
     reasons = []
     if not r2_log >= GOOD_R2:
-        reasons.append(f"R² of the log is {r2_log:.3f}, a law needs {GOOD_R2:g}")
+        reasons.append(f"R² of the log is {r2_log:.4f}, a law needs {GOOD_R2:g}")
     names = [name for name in estimates if name.startswith("exponent")]
     for name, values in zip(names, exponents.T, strict=True):
         found = estimates[name]
