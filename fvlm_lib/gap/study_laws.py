@@ -92,16 +92,18 @@ def _law(form: str, scales: Array, values: Array, of_gap: bool) -> dict[str, Any
     if of_gap:  # exponents of a law are not negative: what grows is fitted in one over its scale
         slopes = np.linalg.lstsq(np.column_stack([np.ones(u.shape[1]), *u]), log_values[0], rcond=None)[0][1:]
         signs = np.where(slopes > 0, -1.0, 1.0)
-    design = law_design(signs[:, None] * u, floor="E" in law.parameters)
+    has_floor = "E" in law.parameters  # else there is one minimum, found from anywhere
+    design = law_design(signs[:, None] * u, floor=has_floor)
     starts = sorted(
         grid_starts(design, log_values[0]), key=lambda start: objective(start, design, log_values[0], DELTA)[0]
     )
-    theta = _minimum(starts[:NUM_STARTS], design, log_values[0])
+    theta = _minimum(starts[: NUM_STARTS if has_floor else 1], design, log_values[0])
     # the best start of the grid too: from theta alone an exponent that nothing determines would stay where it is
-    thetas = np.array([theta, *(_minimum([theta, starts[0]], design, without) for without in log_values[1:])])
+    again = [theta, starts[0]] if has_floor else [theta]
+    thetas = np.array([theta, *(_minimum(again, design, without) for without in log_values[1:])])
     exponents = thetas[:, len(design) :]  # (1 + k, V)
     estimates = {f"exponent_{name}": _jackknife(signs[i] * exponents[:, i]) for i, name in enumerate(names)}
-    if "E" in law.parameters:
+    if has_floor:
         estimates["floor"] = _jackknife(np.exp(thetas[:, 0]))
     spread = ((log_values[0] - log_values[0].mean()) ** 2).sum()
     r2_log = float(1 - ((log_law(theta, design)[0] - log_values[0]) ** 2).sum() / spread) if spread > 0 else np.nan
