@@ -164,28 +164,21 @@ def gap_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
 
 def contrasts(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     """By how much inference loss and gap of a recipe exceed those of plain training, after equal steps."""
-    figure, panels = _contrasts(study, study.contrasts, width)
     caption = f"minus those of plain training after {study.last_step:,} training steps, nats a token, paired by seed."
-    return figure, study.facts(
-        f"Inference loss and gap of each recipe {caption} {_HOLLOW} {study.without_gap}".strip(), "contrasts", panels
-    )
+    return _contrasts(study, "contrasts", study.contrasts, caption, width)
 
 
 def equal_compute(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     """The same for equal training FLOPs."""
-    figure, panels = _contrasts(study, study.equal_compute, width)
     caption = (
         "minus those of plain training for equal training FLOPs, at which the first of the two ends, nats a token, "
         "paired by seed; the other is read between its checkpoints."
     )
-    return figure, study.facts(
-        f"Inference loss and gap of each recipe {caption} {_HOLLOW} {study.without_gap}".strip(),
-        "equal_compute",
-        panels,
-    )
+    return _contrasts(study, "equal_compute", study.equal_compute, caption, width)
 
 
-def _contrasts(study: StudyTables, table: pd.DataFrame, width: float) -> tuple[Figure, dict[str, str]]:
+def _contrasts(study: StudyTables, name: str, table: pd.DataFrame, caption: str, width: float) -> tuple[Figure, Facts]:
+    """A panel of inference loss and one of the gap. name: of the table; caption: how a recipe is compared."""
     side_by_side = width >= 4.5  # the recipes' names take an inch of it
     figure, axes = lay_panels(width, 2, most=2 if side_by_side else 1)
     rows = max(1, table["recipe"].nunique())
@@ -196,7 +189,8 @@ def _contrasts(study: StudyTables, table: pd.DataFrame, width: float) -> tuple[F
         axes[1].tick_params(axis="y", labelleft=False)
     panels = label_panels(axes, list(study_plots.MEASURES.values()))
     legend_below(figure, axes)
-    return figure, panels
+    caption = f"Inference loss and gap of each recipe {caption} {_HOLLOW} {study.without_gap}".strip()
+    return figure, study.facts(caption, name, panels)
 
 
 def lengths(study: StudyTables, width: float) -> tuple[Figure, Facts]:
@@ -209,7 +203,7 @@ def lengths(study: StudyTables, width: float) -> tuple[Figure, Facts]:
         f"number of frames of a video, in training and evaluation, after {study.last_step:,} training steps. "
         f"{_sizes(study)} Points of one length stand beside each other."
     )
-    caption = " ".join(filter(None, [caption, scale]))
+    caption = " ".join(filter(None, [caption, study.without_gap, scale]))
     return figure, study.facts(caption, "lengths", panels, study.over_seeds("other lengths than the study's own"))
 
 

@@ -84,9 +84,7 @@ def plot_compute(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
 def plot_gap_by_step(ax: Axes, table: pd.DataFrame, size: str) -> Axes:
     """Gap against training steps, a line a recipe, of one size; table: of all sizes, size, recipe, step, gap with _low
     and _high (`study_means.seed_means`). Points of one step stand beside each other; without a gap there are none."""
-    there = set(table.loc[table["gap"].notna(), "recipe"])
-    styles = {recipe: style for recipe, style in recipe_styles(table["recipe"]).items() if recipe in there}
-    for recipe, style, beside in _beside(styles, 0.16):
+    for recipe, style, beside in _beside(_styles_of(table, "gap"), 0.16):
         rows = _of(table, size=size, recipe=recipe).sort_values("step")
         _line(ax, rows.assign(step=rows["step"] * 10**beside), "step", "gap", style, label=recipe)
     ax.axhline(0, color=REFERENCE, lw=0.8, zorder=0)
@@ -151,7 +149,7 @@ def plot_contrasts(ax: Axes, table: pd.DataFrame, measure: str, sizes: Mapping[s
 def plot_lengths(ax: Axes, table: pd.DataFrame, size: str, what: str = "gap") -> Axes:
     """`what` (gap or loss_inference) against the number of frames, a line a recipe, of one size; table: of all sizes,
     size, recipe, num_frames, `what` with _low and _high (`study_means.length_curves`)."""
-    for recipe, style, beside in _beside(recipe_styles(table["recipe"]), 0.1):
+    for recipe, style, beside in _beside(_styles_of(table, what), 0.1):
         rows = _of(table, size=size, recipe=recipe).sort_values("num_frames")
         _line(ax, rows.assign(num_frames=rows["num_frames"] * 10**beside), "num_frames", what, style, label=recipe)
     lengths = sorted(table["num_frames"].unique())
@@ -209,6 +207,12 @@ def _of(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     for column, value in wanted.items():
         kept &= (table[column] == value).to_numpy()
     return table[kept]
+
+
+def _styles_of(table: pd.DataFrame, what: str) -> dict[str, dict[str, Any]]:
+    """`recipe_styles` of those recipes that have `what`, as they look among all of the table."""
+    there = set(table.loc[table[what].notna(), "recipe"])
+    return {recipe: style for recipe, style in recipe_styles(table["recipe"]).items() if recipe in there}
 
 
 def _beside(styles: Mapping[str, dict[str, Any]], width: float) -> list[tuple[str, dict[str, Any], float]]:

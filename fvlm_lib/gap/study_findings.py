@@ -122,12 +122,12 @@ def _with_recipe(results: StudyResults, tables: Tables) -> Finding:
     answers, evidence = {}, []
     contrasts, gaps = tables["contrasts"], _gaps_by_recipe(results)
     for key, rows in contrasts.groupby("recipe", sort=False):
-        recipe, told_of = str(key), ALL_SIZES if ALL_SIZES in set(rows["size"]) else None
-        for size, told in ((str(size), told.set_index("measure")) for size, told in rows.groupby("size", sort=False)):
-            left, change = gaps.get((size, recipe)), None
-            if "gap" in told.index:
-                change = _row_estimate(told.loc["gap"].to_dict())
-            if size == (told_of or size):
+        recipe, has_all = str(key), ALL_SIZES in set(rows["size"])
+        for size in map(str, rows["size"].unique()):
+            told = rows[rows["size"] == size].set_index("measure")
+            left = gaps.get((size, recipe))
+            change = _row_estimate(told.loc["gap"].to_dict()) if "gap" in told.index else None
+            if (size == ALL_SIZES) == has_all:  # else every size is answered for itself
                 name = recipe if size == ALL_SIZES else f"{recipe}, {size}"
                 answers[name] = _closed(results, change, left, gaps.get((size, PLAIN)))
             gap = f"gap {_told(left)}, minus plain {_told(change)}; " if left and change else ""
@@ -141,15 +141,13 @@ def _with_recipe(results: StudyResults, tables: Tables) -> Finding:
 def _gaps_by_recipe(results: StudyResults) -> dict[tuple[str, str], Estimate]:
     """The gap at the last step by size and recipe, and of size "all" the mean over sizes of the seeds that have all."""
     found, step = cells(results, "gap"), results.last_step
-    gaps = {}
+    gaps: dict[tuple[str, str], Estimate] = {}
     for recipe in results.recipes:
         of_sizes = [found.get((size, recipe, step)) for size in results.sizes]
-        there = [cell for cell in of_sizes if cell]
-        for size, cell in zip(results.sizes, of_sizes, strict=True):
-            if cell:
-                gaps[size, recipe] = mean_or_alone(cell.values)
+        there = {size: cell for size, cell in zip(results.sizes, of_sizes, strict=True) if cell}
+        gaps |= {(size, recipe): mean_or_alone(cell.values) for size, cell in there.items()}
         if seeds := common_seeds(*of_sizes):
-            gaps[ALL_SIZES, recipe] = mean_or_alone(mean_over_sizes([cell.at(seeds) for cell in there]))
+            gaps[ALL_SIZES, recipe] = mean_or_alone(mean_over_sizes([cell.at(seeds) for cell in there.values()]))
     return gaps
 
 
@@ -181,16 +179,14 @@ def _for_compute(results: StudyResults, tables: Tables) -> Finding:
             lowest = rows.loc[rows["difference"].idxmin()]
             best = str(lowest["recipe"]) if lowest["difference"] < 0 else PLAIN
             against = equal_compute_contrasts(results, best).query("measure == 'loss_inference' and size == @size")
-            beaten = {
-                str(row["recipe"]): row["resolved"] and row["difference"] > 0 for row in against.to_dict("records")
-            }
-            ties = [recipe for recipe, is_beaten in beaten.items() if not is_beaten]
-            apart = [recipe for recipe in results.recipes if recipe not in {best, *beaten}]
-            answers[_where(size)] = ", ".join(
-                [best]
-                + ([f"{NOT_RESOLVED} from {', '.join(ties)}"] if ties else [] if apart else ["of all others"])
-                + ([f"not compared with {', '.join(apart)}"] if apart else [])
-            )
+            ties = list(against.loc[~(against["resolved"] & (against["difference"] > 0)), "recipe"])
+            apart = [recipe for recipe in results.recipes if recipe not in {best, *against["recipe"]}]
+            parts = [best]
+            if ties:
+                parts.append(f"{NOT_RESOLVED} from {', '.join(ties)}")
+            if apart:
+                parts.append(f"not compared with {', '.join(apart)}")
+            answers[_where(size)] = ", ".join(parts if ties or apart else [best, "of all others"])
     for row, log_row in zip(contrasts.to_dict("records"), logs, strict=True):
         told = f"{row['recipe']} minus plain, {_where(row['size'])}, at {row['training_flops']:.3g} training FLOPs"
         evidence.append(f"{told}: {_lower(row)}, {_ratio(log_row)}")

@@ -76,10 +76,10 @@ def length_curves(results: StudyResults) -> pd.DataFrame:
     rows = []
     for frames in sorted(results.table["num_frames"].unique()):
         gaps, losses = (cells(results, measure, int(frames)) for measure in ("gap", "loss_inference"))
-        for key, cell in gaps.items():
+        for key, cell in losses.items():
             if key[2] == results.last_step:
                 row = {**dict(zip(CELL, key, strict=True)), "num_frames": int(frames), "num_seeds": len(cell.seeds)}
-                rows.append(row | _estimate("gap", cell) | _estimate("loss_inference", losses[key]))
+                rows.append(row | _estimate("gap", gaps.get(key)) | _estimate("loss_inference", cell))
     return _in_order(results, pd.DataFrame(rows), "num_frames")
 
 

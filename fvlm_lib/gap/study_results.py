@@ -25,6 +25,7 @@ MEASURES = ("loss_inference", "loss_trained", "loss_coarse", "gap")
 LOG_LOSS = "log loss_inference"
 """The measure whose differences are ratios of inference losses."""
 ALL_SIZES = "all"
+"""The size of rows that are of all sizes together."""
 NUM_RESAMPLES = 500  # of the videos, of which only the variance is taken
 CELL = ["size", "recipe", "step"]
 _RUN = ["size", "recipe", "seed"]
@@ -98,7 +99,8 @@ class StudyResults:
 
 @dataclass(frozen=True)
 class Cell:
-    """A measure at the seeds of one size, recipe and step, in the order of the seeds."""
+    """A measure at the seeds of one size, recipe and step, in the order of the seeds: values (k,) of k seeds, and
+    resampled (k, NUM_RESAMPLES), the same on each resample of the videos."""
 
     seeds: tuple[int, ...]
     values: SeedValues
@@ -155,16 +157,7 @@ def _order(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             row = table.index[~np.isfinite(numbers)][0]
             raise ValueError(f"{path}: {name} is {table[name][row]} at row {row}; it must be a finite number")
     counts = {name: "int64" for name in _NUMBERS if name != "training_flops"}
-    passes = pd.to_numeric(table["trained_passes"], errors="coerce")
-    if (wrong := (passes.isna() & table["trained_passes"].notna()) | (passes % 1 != 0) & passes.notna()).any():
-        raise ValueError(
-            f"{path}: trained_passes is {table['trained_passes'][wrong.idxmax()]}; it must be a whole number"
-        )
-    if passes[table["recipe"] == PLAIN].isna().any():
-        raise ValueError(
-            f"{path}: trained_passes of {PLAIN} is null; plain training is by fine passes, and not by sequential use"
-        )
-    table = table.astype(counts).assign(trained_passes=passes.astype("Int64"))
+    table = table.astype(counts).assign(trained_passes=_trained_passes(table, path))
     if (twice := table.duplicated([*_KEY, "num_frames"])).any():
         told = " ".join(map(str, table.loc[twice.idxmax(), [*_KEY, "num_frames"]]))
         raise ValueError(f"{path} has {told} twice (size, recipe, seed, step, num_frames)")
@@ -178,6 +171,19 @@ def _order(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     order = table.assign(_recipe=table["recipe"].map(recipes.index))
     order = order.sort_values(["num_text_parameters", "size", "_recipe", "seed", "step", "num_frames"], kind="stable")
     return order.drop(columns="_recipe").reset_index(drop=True)
+
+
+def _trained_passes(table: pd.DataFrame, path: Path) -> pd.Series:
+    """The column checked, as whole numbers with nulls."""
+    given = table["trained_passes"]
+    passes = pd.to_numeric(given, errors="coerce")
+    if (wrong := given.notna() & (passes % 1 != 0)).any():  # what is no number is NaN, which is not 0 either
+        raise ValueError(f"{path}: trained_passes is {given[wrong.idxmax()]}; it must be a whole number")
+    if passes[table["recipe"] == PLAIN].isna().any():
+        raise ValueError(
+            f"{path}: trained_passes of {PLAIN} is null; plain training is by fine passes, and not by sequential use"
+        )
+    return passes.astype("Int64")
 
 
 def _samples(path: Path, results: StudyResults) -> pd.DataFrame:

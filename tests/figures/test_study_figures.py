@@ -104,10 +104,14 @@ def test_of_one_seed_size_step_length_and_recipe_what_is_there_is_drawn(tmp_path
 
 def test_a_recipe_without_a_gap_is_not_among_those_whose_gap_is_drawn_and_it_is_said(tmp_path):
     study = planted_tables(tmp_path, passes=lambda recipe: None if recipe == "rollout" else 1)
-    for name, drawn in (("gap_by_step", False), ("compute", True), ("passes", True)):
+    looks = {}
+    for name, drawn in (("gap_by_step", False), ("lengths", False), ("compute", True), ("passes", True)):
         figure, facts = FIGURES[name][0](study, 5.5)
+        for container in figure.axes[0].containers:
+            looks.setdefault(container.get_label(), set()).add(str(container.lines[0].get_color()))
         assert ("rollout" in [text.get_text() for text in figure.legends[0].get_texts()]) == drawn
         assert ("Of rollout there is no gap: sequential use" in facts.caption) == (not drawn)
+    assert all(len(colours) == 1 for colours in looks.values())  # a recipe looks the same in all of them
     figure, facts = study_figures.contrasts(study, 5.5)
     assert "Of rollout there is no gap" in facts.caption
 
