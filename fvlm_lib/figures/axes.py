@@ -70,7 +70,8 @@ def _symlog(axis: Axis, start: float, plain: bool) -> None:
     axis.set_major_locator(_Decades(base=10, linthresh=start))
     if plain:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
-    axis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=start, subs=list(range(2, 10))))
+    # few a decade, which tell that it is logarithmic: panels are small, and of ticks most of a figure's time is made
+    axis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=start, subs=[1, 2, 5]))
 
 
 def _set_limits(axis: Axis, low: float, high: float) -> None:

@@ -47,8 +47,9 @@ def describe_runs(table: pd.DataFrame, with_names: bool = True) -> tuple[dict[st
 
     table: as `report.gap_table` makes it; of its columns only `run` must be there. Words say by what the recipes
     (`group`) differ: the size of the language model (small and large, medium between them; more than three sizes as
-    numbers of parameters) and whether it was trained with one fine pass or several. Where they do not tell two recipes
-    apart, the recipes' names do. with_names: names stand behind the words always. Seeds of a recipe are told by number.
+    numbers of parameters) and whether it was trained with one fine pass or, by whatever recipe, against the gap. Where
+    they do not tell two recipes apart, the recipes' names do. with_names: names stand behind the words always. Seeds of
+    a recipe are told by number.
     """
     groups = table["group"] if "group" in table else table["run"]
     group_of = dict(zip(table["run"].astype(str), groups.astype(str), strict=True))
@@ -59,7 +60,7 @@ def describe_runs(table: pd.DataFrame, with_names: bool = True) -> tuple[dict[st
     for size, multi in zip(sizes, several, strict=True):
         told = [size] if size else []
         if len(set(several)) > 1 and None not in several and (multi or not size):
-            told.append("several fine passes" if multi else "one fine pass")
+            told.append("trained against the gap" if multi else "one fine pass")
         parts.append(told)
     words = [", ".join(told) for told in parts]
     recipes = {}

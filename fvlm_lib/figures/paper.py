@@ -173,7 +173,7 @@ def _figure_of(ax: Axes) -> Figure:
 
 def _titles_fit(figure: Figure, titles: Sequence[Text]) -> bool:
     """Whether none of the titles over axes reaches into another or out of the figure."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [title.get_window_extent() for title in titles]
     inside = all(box.x1 <= figure.bbox.x1 for box in boxes)
     return inside and not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
@@ -202,7 +202,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], title: str | None = None)
 
 def visible_texts(figure: Figure) -> list[Text]:
     """The texts of a figure that can be seen in it: not those of hidden axes and of ticks beyond the limits."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     hidden: set[Text] = set()
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):

@@ -39,10 +39,10 @@ def laws(results: StudyResults) -> pd.DataFrame:
     size.
 
     Columns: measure (loss_inference, loss_trained or abs_gap, the size of the mean gap), recipe, size ("all" of the
-    joint law), form and formula (of `scaling.FORMS`; N: parameters of the language model), num_points (checkpoints,
-    means over seeds), num_seeds (that all of them have), fitted, exponent_step and, of the joint law, exponent_size,
-    floor (E, nats a token), each with _low and _high; r2_log (of the log), refused: in words why nothing was fitted, or
-    why the law is none of these points; NaN where it holds.
+    joint law), form and formula (of `scaling.FORMS`; C and D: training steps, N: parameters of the language model),
+    num_points (checkpoints, means over seeds), num_seeds (that all of them have), fitted, exponent_step and, of the
+    joint law, exponent_size, floor (E, nats a token), each with _low and _high; r2_log (of the log), refused: in words
+    why nothing was fitted, or why the law is none of these points; NaN where it holds.
 
     An exponent is positive where the measure falls. Of the gap it may be negative: where it grows, the law is fitted in
     1 / step, or 1 / size.

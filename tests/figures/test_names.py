@@ -20,7 +20,7 @@ def table(**runs: tuple) -> pd.DataFrame:
     [
         (
             {"M": (661_120, False), "S": (84_544, False), "S_multi": (84_544, True)},
-            ["large", "small", "small, several fine passes"],
+            ["large", "small", "small, trained against the gap"],
             "language model",
         ),
         ({"a": (1e6, False), "b": (3e6, False), "c": (9e6, False)}, ["small", "medium", "large"], "language model"),
@@ -29,7 +29,7 @@ def table(**runs: tuple) -> pd.DataFrame:
             ["85k", "134M", "1.7B", "7.2B"],
             "language model",
         ),
-        ({"a": (84_544, False), "b": (84_600, True)}, ["one fine pass", "several fine passes"], "training"),
+        ({"a": (84_544, False), "b": (84_600, True)}, ["one fine pass", "trained against the gap"], "training"),
         (
             {"a": (100, False), "b": (900, False), "c": (900, False)},
             ["small", "large (b)", "large (c)"],
