@@ -119,22 +119,22 @@ def _with_recipe(results: StudyResults, tables: Tables) -> Finding:
     question = "Does another recipe of training, such as several fine passes, close the gap?"
     if missing := _lacking(results):
         return Finding(question, missing, ())
-    answers, evidence = {}, []
+    answers: dict[str, str] = {}
+    evidence = []
     contrasts, gaps = tables["contrasts"], _gaps_by_recipe(results)
     for key, rows in contrasts.groupby("recipe", sort=False):
-        recipe, has_all = str(key), ALL_SIZES in set(rows["size"])
+        recipe, closed = str(key), {}
         for size in map(str, rows["size"].unique()):
             told = rows[rows["size"] == size].set_index("measure")
             left = gaps.get((size, recipe))
             change = _row_estimate(told.loc["gap"].to_dict()) if "gap" in told.index else None
-            if (size == ALL_SIZES) == has_all:  # else every size is answered for itself
-                name = recipe if size == ALL_SIZES else f"{recipe}, {size}"
-                answers[name] = _closed(results, change, left, gaps.get((size, PLAIN)))
+            closed[size] = _closed(results, change, left, gaps.get((size, PLAIN)))
             gap = f"gap {_told(left)}, minus plain {_told(change)}; " if left and change else ""
             evidence.append(
                 f"{recipe}, {_where(size)}, step {whole(results.last_step)}: {gap}inference loss minus plain "
                 f"{_lower(told.loc['loss_inference'].to_dict())}, {_ratio(told.loc[LOG_LOSS].to_dict())}"
             )
+        answers |= _closed_by(recipe, closed)
     return Finding(question, summarize_answers(answers, "no recipe shares a seed with plain"), tuple(evidence))
 
 
@@ -163,6 +163,18 @@ def _closed(results: StudyResults, change: Estimate | None, left: Estimate | Non
     if is_resolved(left, results.numerical_floor):
         return f"reduced, not closed: {_told(left)} is left"
     return f"closed as far as these seeds tell: {_told(left)} is left"
+
+
+def _closed_by(recipe: str, closed: Mapping[str, str]) -> dict[str, str]:
+    """Answers of a recipe by size: the one over all sizes, which also names those that are resolved where it is not
+    itself; without one over all every size for itself."""
+    if ALL_SIZES not in closed:
+        return {f"{recipe}, {size}": answer for size, answer in closed.items()}
+    answer = closed[ALL_SIZES]
+    resolved = [f"at {size} {alone}" for size, alone in closed.items() if alone != NOT_RESOLVED]
+    return {
+        recipe: ", ".join([f"{answer} over all sizes", *resolved]) if answer == NOT_RESOLVED and resolved else answer
+    }
 
 
 def _for_compute(results: StudyResults, tables: Tables) -> Finding:
