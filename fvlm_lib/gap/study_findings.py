@@ -39,7 +39,8 @@ NOTE = (
     "Losses and gaps in nats a token, means over training seeds, with 95% intervals: Student's t over the seeds, with "
     "the evaluation videos redrawn, the same for every seed, where their samples were shipped; of laws the jackknife "
     "over seeds, of norms a bootstrap of runs. Differences and ratios are paired by seed, a ratio of losses is their "
-    "geometric mean. Of one seed there is no interval, and nothing is resolved."
+    "geometric mean. Each interval is for itself: nothing is corrected for how many recipes and sizes there are. Of one "
+    "seed there is no interval, and nothing is resolved."
 )
 
 
@@ -162,7 +163,7 @@ def _closed(results: StudyResults, change: Estimate | None, left: Estimate | Non
         return f"turned round: {_told(left)} in place of {_told(plain)}"
     if is_resolved(left, results.numerical_floor):
         return f"reduced, not closed: {_told(left)} is left"
-    return f"closed as far as these seeds tell: {_told(left)} is left"
+    return f"changed from {_told(plain)} to {_told(left)}, which is not off zero"
 
 
 def _closed_by(recipe: str, closed: Mapping[str, str]) -> dict[str, str]:
