@@ -8,7 +8,7 @@ One function a figure: how its panels are laid out and what a reader must be tol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +29,7 @@ COLUMNS = {  # table -> the columns that figures need of it
     "contrasts": _CONTRAST,
     "equal_compute": _CONTRAST,
     "passes": (*_CELL, "passes", *_GAP),
-    "lengths": ("size", "recipe", "num_frames", *_GAP),
+    "lengths": ("size", "recipe", "num_frames", "num_seeds", *_GAP),
     "norms": (*_CELL, "seed", "query_norm", "gap"),
     "checkpoints": (*_CELL, "seed", "num_samples"),
 }
@@ -121,8 +121,8 @@ def compute(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     panels = _finish(figure, axes, list(study.sizes.values()))
     caption = (
         "Inference loss (autoregressive, nats a token) against training FLOPs, a line a recipe of training, a point a "
-        f"checkpoint. {_sizes(study)} Filled: no checkpoint of any size has a lower mean for at most that compute; the "
-        "grey line is theirs. Dots: the other sizes."
+        f"checkpoint. {_sizes(study.sizes)} Filled: no checkpoint of any size has a lower mean for at most that "
+        "compute; the grey line is theirs. Dots: the other sizes."
     )
     return figure, study.facts(caption, "means", panels)
 
@@ -133,7 +133,7 @@ def passes(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     figure, panels, scale = _gap_panels(width, study.sizes, lambda ax, size: study_plots.plot_passes(ax, table, size))
     caption = (
         f"gap(K), inference loss minus the loss after K fine passes, nats a token, after {study.last_step:,} training "
-        f"steps. {_sizes(study)}"
+        f"steps. {_sizes(study.sizes)}"
     )
     return figure, study.facts(" ".join(filter(None, [caption, scale])), "passes", panels, study.over_seeds(_PASSES))
 
@@ -157,7 +157,7 @@ def gap_by_step(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     )
     caption = (
         "Gap, inference loss minus that of the number of fine passes that the recipe trains last, nats a token, over "
-        f"training. {_sizes(study)} Points of one step stand beside each other."
+        f"training. {_sizes(study.sizes)} Points of one step stand beside each other."
     )
     return figure, study.facts(" ".join(filter(None, [caption, study.without_gap, scale])), "means", panels)
 
@@ -194,17 +194,28 @@ def _contrasts(study: StudyTables, name: str, table: pd.DataFrame, caption: str,
 
 
 def lengths(study: StudyTables, width: float) -> tuple[Figure, Facts]:
-    """The gap by number of frames and recipe, a panel a size."""
-    figure, panels, scale = _gap_panels(
-        width, study.sizes, lambda ax, size: study_plots.plot_lengths(ax, study.lengths, size)
-    )
+    """The gap by number of frames and recipe, a panel a size; of those alone that have several lengths, if any has."""
+    table = study.lengths.copy()
+    several = table.groupby(["size", "recipe"])["num_frames"].transform("nunique") > 1
+    if several.any():
+        table.loc[~several, [*_GAP]] = float("nan")  # and not dropped: recipes look as in the other figures
+    shown = {*table.loc[several, "size"]} or {*study.sizes}
+    sizes = {size: label for size, label in study.sizes.items() if size in shown}
+    figure, panels, scale = _gap_panels(width, sizes, lambda ax, size: study_plots.plot_lengths(ax, table, size))
     caption = (
         "Gap, inference loss minus that of the number of fine passes that the recipe trains last, nats a token, by the "
-        f"number of frames of a video, in training and evaluation, after {study.last_step:,} training steps. "
-        f"{_sizes(study)} Points of one length stand beside each other."
+        f"number of frames of a video, in training and evaluation, after {study.last_step:,} training steps, over the "
+        f"seeds that all lengths have. {_sizes(sizes)} Points of one length stand beside each other."
     )
     caption = " ".join(filter(None, [caption, study.without_gap, scale]))
-    return figure, study.facts(caption, "lengths", panels, study.over_seeds("other lengths than the study's own"))
+    facts = study.facts(caption, "lengths", panels, study.over_seeds("other lengths than the study's own"))
+    num_seeds = table.loc[table["gap"].notna(), "num_seeds"]  # of other trainings than the other figures have
+    counts = {
+        "training runs": int(num_seeds.sum()),
+        "seeds of each size, recipe and length": " or ".join(map(str, sorted({*num_seeds}))),
+        "evaluation samples": facts.n["evaluation samples"],
+    }
+    return figure, replace(facts, n=counts, seeds={})
 
 
 def norms(study: StudyTables, width: float) -> tuple[Figure, Facts]:
@@ -214,10 +225,9 @@ def norms(study: StudyTables, width: float) -> tuple[Figure, Facts]:
     legend_below(figure, axes)
     caption = (
         "|Gap|, nats a token, against the mean norm of the Jacobian of a query by the query one frame before, a point "
-        f"a checkpoint of every recipe and seed. {_sizes(study)}"
+        f"a checkpoint of every recipe and seed. {_sizes(study.sizes)}"
     )
-    facts = study.facts(caption, "norms")
-    return figure, Facts(facts.caption, facts.n, facts.seeds, "No intervals: single checkpoints.", facts.sources)
+    return figure, replace(study.facts(caption, "norms"), interval="No intervals: single checkpoints.")
 
 
 FIGURES: dict[str, tuple[Callable[[StudyTables, float], tuple[Figure, Facts]], str]] = {  # name -> function, width
@@ -252,6 +262,6 @@ def _finish(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> dict[
     return panels
 
 
-def _sizes(study: StudyTables) -> str:
-    """What the sizes are, as a caption's sentence."""
-    return f"Language models: {', '.join(study.sizes.values())}, with their parameters."
+def _sizes(labels: Mapping[str, str]) -> str:
+    """What the sizes of a figure are, as a caption's sentence."""
+    return f"Language models: {', '.join(labels.values())}, with their parameters."

@@ -26,6 +26,7 @@ from fvlm_lib.gap.study_results import (
     Cell,
     StudyResults,
     cells,
+    cells_by_length,
     common_seeds,
     is_resolved,
     mean_or_alone,
@@ -39,8 +40,8 @@ NOTE = (
     "Losses and gaps in nats a token, means over training seeds, with 95% intervals: Student's t over the seeds, with "
     "the evaluation videos redrawn, the same for every seed, where their samples were shipped; of laws the jackknife "
     "over seeds, of norms a bootstrap of runs. Differences and ratios are paired by seed, a ratio of losses is their "
-    "geometric mean. Each interval is for itself: nothing is corrected for how many recipes and sizes there are. Of one "
-    "seed there is no interval, and nothing is resolved."
+    "geometric mean. Each interval is for itself: nothing is corrected for how many recipes and sizes there are. Of "
+    "one seed there is no interval, and nothing is resolved."
 )
 
 
@@ -235,18 +236,15 @@ def _with_passes(results: StudyResults, tables: Tables) -> Finding:
 def _with_length(results: StudyResults) -> Finding:
     question = "Does the gap grow with the number of frames?"
     answers, evidence = {}, []
-    step, lengths = results.last_step, sorted(map(int, results.table["num_frames"].unique()))
-    by_length = {frames: cells(results, "gap", frames) for frames in lengths}
-    for size, recipe in ((size, recipe) for recipe in results.recipes for size in results.sizes):
-        key = (size, recipe, step)
-        there = {frames: found[key] for frames, found in by_length.items() if key in found}
+    for (size, recipe), there in cells_by_length(results, "gap").items():
         if len(there) > 1:
             gaps = ", ".join(f"{_told(mean_or_alone(cell.values))} at {frames}" for frames, cell in there.items())
             short, long = min(there), max(there)
             change = _difference(there[long], there[short])
-            evidence.append(f"{recipe}, {size}: {gaps} frames" + (f"; {_told(change[0])} between" if change else ""))
-            if change and recipe == PLAIN:
-                answers[f"{size}, {short} to {long} frames"] = _judge(results, change, "shrinks", "grows")
+            if change:
+                evidence.append(f"{recipe}, {size}: {gaps} frames; {_told(change[0])} between")
+                if recipe == PLAIN:
+                    answers[f"{size}, {short} to {long} frames"] = _judge(results, change, "shrinks", "grows")
     nothing = f"the recipe {PLAIN!r} was not trained on videos of two lengths"
     return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
 

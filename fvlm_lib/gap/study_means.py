@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fvlm_lib.gap.study_results import CELL, MEASURES, Cell, StudyResults, cells, common_seeds, mean_or_alone
+from fvlm_lib.gap.study_results import (
+    CELL,
+    MEASURES,
+    Cell,
+    StudyResults,
+    cells,
+    cells_by_length,
+    common_seeds,
+    mean_or_alone,
+)
 from fvlm_lib.stats import Estimate
 
 
@@ -67,20 +76,23 @@ def passes_curves(results: StudyResults) -> pd.DataFrame:
 
 
 def length_curves(results: StudyResults) -> pd.DataFrame:
-    """A row a (size, recipe, num_frames) at the last step: gap and inference loss by length of the videos, over seeds.
+    """A row a (size, recipe, num_frames) at the last step: gap and inference loss by length of the videos, over the
+    seeds that all lengths of a size and recipe have.
 
     Columns: size, recipe, step, num_frames, num_seeds, gap and loss_inference, each with _low and _high. A length is
     that of training and evaluation. Of other lengths than the study's own no samples are shipped: their intervals are
     over seeds alone.
     """
     rows = []
-    for frames in sorted(results.table["num_frames"].unique()):
-        gaps, losses = (cells(results, measure, int(frames)) for measure in ("gap", "loss_inference"))
-        for key, cell in losses.items():
-            if key[2] == results.last_step:
-                row = {**dict(zip(CELL, key, strict=True)), "num_frames": int(frames), "num_seeds": len(cell.seeds)}
-                rows.append(row | _estimate("gap", gaps.get(key)) | _estimate("loss_inference", cell))
-    return _in_order(results, pd.DataFrame(rows), "num_frames")
+    gaps, losses = (cells_by_length(results, measure) for measure in ("gap", "loss_inference"))
+    for (size, recipe), by_length in losses.items():
+        for frames, cell in by_length.items():
+            about = {"size": size, "recipe": recipe, "step": results.last_step, "num_frames": frames}
+            gap = _estimate("gap", gaps.get((size, recipe), {}).get(frames))
+            rows.append(about | {"num_seeds": len(cell.seeds)} | gap | _estimate("loss_inference", cell))
+    measured = (f"{of}{end}" for of in ("gap", "loss_inference") for end in ("", "_low", "_high"))
+    table = pd.DataFrame(rows, columns=[*CELL, "num_frames", "num_seeds", *measured])
+    return _in_order(results, table, "num_frames")
 
 
 def _in_order(results: StudyResults, table: pd.DataFrame, last: str) -> pd.DataFrame:

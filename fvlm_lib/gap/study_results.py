@@ -266,6 +266,22 @@ def common_seeds(*cells: Cell | None) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*({*(cell.seeds if cell else ())} for cell in cells))))
 
 
+def cells_by_length(results: StudyResults, measure: str) -> dict[tuple[str, str], dict[int, Cell]]:
+    """A measure at the last step by (size, recipe) and number of frames, at the seeds that all these lengths have, so
+    that lengths do not differ by their seeds; without such seeds there is none."""
+    found: dict[tuple[str, str], dict[int, Cell]] = {}
+    for frames in sorted(map(int, results.table["num_frames"].unique())):
+        for (size, recipe, step), cell in cells(results, measure, frames).items():
+            if step == results.last_step:
+                found.setdefault((size, recipe), {})[frames] = cell
+    seeds = {key: common_seeds(*by_length.values()) for key, by_length in found.items()}
+    return {
+        key: {frames: Cell(seeds[key], cell.at(seeds[key])) for frames, cell in by_length.items()}
+        for key, by_length in found.items()
+        if seeds[key]
+    }
+
+
 def mean_or_alone(values: SeedValues, level: float = 0.95) -> Estimate:
     """`seeds.mean_over_seeds`; of one seed its value, with bounds that are NaN."""
     if len(values.values) == 1:

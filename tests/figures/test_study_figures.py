@@ -74,8 +74,11 @@ def test_every_text_can_be_read_at_the_width_of_a_paper(tables, name, style):
         figure, facts = draw(tables, venue.column if style == "icml" else venue.width(width))
         figure.canvas.draw()
         check_texts(figure, style, name)
-    assert facts.n == {"training runs": 72, "checkpoints": 288, "evaluation samples": 40}
-    assert facts.seeds == {"of training": "0, 1, 2"}
+    if name == "lengths":
+        assert facts.n["training runs"] == 144 and facts.n["seeds of each size, recipe and length"] == "3"
+    else:
+        assert facts.n == {"training runs": 72, "checkpoints": 288, "evaluation samples": 40}
+        assert facts.seeds == {"of training": "0, 1, 2"}
     assert all(Path(source).is_file() for source in facts.sources)
 
 
@@ -99,7 +102,7 @@ def test_of_one_seed_size_step_length_and_recipe_what_is_there_is_drawn(tmp_path
         said = [text.get_text() for ax in figure.axes for text in ax.texts]
         lacking = {"norms": ["no checkpoint has its norm measured"]}
         lacking |= dict.fromkeys(("contrasts", "equal_compute"), ["nothing is compared with plain"] * 2)
-        assert said == lacking.get(name, [])
+        assert said == lacking.get(name, []) and "nan" not in paper.caption_of(facts)
 
 
 def test_a_recipe_without_a_gap_is_not_among_those_whose_gap_is_drawn_and_it_is_said(tmp_path):
@@ -114,6 +117,18 @@ def test_a_recipe_without_a_gap_is_not_among_those_whose_gap_is_drawn_and_it_is_
     assert all(len(colours) == 1 for colours in looks.values())  # a recipe looks the same in all of them
     figure, facts = study_figures.contrasts(study, 5.5)
     assert "Of rollout there is no gap" in facts.caption
+
+
+def test_of_sizes_and_recipes_with_one_length_none_is_drawn_beside_those_with_several(tmp_path):
+    study = planted_tables(tmp_path, recipes=("plain", "multi", "b"))
+    table = study.lengths
+    few = table[(table["num_frames"] == 8) | ((table["size"] == "S") & (table["recipe"] != "b"))]
+    few.to_csv(tmp_path / "lengths.csv", index=False)
+    figure, facts = study_figures.lengths(read_study_tables(tmp_path), 5.5)
+    drawn = [container.get_label() for container in figure.axes[0].containers]
+    assert len(figure.axes) == 1 and drawn == ["plain", "multi"]
+    assert "Language models: S (100k), with" in facts.caption
+    assert facts.n["training runs"] == 2 * 2 * 3
 
 
 def test_tables_that_are_missing_or_of_another_version_are_named(tables, tmp_path):

@@ -127,6 +127,16 @@ def test_lengths_are_those_of_the_last_step(tmp_path):
     assert curves.loc[("L", "plain", 16), "gap"] == pytest.approx(2 * curves.loc[("L", "plain", 8), "gap"])
 
 
+def test_lengths_are_compared_at_the_seeds_that_all_of_them_have(tmp_path):
+    table = planted_table(gap=by_seed, sizes=("S",), recipes=("plain",))
+    fewer = table[(table["num_frames"] == 8) | (table["seed"] < 2)]
+    curves = length_curves(read_study_results(write_results(tmp_path / "fewer", fewer))).set_index("num_frames")
+    assert curves["num_seeds"].tolist() == [2, 2]
+    assert curves.loc[16, "gap"] == pytest.approx(2 * curves.loc[8, "gap"])
+    apart = table[(table["num_frames"] == 8) == (table["seed"] < 2)]
+    assert length_curves(read_study_results(write_results(tmp_path / "apart", apart))).empty
+
+
 def test_on_the_frontier_is_what_none_beats_for_its_compute(tmp_path):
     cost = lambda size, recipe, seed, step: step * (2.0 if recipe == "multi" else 1.0)
     results = read(tmp_path, sizes=("S",), cost=cost, loss=lambda size, recipe, seed, step: 20 * step**-0.3)
