@@ -168,15 +168,14 @@ def _closed(results: StudyResults, change: Estimate | None, left: Estimate | Non
 
 
 def _closed_by(recipe: str, closed: Mapping[str, str]) -> dict[str, str]:
-    """Answers of a recipe by size: the one over all sizes, which also names those that are resolved where it is not
-    itself; without one over all every size for itself."""
+    """Answers of `_closed` by size, under the names that they are told by: the one over all sizes alone, and where it
+    is not resolved with those of the sizes that are; every size for itself where there is none over all."""
     if ALL_SIZES not in closed:
         return {f"{recipe}, {size}": answer for size, answer in closed.items()}
-    answer = closed[ALL_SIZES]
-    resolved = [f"at {size} {alone}" for size, alone in closed.items() if alone != NOT_RESOLVED]
-    return {
-        recipe: ", ".join([f"{answer} over all sizes", *resolved]) if answer == NOT_RESOLVED and resolved else answer
-    }
+    resolved = [f"at {size} {answer}" for size, answer in closed.items() if answer != NOT_RESOLVED]
+    if closed[ALL_SIZES] == NOT_RESOLVED and resolved:
+        return {recipe: ", ".join([f"{NOT_RESOLVED} over all sizes", *resolved])}
+    return {recipe: closed[ALL_SIZES]}
 
 
 def _for_compute(results: StudyResults, tables: Tables) -> Finding:
@@ -245,7 +244,7 @@ def _with_length(results: StudyResults) -> Finding:
                 evidence.append(f"{recipe}, {size}: {gaps} frames; {_told(change[0])} between")
                 if recipe == PLAIN:
                     answers[f"{size}, {short} to {long} frames"] = _judge(results, change, "shrinks", "grows")
-    nothing = f"the recipe {PLAIN!r} was not trained on videos of two lengths"
+    nothing = f"the recipe {PLAIN!r} was not trained on videos of two lengths by the same seed"
     return Finding(question, summarize_answers(answers, nothing), tuple(evidence))
 
 
